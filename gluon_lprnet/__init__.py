@@ -1,0 +1,10 @@
+"""LPRNet: lightweight deep networks by low-rank pointwise residual convolution, in MXNet Gluon."""
+from ._compat import import_mxnet
+
+import_mxnet()
+
+from .blocks import LPR  # noqa: E402  MXNet must have been imported through _compat first
+from .zoo import get_model, list_models  # noqa: E402
+
+__version__ = '0.1.0'
+__all__ = ['LPR', 'get_model', 'list_models', '__version__']

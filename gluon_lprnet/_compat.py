@@ -1,0 +1,41 @@
+"""The one place that makes MXNet 1.9.1 importable on the NumPy and Python of today.
+
+MXNet 1.9.1 was released against NumPy 1.19 and reads aliases that NumPy has since removed
+(``np.bool`` and its siblings). They are set back before MXNet is imported; this module is
+imported by ``gluon_lprnet/__init__.py`` before anything else of the package.
+"""
+import importlib
+import warnings
+
+import numpy as np
+
+_REMOVED_ALIASES = {'bool': bool, 'int': int, 'float': float, 'object': object}
+
+
+def import_mxnet():
+    """Import MXNet and return its module.
+
+    Raises
+    ------
+    ImportError
+        In one sentence that says what to do, where MXNet cannot work: NumPy 2, MXNet not
+        installed, or a system library missing that MXNet is linked with.
+    """
+    if int(np.__version__.split('.')[0]) >= 2:
+        raise ImportError(f'MXNet 1.9.1 cannot work with NumPy {np.__version__}: '
+                          'install "numpy<2" (pip install "numpy==1.26.4").')
+    for alias, builtin in _REMOVED_ALIASES.items():
+        # In vars() and not hasattr(): asking NumPy for a removed alias raises or warns.
+        if alias not in vars(np):
+            setattr(np, alias, builtin)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        try:
+            return importlib.import_module('mxnet')
+        except ModuleNotFoundError as error:
+            if error.name != 'mxnet':
+                raise
+            raise ImportError('MXNet is not installed: pip install "mxnet==1.9.1".') from error
+        except OSError as error:
+            raise ImportError(f'MXNet cannot load a system library it needs ({error}): install it '
+                              '(on Debian: apt-get install libgomp1 libquadmath0).') from error

@@ -1,0 +1,265 @@
+"""The modules of the paper's Table 2 and Figure 3.
+
+All take and give NCHW tensors and are ``HybridBlock`` s, so that a network of them runs imperatively,
+hybridized and as an exported symbol. A stride-1 module keeps height and width, a stride-2 module
+halves them, rounding up.
+"""
+import mxnet as mx
+from mxnet.gluon import nn
+from mxnet.gluon.block import HybridBlock
+
+from .errors import InputError
+
+__all__ = ['ConvBNReLU', 'SConv', 'DSC', 'LPR', 'InvertedResidual', 'ShuffleNetV1Unit',
+           'ShuffleNetV2Unit', 'ShuffleNetV2DownUnit', 'normalize_in_rank_space', 'resolve_rank']
+
+
+class ConvBNReLU(nn.HybridSequential):
+    """A bias-free convolution with batch normalization and, unless ``activation`` is None, an activation.
+
+    Padding keeps the size of the feature map at stride 1.
+    """
+
+    def __init__(self, channels, kernel, stride=1, groups=1, in_channels=0, activation='relu', **kwargs):
+        super().__init__(**kwargs)
+        with self.name_scope():
+            self.add(nn.Conv2D(channels, kernel, stride, kernel // 2, groups=groups, use_bias=False,
+                               in_channels=in_channels),
+                     nn.BatchNorm(in_channels=channels))
+            if activation == 'relu6':
+                self.add(ReLU6())
+            elif activation is not None:
+                self.add(nn.Activation(activation))
+
+
+class ReLU6(HybridBlock):
+    """``min(max(x, 0), 6)``, the activation of MobileNetV2."""
+
+    def hybrid_forward(self, F, x):
+        return F.clip(x, 0, 6)
+
+
+def depthwise(channels, stride=1, activation='relu'):
+    """The depthwise 3x3 convolution D of equation (2) with batch normalization."""
+    return ConvBNReLU(channels, 3, stride, groups=channels, in_channels=channels, activation=activation)
+
+
+class SConv(ConvBNReLU):
+    """Standard 3x3 convolution, equation (1)."""
+
+    def __init__(self, in_channels, channels, stride=1, **kwargs):
+        super().__init__(channels, 3, stride, in_channels=in_channels, **kwargs)
+
+
+class DSC(nn.HybridSequential):
+    """Depthwise separable convolution, equation (4): depthwise 3x3, then pointwise."""
+
+    def __init__(self, in_channels, channels, stride=1, **kwargs):
+        super().__init__(**kwargs)
+        with self.name_scope():
+            self.add(depthwise(in_channels, stride),
+                     ConvBNReLU(channels, 1, in_channels=in_channels))
+
+
+def resolve_rank(rank, channels):
+    """The rank r as a number of channels.
+
+    Parameters
+    ----------
+    rank : float or int
+        A fraction of ``channels`` (``1 / 8`` is the paper's r = m/8), rounded down and at least 1, or,
+        as an int, the rank itself.
+    channels : int
+        Width m of the module.
+
+    Raises
+    ------
+    InputError
+        If the rank is not in 1 .. ``channels`` (int) or in (0, 1] (fraction).
+    """
+    if isinstance(rank, int) and not isinstance(rank, bool) and 1 <= rank <= channels:
+        return rank
+    if isinstance(rank, float) and 0 < rank <= 1:
+        return max(1, int(channels * rank))
+    raise InputError(f'rank {rank!r} does not fit a module of {channels} channels: give a fraction in (0, 1], '
+                     f'as 0.125 for m/8, or a whole number from 1 to {channels}.')
+
+
+class LPR(HybridBlock):
+    """Low-rank pointwise residual convolution, equation (6) and Figure 3 (a).
+
+    With ``d = BN(D x)`` the output is ``ReLU(L2norm(P2 P1 d) + d)``: the depthwise 3x3 convolution D, two
+    bias-free pointwise convolutions of rank r with nothing between them, L2 normalization over the
+    channels of each position, and the depthwise output as residual. Input and output have the same shape.
+
+    Parameters
+    ----------
+    channels : int
+        Width m, of input and output.
+    rank : float or int, default 1/8
+        See :func:`resolve_rank`.
+    residual : bool, default True
+        Add the depthwise output (False: "LPR Module (no Residual)" of Table 4).
+    l2_norm : bool, default True
+        Normalize the low-rank output (False: "LPR Module (no L2Norm)" of Table 4).
+    """
+
+    # Added to the sum of squares under the root, as MXNet's L2Normalization operator does.
+    EPSILON = 1e-10
+
+    # Set by normalize_in_rank_space.
+    _rank_space = False
+
+    def __init__(self, channels, rank=1 / 8, residual=True, l2_norm=True, **kwargs):
+        super().__init__(**kwargs)
+        self._residual = residual
+        self._l2_norm = l2_norm
+        self._channels = channels
+        self._rank = resolve_rank(rank, channels)
+        with self.name_scope():
+            self.depthwise = depthwise(channels, activation=None)
+            self.p1 = nn.Conv2D(self._rank, 1, use_bias=False, in_channels=channels)
+            self.p2 = nn.Conv2D(channels, 1, use_bias=False, in_channels=self._rank)
+            self.activation = nn.Activation('relu')
+
+    def hybrid_forward(self, F, x):
+        d = self.depthwise(x)
+        q = self.p1(d)
+        if self._l2_norm and self._rank_space:
+            y = self.p2(q * self._inverse_norm(F, q))
+        else:
+            y = self.p2(q)
+            if self._l2_norm:
+                y = F.L2Normalization(y, mode='channel', eps=self.EPSILON)
+        return self.activation(y + d if self._residual else y)
+
+    def _inverse_norm(self, F, q):
+        """``1 / ||P2 q||`` at each position, as (N, rank, H, W), from ``||P2 q||^2 = q' (P2' P2) q``."""
+        weight = self.p2.weight.var() if F is mx.sym else self.p2.weight.data(q.context)
+        matrix = F.reshape(weight, shape=(self._channels, self._rank))
+        gram = F.reshape(F.dot(matrix, matrix, transpose_a=True), shape=(self._rank, self._rank, 1, 1))
+        # Sum and broadcast over channels as convolutions with ones: MXNet's own take several times longer.
+        ones = F.ones_like(F.slice_axis(gram, axis=0, begin=0, end=1))
+        squares = _pointwise(F, q * _pointwise(F, q, gram, self._rank), ones, 1)
+        # Rounding can take a sum of squares that is nearly 0 below it.
+        inverse = F.rsqrt(F.relu(squares) + self.EPSILON)
+        return _pointwise(F, inverse, F.swapaxes(ones, 0, 1), self._rank)
+
+
+def _pointwise(F, x, weight, channels):
+    return F.Convolution(x, weight, kernel=(1, 1), num_filter=channels, no_bias=True)
+
+
+def normalize_in_rank_space(net, active):
+    """Choose how the LPR modules of ``net`` compute their L2 normalization; the function stays the same.
+
+    Over the m channels of P2's output MXNet's normalization takes as long as the rest of the network,
+    forward and backward. In rank space the same norm is computed on r = m/8 channels, from the Gram matrix
+    of P2, and applied before P2. Training uses it; the plain form, which is equation (6) as it stands, is
+    the one that is exported and counted. In float32 the two agree to rounding, save where P2 q is a
+    thousandth of ``||P2|| ||q||`` or less.
+
+    A hybridized network is to be hybridized again afterwards, which drops its old graph.
+    """
+    def choose(block):
+        if isinstance(block, LPR):
+            block._rank_space = active
+    net.apply(choose)
+
+
+class InvertedResidual(HybridBlock):
+    """MobileNetV2's module: expand by ``expansion``, depthwise 3x3, project linearly.
+
+    The input is added where shape permits (stride 1 and equal widths). At expansion 1 there is no
+    expanding convolution, as in the first module of MobileNetV2.
+    """
+
+    def __init__(self, in_channels, channels, stride=1, expansion=6, **kwargs):
+        super().__init__(**kwargs)
+        self._shortcut = stride == 1 and in_channels == channels
+        hidden = in_channels * expansion
+        with self.name_scope():
+            self.body = nn.HybridSequential()
+            if expansion != 1:
+                self.body.add(ConvBNReLU(hidden, 1, in_channels=in_channels, activation='relu6'))
+            self.body.add(depthwise(hidden, stride, activation='relu6'),
+                          ConvBNReLU(channels, 1, in_channels=hidden, activation=None))
+
+    def hybrid_forward(self, F, x):
+        y = self.body(x)
+        return x + y if self._shortcut else y
+
+
+def channel_shuffle(F, x, groups):
+    """Interleave the channels of ``groups`` groups (ShuffleNetV1, section 3.1)."""
+    x = F.reshape(x, shape=(0, -4, groups, -1, -2))
+    return F.reshape(F.swapaxes(x, 1, 2), shape=(0, -3, -2))
+
+
+class ShuffleNetV1Unit(HybridBlock):
+    """ShuffleNetV1's unit (its Figure 2 b, c): grouped pointwise, shuffle, depthwise 3x3, grouped pointwise.
+
+    The bottleneck has a quarter of the output's channels. At stride 2 the average-pooled input is
+    concatenated instead of added. ``first_groups=1`` is for the very first unit, whose input is too
+    narrow for a grouped convolution.
+    """
+
+    def __init__(self, in_channels, channels, stride=1, groups=3, first_groups=None, **kwargs):
+        super().__init__(**kwargs)
+        self._groups = groups
+        self._down = stride == 2
+        hidden = channels // 4
+        branch_channels = channels - in_channels if self._down else channels
+        with self.name_scope():
+            self.compress = ConvBNReLU(hidden, 1, groups=first_groups or groups, in_channels=in_channels)
+            self.expand = nn.HybridSequential()
+            self.expand.add(depthwise(hidden, stride, activation=None),
+                            ConvBNReLU(branch_channels, 1, groups=groups, in_channels=hidden,
+                                       activation=None))
+            self.activation = nn.Activation('relu')
+            if self._down:
+                self.pool = nn.AvgPool2D(3, 2, 1)
+
+    def hybrid_forward(self, F, x):
+        y = self.expand(channel_shuffle(F, self.compress(x), self._groups))
+        if self._down:
+            return self.activation(F.concat(y, self.pool(x), dim=1))
+        return self.activation(x + y)
+
+
+def _shufflenet_v2_branch(in_channels, channels, stride):
+    """Pointwise, depthwise 3x3, pointwise: the branch that both of ShuffleNetV2's units transform."""
+    branch = nn.HybridSequential()
+    branch.add(ConvBNReLU(channels, 1, in_channels=in_channels),
+               depthwise(channels, stride, activation=None),
+               ConvBNReLU(channels, 1, in_channels=channels))
+    return branch
+
+
+class ShuffleNetV2Unit(HybridBlock):
+    """ShuffleNetV2's stride-1 unit (its Figure 3 c): half the channels pass, half are transformed."""
+
+    def __init__(self, channels, **kwargs):
+        super().__init__(**kwargs)
+        with self.name_scope():
+            self.branch = _shufflenet_v2_branch(channels // 2, channels // 2, stride=1)
+
+    def hybrid_forward(self, F, x):
+        passed, transformed = F.split(x, num_outputs=2, axis=1)
+        return channel_shuffle(F, F.concat(passed, self.branch(transformed), dim=1), 2)
+
+
+class ShuffleNetV2DownUnit(HybridBlock):
+    """ShuffleNetV2's down-sampling unit (its Figure 3 d, the paper's Figure 3 c), stride 2."""
+
+    def __init__(self, in_channels, channels, **kwargs):
+        super().__init__(**kwargs)
+        half = channels // 2
+        with self.name_scope():
+            self.branch = _shufflenet_v2_branch(in_channels, half, stride=2)
+            self.shortcut = nn.HybridSequential()
+            self.shortcut.add(depthwise(in_channels, 2, activation=None),
+                              ConvBNReLU(half, 1, in_channels=in_channels))
+
+    def hybrid_forward(self, F, x):
+        return channel_shuffle(F, F.concat(self.shortcut(x), self.branch(x), dim=1), 2)

@@ -1,0 +1,58 @@
+"""MobileNetV1 (arXiv 1704.04861, its Table 1), and LPRNet-MobileNet (the paper's "Implementations")."""
+from collections import namedtuple
+
+from mxnet.gluon import nn
+from mxnet.gluon.block import HybridBlock
+
+from ..blocks import DSC, LPR, ConvBNReLU
+from .registry import register
+from .scaling import scale_channels, without_first_down_sampling
+
+Row = namedtuple('Row', 'channels stride repeats')
+
+STEM_CHANNELS = 32
+LAYOUT = (
+    Row(64, 1, 1),
+    Row(128, 2, 1),
+    Row(128, 1, 1),    # LPR in LPRNet-MobileNet
+    Row(256, 2, 1),
+    Row(256, 1, 1),    # LPR
+    Row(512, 2, 1),
+    Row(512, 1, 5),    # LPR
+    Row(1024, 2, 1),
+    Row(1024, 1, 1),   # LPR
+)
+
+
+class _MobileNetV1(HybridBlock):
+    """The layout, with ``module`` where stride is 1 and input and output are equally wide, DSC elsewhere."""
+
+    def __init__(self, module, width, classes, small_image):
+        super().__init__()
+        with self.name_scope():
+            self.features = nn.HybridSequential()
+            in_channels = scale_channels(STEM_CHANNELS, width)
+            self.features.add(ConvBNReLU(in_channels, 3, 1 if small_image else 2, in_channels=3))
+            for row in without_first_down_sampling(LAYOUT) if small_image else LAYOUT:
+                channels = scale_channels(row.channels, width)
+                for _ in range(row.repeats):
+                    if row.stride == 1 and in_channels == channels:
+                        self.features.add(module(channels))
+                    else:
+                        self.features.add(DSC(in_channels, channels, row.stride))
+                    in_channels = channels
+            self.features.add(nn.GlobalAvgPool2D(), nn.Flatten())
+            self.output = nn.Dense(classes, in_units=in_channels)
+
+    def hybrid_forward(self, F, x):
+        return self.output(self.features(x))
+
+
+@register(widths=(0.25, 0.5, 0.75, 1.0), any_width=True)
+def mobilenetv1(width=1.0, classes=1000, small_image=False):
+    return _MobileNetV1(lambda channels: DSC(channels, channels), width, classes, small_image)
+
+
+@register(widths=(0.25, 0.5, 0.75, 1.0, 1.25, 1.5), any_width=True, rank_denominators=(4, 16))
+def lprnet_mobilenet(width=1.0, classes=1000, small_image=False, rank=1 / 8, residual=True, l2_norm=True):
+    return _MobileNetV1(lambda channels: LPR(channels, rank, residual, l2_norm), width, classes, small_image)

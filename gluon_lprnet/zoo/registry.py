@@ -1,0 +1,110 @@
+"""The names of the networks: ``get_model(name, **kwargs)`` and ``list_models()``."""
+import difflib
+import inspect
+import re
+from collections import namedtuple
+
+from ..errors import InputError
+
+Family = namedtuple('Family', 'build widths any_width rank_denominators')
+
+_FAMILIES = {}
+_NAME = re.compile(r'(?P<family>[a-z]\w*?)(_x(?P<width>\d+(\.\d+)?))?(_r(?P<denominator>\d+))?')
+
+
+def register(widths, any_width=False, rank_denominators=()):
+    """Class decorator that makes a network a family, under its function or class name in lower case.
+
+    Parameters
+    ----------
+    widths : sequence of float
+        The widths that :func:`list_models` names.
+    any_width : bool
+        Whether other widths can be built too.
+    rank_denominators : sequence of int
+        The ranks m/4, m/16, ... that are named beside the default of an LPR network.
+    """
+    def add(build):
+        _FAMILIES[build.__name__.lower()] = Family(build, tuple(widths), any_width, tuple(rank_denominators))
+        return build
+    return add
+
+
+def list_models():
+    """Names of the networks, as strings, the families in the order of registration.
+
+    ``_x`` is the width multiplier; ``_r4`` is the rank r = m/4 of an LPR network (r = m/8 unless named).
+    """
+    names = []
+    for name, family in _FAMILIES.items():
+        names += [f'{name}_x{width}' for width in family.widths]
+        names += [f'{name}_x1.0_r{denominator}' for denominator in family.rank_denominators]
+    return names
+
+
+def get_model(name, classes=1000, **kwargs):
+    """Build a network of the zoo, not yet initialized.
+
+    Parameters
+    ----------
+    name : str
+        One of :func:`list_models`, the same with another width or rank (``lprnet_mobilenet_x0.6_r12``), or
+        a family (``lprnet_mobilenet``) with ``width`` as a keyword.
+    classes : int, default 1000
+        Outputs of the last layer.
+    small_image : bool, default False
+        For images of 32x32: the first two down-samplings are left out.
+    width : float, default 1.0
+        Width multiplier, unless the name has it.
+    rank, residual, l2_norm
+        LPR networks only: see :class:`gluon_lprnet.blocks.LPR`.
+
+    Returns
+    -------
+    mxnet.gluon.HybridBlock
+        From NCHW images to logits (N, ``classes``), with ``features`` and ``output`` as in GluonCV.
+
+    Raises
+    ------
+    InputError
+        For an unknown name or width, with what exists, and for a keyword that the network does not have.
+    """
+    match = _NAME.fullmatch(str(name))
+    family = _FAMILIES.get(match['family']) if match else None
+    if family is None:
+        near = difflib.get_close_matches(str(name), list_models() + list(_FAMILIES), n=3, cutoff=0.5)
+        hint = f' Did you mean {" or ".join(near)}?' if near else ''
+        raise InputError(f'unknown network {name!r}.{hint} Families: {", ".join(_FAMILIES)}; '
+                         'names: gluon_lprnet.list_models().')
+    kwargs['classes'] = classes
+    for group, keyword, value in (('width', 'width', match['width'] and float(match['width'])),
+                                  ('denominator', 'rank', match['denominator'] and _fraction(match))):
+        if match[group] is None:
+            continue
+        if keyword in kwargs:
+            raise InputError(f'{keyword} is given twice: by the name {name!r} and as {keyword}={kwargs[keyword]!r}.')
+        kwargs[keyword] = value
+    _check_keywords(name, family, kwargs)
+    return family.build(**kwargs)
+
+
+def _fraction(match):
+    denominator = int(match['denominator'])
+    if denominator == 0:
+        raise InputError(f'{match.string!r}: rank m/0 does not exist.')
+    return 1 / denominator
+
+
+def _check_keywords(name, family, kwargs):
+    accepted = inspect.signature(family.build).parameters
+    unknown = sorted(set(kwargs) - set(accepted))
+    if unknown:
+        raise InputError(f'{name} has no {", ".join(unknown)}; it takes {", ".join(accepted)}.')
+    width = kwargs.get('width', 1.0)
+    if not family.any_width and width not in family.widths:
+        raise InputError(f'{name}: no width x{width}; there are '
+                         f'{", ".join(f"x{w}" for w in family.widths)}.')
+    if not (isinstance(width, (int, float)) and 0 < width < float('inf')):
+        raise InputError(f'{name}: the width must be a positive number, not {width!r}.')
+    if not (isinstance(kwargs['classes'], int) and kwargs['classes'] > 0):
+        raise InputError(f'{name}: classes must be a positive whole number, not {kwargs["classes"]!r}.')

@@ -1,0 +1,52 @@
+"""ShuffleNetV2 (arXiv 1807.11164, its Table 5), and LPRNet-ShuffleNetV2 (the paper's "Implementations")."""
+from mxnet.gluon import nn
+from mxnet.gluon.block import HybridBlock
+
+from ..blocks import LPR, ConvBNReLU, ShuffleNetV2DownUnit, ShuffleNetV2Unit
+from .registry import register
+
+STEM_CHANNELS = 24
+# Each stage: one down-sampling unit, then this many stride-1 units (LPR in LPRNet-ShuffleNetV2).
+STRIDE_1_UNITS = (3, 7, 3)
+CHANNELS = {
+    # width: three stages, last convolution
+    0.5: (48, 96, 192, 1024),
+    1.0: (116, 232, 464, 1024),
+    1.5: (176, 352, 704, 1024),
+    2.0: (244, 488, 976, 2048),
+}
+
+
+class _ShuffleNetV2(HybridBlock):
+    """The layout, with ``unit`` as the stride-1 unit over all channels of its stage."""
+
+    def __init__(self, unit, width, classes, small_image):
+        super().__init__()
+        *stage_channels, last_channels = CHANNELS[width]
+        with self.name_scope():
+            self.features = nn.HybridSequential()
+            self.features.add(ConvBNReLU(STEM_CHANNELS, 3, 1 if small_image else 2, in_channels=3))
+            if not small_image:
+                self.features.add(nn.MaxPool2D(3, 2, 1))
+            in_channels = STEM_CHANNELS
+            for channels, repeats in zip(stage_channels, STRIDE_1_UNITS):
+                self.features.add(ShuffleNetV2DownUnit(in_channels, channels))
+                for _ in range(repeats):
+                    self.features.add(unit(channels))
+                in_channels = channels
+            self.features.add(ConvBNReLU(last_channels, 1, in_channels=in_channels),
+                              nn.GlobalAvgPool2D(), nn.Flatten())
+            self.output = nn.Dense(classes, in_units=last_channels)
+
+    def hybrid_forward(self, F, x):
+        return self.output(self.features(x))
+
+
+@register(widths=tuple(CHANNELS))
+def shufflenetv2(width=1.0, classes=1000, small_image=False):
+    return _ShuffleNetV2(ShuffleNetV2Unit, width, classes, small_image)
+
+
+@register(widths=tuple(CHANNELS))
+def lprnet_shufflenetv2(width=1.0, classes=1000, small_image=False, rank=1 / 8, residual=True, l2_norm=True):
+    return _ShuffleNetV2(lambda channels: LPR(channels, rank, residual, l2_norm), width, classes, small_image)
