@@ -1,0 +1,102 @@
+"""Batches of labelled images from RecordIO, through MXNet's native ``ImageRecordIter``."""
+import math
+from collections import namedtuple
+
+import mxnet as mx
+
+# Of ImageNet in 8-bit RGB, as GluonCV and MXNet's examples use them.
+IMAGENET_MEAN = (123.68, 116.779, 103.939)
+IMAGENET_STD = (58.393, 57.12, 57.375)
+
+Batch = namedtuple('Batch', 'data label')
+Normalization = namedtuple('Normalization', 'mean std')
+
+
+class ImageBatches:
+    """The batches of one RecordIO file, epoch by epoch, the same ones for the same seed and epoch.
+
+    Each epoch makes an iterator of its own, seeded by ``seed`` and the epoch: the order and the
+    augmentation of an epoch do not depend on what was read before, so a resumed training continues on
+    the very images that it would have seen.
+
+    Parameters
+    ----------
+    rec, idx : str
+        The RecordIO file and its index.
+    count : int
+        Records in the file.
+    input_size : int
+        Height and width of the network's input, in pixels.
+    batch_size : int
+    normalization : Normalization
+        Mean and standard deviation of R, G and B on the scale 0 to 255.
+    resize : int
+        The shorter side becomes this many pixels before the crop; -1 keeps the record's size.
+    shuffle : bool
+    threads : int
+        Decoding threads.
+    seed : int
+    augmentation : dict
+        Further arguments of ``mx.io.ImageRecordIter``; empty for the plain centre crop.
+    """
+
+    def __init__(self, rec, idx, count, input_size, batch_size, normalization, resize=-1, shuffle=False,
+                 threads=2, seed=0, augmentation=None):
+        self.count = count
+        self.batch_size = batch_size
+        self.resize = resize
+        self._seed = seed
+        self._arguments = dict(
+            path_imgrec=str(rec), path_imgidx=str(idx), data_shape=(3, input_size, input_size),
+            batch_size=batch_size, resize=resize, shuffle=shuffle, preprocess_threads=threads, verbose=False,
+            **{f'mean_{c}': m for c, m in zip('rgb', normalization.mean)},
+            **{f'std_{c}': s for c, s in zip('rgb', normalization.std)},
+            **(augmentation or {}))
+
+    def __len__(self):
+        """Batches an epoch, a short last one included."""
+        return math.ceil(self.count / self.batch_size)
+
+    def epoch(self, epoch, start=0):
+        """Yield the epoch's batches from number ``start`` on.
+
+        The last batch is as short as the records left: MXNet fills it up with images of the epoch's
+        beginning, which are cut off again.
+
+        Yields
+        ------
+        Batch
+            ``data`` (N, 3, input_size, input_size) float32, ``label`` (N,) float32.
+        """
+        seed = (self._seed + 1000003 * epoch) % 2 ** 31
+        iterator = mx.io.ImageRecordIter(seed=seed, seed_aug=seed, **self._arguments)
+        for number, batch in enumerate(iterator):
+            if number >= start:
+                rows = self.batch_size - batch.pad
+                yield Batch(batch.data[0][:rows], batch.label[0][:rows])
+
+
+def paper_augmentation(input_size, pad=0, min_random_scale=1.0, max_random_scale=1.0,
+                       max_random_illumination=0.0, mirror=True):
+    """Arguments of ``mx.io.ImageRecordIter`` for the paper's random crop, scale, flip and illumination.
+
+    Parameters
+    ----------
+    input_size : int
+        Crop, in pixels. An image is never scaled below it.
+    pad : int
+        Grey pixels added at each side before the crop, for images that are no larger than the crop.
+    min_random_scale, max_random_scale : float
+        Range of the factor by which width and height are scaled.
+    max_random_illumination : float
+        Range, to both sides of 0, of what is added to each pixel on the scale 0 to 255.
+    mirror : bool
+        Flip left and right with probability 1/2.
+    """
+    augmentation = dict(rand_crop=True, rand_mirror=mirror, max_random_illumination=max_random_illumination)
+    if pad:
+        augmentation.update(pad=pad, fill_value=127)
+    if (min_random_scale, max_random_scale) != (1.0, 1.0):
+        augmentation.update(min_random_scale=min_random_scale, max_random_scale=max_random_scale,
+                            min_img_size=input_size)
+    return augmentation

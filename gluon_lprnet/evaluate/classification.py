@@ -1,0 +1,155 @@
+"""Top-1 and top-5 accuracy, and the classes of single pictures."""
+import math
+from pathlib import Path
+
+import cv2
+import mxnet as mx
+import numpy as np
+from tqdm import tqdm
+
+from ..data.imagenet import IMAGENET_MEAN, IMAGENET_STD, ImageBatches, Normalization
+from ..data.records import check_records
+from ..deploy.artefact import load_network
+from ..errors import InputError
+
+
+def correct_in_top(outputs, labels, k):
+    """How many rows have their label among the ``k`` largest outputs.
+
+    Parameters
+    ----------
+    outputs : ndarray (N, classes)
+    labels : ndarray (N,)
+    k : int
+
+    Raises
+    ------
+    ArithmeticError
+        If an output is NaN or infinite: an accuracy of such a network would be a number without meaning.
+    """
+    if not np.isfinite(outputs).all():
+        raise ArithmeticError('the network gives NaN or infinite outputs; its accuracy is not defined.')
+    top = np.argpartition(-outputs, k - 1, axis=1)[:, :k]
+    return int((top == labels.astype(int)[:, None]).any(axis=1).sum())
+
+
+def evaluate_classification(net, batches, context, dtype='float32'):
+    """Accuracy over an epoch of batches.
+
+    Parameters
+    ----------
+    net : HybridBlock
+    batches : ImageBatches
+        Unshuffled, without augmentation.
+    context : mx.Context
+    dtype : str
+        Of the network's input.
+
+    Returns
+    -------
+    dict
+        ``top1`` and ``top5``, fractions of the images; with fewer than six classes ``top5`` is left out,
+        since it is 1.
+    """
+    images = 0
+    correct = {'top1': 0, 'top5': 0}
+    for data, label in tqdm(batches.epoch(0), 'validation', len(batches), leave=False, disable=None):
+        outputs = net(data.as_in_context(context).astype(dtype, copy=False)).asnumpy().astype('float32')
+        label = label.asnumpy()
+        images += len(label)
+        correct['top1'] += correct_in_top(outputs, label, 1)
+        if outputs.shape[1] > 5:
+            correct['top5'] += correct_in_top(outputs, label, 5)
+    return {name: value / images for name, value in correct.items() if name == 'top1' or outputs.shape[1] > 5}
+
+
+def validation_batches(rec, idx, count, config, batch_size, threads):
+    """The centre crops of a validation set: shorter side to input_size / crop_ratio, then the crop.
+
+    ``config`` is a dict with ``input_size``, ``crop_ratio``, ``rgb_mean`` and ``rgb_std``.
+    """
+    return ImageBatches(rec, idx, count, config['input_size'], batch_size,
+                        Normalization(config['rgb_mean'], config['rgb_std']),
+                        resize=_resized(config), threads=threads)
+
+
+def preprocess(path, config):
+    """Read one picture and make the centre crop that the validation uses.
+
+    Returns
+    -------
+    NDArray (1, 3, input_size, input_size) float32
+
+    Raises
+    ------
+    InputError
+        If there is no picture at ``path`` that OpenCV can read.
+    """
+    image = cv2.imread(str(path), cv2.IMREAD_COLOR) if Path(path).is_file() else None
+    if image is None:
+        raise InputError(f'{path}: {"not a picture that can be read" if Path(path).exists() else "no such file"}.')
+    image = mx.nd.array(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), dtype='uint8')
+    size = config['input_size']
+    # Bilinear, as ImageRecordIter resizes.
+    image = mx.image.resize_short(image, _resized(config), interp=cv2.INTER_LINEAR)
+    image = mx.image.center_crop(image, (size, size), interp=cv2.INTER_LINEAR)[0].astype('float32')
+    image = mx.image.color_normalize(image, mx.nd.array(config['rgb_mean']), mx.nd.array(config['rgb_std']))
+    return image.transpose((2, 0, 1)).expand_dims(0)
+
+
+def _resized(config):
+    return math.ceil(config['input_size'] / config['crop_ratio'])
+
+
+def add_commands(commands):
+    evaluate = commands.add_parser('evaluate', help='top-1 and top-5 of a trained network on RecordIO')
+    evaluate.add_argument('network', help='run folder, checkpoint folder or -symbol.json')
+    evaluate.add_argument('--rec-val', required=True)
+    evaluate.add_argument('--rec-val-idx', help='default: the name of --rec-val with .idx')
+    evaluate.add_argument('--batch-size', type=int, default=64)
+    evaluate.add_argument('-j', '--num-data-workers', type=int, default=2)
+    evaluate.set_defaults(run=_run_evaluate)
+
+    predict = commands.add_parser('predict', help='most probable classes of pictures')
+    predict.add_argument('network', help='run folder, checkpoint folder or -symbol.json')
+    predict.add_argument('images', nargs='+', metavar='IMAGE')
+    predict.add_argument('--top-k', type=int, default=5)
+    predict.set_defaults(run=_run_predict)
+
+    for parser in (evaluate, predict):
+        parser.add_argument('--input-size', type=int, help='for a -symbol.json without its description')
+        parser.add_argument('--crop-ratio', type=float, help='likewise (default: 0.875)')
+        parser.add_argument('--rgb-mean', type=float, nargs=3, help="likewise (default: ImageNet's)")
+        parser.add_argument('--rgb-std', type=float, nargs=3, help="likewise (default: ImageNet's)")
+
+
+def _load(args):
+    net, description = load_network(args.network)
+    if not description:
+        description = dict(input_size=224, crop_ratio=0.875, rgb_mean=IMAGENET_MEAN, rgb_std=IMAGENET_STD)
+    for key in ('input_size', 'crop_ratio', 'rgb_mean', 'rgb_std'):
+        if getattr(args, key) is not None:
+            description[key] = getattr(args, key)
+    return net, description
+
+
+def _run_evaluate(args):
+    net, description = _load(args)
+    size = description['input_size']
+    classes = net(mx.nd.zeros((1, 3, size, size))).shape[1]
+    summary = check_records(args.rec_val, args.rec_val_idx, num_classes=classes)
+    batches = validation_batches(args.rec_val, args.rec_val_idx or Path(args.rec_val).with_suffix('.idx'),
+                                 summary.count, description, args.batch_size, args.num_data_workers)
+    metrics = evaluate_classification(net, batches, mx.cpu())
+    print(f'{args.rec_val}: {summary.count} images, {classes} classes, '
+          + ', '.join(f'{name} {value:.4f}' for name, value in metrics.items()))
+
+
+def _run_predict(args):
+    net, description = _load(args)
+    names = description.get('class_names')
+    for path in args.images:
+        probabilities = net(preprocess(path, description)).softmax().asnumpy()[0]
+        print(path)
+        for label in np.argsort(-probabilities)[:args.top_k]:
+            print(f'  {probabilities[label]:.4f}  {names[label] if names else label}')

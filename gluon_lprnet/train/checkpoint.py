@@ -1,0 +1,113 @@
+"""Checkpoints that are whole or not there, and resume from the newest whole one.
+
+A checkpoint is a folder ``checkpoints/step-00012345`` of a run's folder::
+
+    net.params        parameters of the network (MXNet's format)
+    trainer.states    state of the optimizer
+    state.json        configuration, step and epoch, running sums, CRC-32 of the two files above
+
+It is written under another name, flushed to disk and renamed, so that a name without a whole checkpoint
+cannot come about; the CRC-32 finds what the disk lost later, which MXNet's own format would load silently.
+Random states are not stored: order, augmentation and mixup are functions of seed, epoch and batch.
+"""
+import json
+import os
+import re
+import shutil
+import zlib
+from pathlib import Path
+
+from ..errors import InputError
+
+_FILES = ('net.params', 'trainer.states')
+_NAME = re.compile(r'step-(\d+)')
+
+
+class Checkpoint:
+    """A whole checkpoint on disk: ``path``, and ``state`` as it was given to :func:`save`."""
+
+    def __init__(self, path):
+        """Read and verify the checkpoint in folder ``path``.
+
+        Raises
+        ------
+        InputError
+            If a file is missing or its CRC-32 is not that of the file that was written.
+        """
+        self.path = Path(path)
+        try:
+            state = json.loads((self.path / 'state.json').read_text())
+            for name, crc in state.pop('crc32').items():
+                if _crc32(self.path / name) != crc:
+                    raise InputError(f'{self.path / name} is damaged (its CRC-32 is not the one written with it).')
+        except (OSError, KeyError, ValueError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f'{self.path} is not a whole checkpoint: {error}.') from error
+        self.state = state
+
+    @property
+    def params(self):
+        return str(self.path / 'net.params')
+
+    def load(self, net, trainer, contexts):
+        """Set the network's parameters and the trainer's optimizer state."""
+        net.load_parameters(self.params, ctx=contexts)
+        trainer.load_states(str(self.path / 'trainer.states'))
+
+
+def save(run_dir, net, trainer, state, keep=2):
+    """Write a checkpoint of ``state`` (a JSON-able dict with ``step``); the newest ``keep`` are left.
+
+    Returns
+    -------
+    Path
+        The checkpoint's folder.
+    """
+    folder = Path(run_dir) / 'checkpoints'
+    final = folder / f'step-{state["step"]:08d}'
+    scratch = folder / f'.{final.name}.part'
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    net.save_parameters(str(scratch / 'net.params'))
+    trainer.save_states(str(scratch / 'trainer.states'))
+    state = dict(state, crc32={name: _crc32(scratch / name) for name in _FILES})
+    (scratch / 'state.json').write_text(json.dumps(state, indent=1))
+    for name in _FILES + ('state.json',):
+        _flush(scratch / name)
+    shutil.rmtree(final, ignore_errors=True)
+    os.replace(scratch, final)
+    _flush(folder)
+    for _, old in _numbered(run_dir)[:-keep]:
+        shutil.rmtree(old)
+    return final
+
+
+def newest(run_dir, report=print):
+    """The newest whole :class:`Checkpoint` of a run's folder, or None; damaged ones are reported."""
+    for _, path in reversed(_numbered(run_dir)):
+        try:
+            return Checkpoint(path)
+        except InputError as error:
+            report(f'{error} Going back to the checkpoint before it.')
+    return None
+
+
+def _numbered(run_dir):
+    folder = Path(run_dir) / 'checkpoints'
+    if not folder.is_dir():
+        return []
+    matches = ((_NAME.fullmatch(path.name), path) for path in folder.iterdir())
+    return sorted((int(match[1]), path) for match, path in matches if match)
+
+
+def _crc32(path):
+    return zlib.crc32(Path(path).read_bytes())
+
+
+def _flush(path):
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

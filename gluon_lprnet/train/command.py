@@ -1,0 +1,71 @@
+"""From flags to a finished run: what the training scripts share."""
+import os
+import platform
+import sys
+
+import mxnet as mx
+from mxnet.contrib import amp
+
+from ..deploy.artefact import export_network
+from ..errors import InputError
+from . import options
+from .journal import start_log, stop_log
+from .loop import Interrupted, NonFiniteLoss, Run
+
+
+def contexts_of(config):
+    """The devices that ``--num-gpus`` names."""
+    available = mx.context.num_gpus()
+    if config.num_gpus > available:
+        raise InputError(f'--num-gpus {config.num_gpus}: MXNet sees {available} here.')
+    if config.dtype == 'float16' and not config.num_gpus:
+        raise InputError("--dtype float16 needs a GPU: MXNet's CPU operators have no float16. Take bfloat16.")
+    return [mx.gpu(number) for number in range(config.num_gpus)] or [mx.cpu()]
+
+
+def run_command(parser, argv, presets, preset_for, build_experiment):
+    """Parse, check, train, evaluate, export.
+
+    Parameters
+    ----------
+    parser, argv, presets, preset_for
+        As :func:`gluon_lprnet.train.options.parse` takes them.
+    build_experiment : callable
+        (config) to an Experiment.
+
+    Returns
+    -------
+    int
+        Exit status: 0; 1 where the loss is not finite; 2 for bad input; 128 + signal when stopped.
+    """
+    logger = None
+    try:
+        config, resume_from = options.parse(parser, argv, presets, preset_for)
+        mx.random.seed(config.seed)
+        if config.dtype == 'bfloat16':
+            amp.init(target_dtype='bfloat16')
+        experiment = build_experiment(config)
+        text = options.write_config(config)
+        logger = start_log(config.save_dir)
+        logger.info('configuration: %s', text)
+        logger.info('MXNet %s on %s, %s; engine %s, %s OpenMP threads', mx.__version__, experiment.contexts,
+                    platform.processor() or platform.machine(),
+                    os.environ.get('MXNET_ENGINE_TYPE', 'ThreadedEnginePerDevice'),
+                    os.environ.get('OMP_NUM_THREADS', "MXNet's default of"))
+        metrics = Run(experiment, config, logger, resume_from).fit()
+        symbol = export_network(experiment.net, vars(config), os.path.join(config.save_dir, 'export'))
+        logger.info('final validation: %s; exported %s',
+                    ', '.join(f'{name} {value:.4f}' for name, value in metrics.items()), symbol)
+        return 0
+    except InputError as error:
+        print(f'{parser.prog}: {error}', file=sys.stderr)
+        return 2
+    except NonFiniteLoss as error:
+        logger.error('%s', error)
+        return 1
+    except Interrupted as stop:
+        logger.warning('%s', stop)
+        return 128 + stop.signal_number
+    finally:
+        if logger:
+            stop_log(logger)

@@ -1,0 +1,174 @@
+"""Image classification ("Image Classification" in the paper): flags, presets and the experiment."""
+import argparse
+from pathlib import Path
+
+import mxnet as mx
+import numpy as np
+from mxnet import gluon
+
+from ..blocks import normalize_in_rank_space
+from ..data.imagenet import IMAGENET_MEAN, IMAGENET_STD, Batch, ImageBatches, Normalization, paper_augmentation
+from ..data.records import check_records
+from ..deploy.artefact import model_arguments
+from ..errors import InputError
+from ..evaluate.classification import correct_in_top, evaluate_classification, validation_batches
+from ..zoo import get_model
+from . import options
+from .command import contexts_of, run_command
+from .loop import Experiment
+
+SMOOTHING = 0.1
+
+_PAPER = dict(
+    num_classes=1000, input_size=224, crop_ratio=0.875, lr=0.5,
+    # Records are packed at 480; scaled down to 256 at most, as the validation images are. The paper gives
+    # no range for the illumination.
+    min_random_scale=256 / 480, max_random_illumination=32.0)
+PRESETS = {
+    'mobilenet': dict(_PAPER, num_epochs=210, batch_size=256),
+    'shufflenet': dict(_PAPER, num_epochs=400, batch_size=400),
+    # The paper's recipe scaled to 50,000 images of 32x32: the rate falls with the batch.
+    'cifar10': dict(
+        num_classes=10, input_size=32, small_image=True, crop_ratio=1.0, pad=4, max_random_illumination=16.0,
+        rgb_mean=[125.3, 123.0, 113.9], rgb_std=[51.6, 50.8, 51.3],
+        num_epochs=15, batch_size=128, lr=0.25, warmup_epochs=1, wd=5e-4, tuning_epochs=1),
+    # scikit-learn's 1,797 handwritten digits, which must not be flipped.
+    'digits': dict(
+        model='lprnet_mobilenet_x0.25', num_classes=10, input_size=32, small_image=True, crop_ratio=1.0, pad=4,
+        no_mirror=True, rgb_mean=[78.0] * 3, rgb_std=[96.0] * 3, max_random_illumination=16.0,
+        num_epochs=20, batch_size=64, lr=0.1, warmup_epochs=1, wd=5e-4, tuning_epochs=2, tuning_lr=1e-3),
+}
+
+
+def preset_for(model):
+    """The paper trains its MobileNets and its ShuffleNets by two recipes."""
+    return 'shufflenet' if 'shufflenet' in model else 'mobilenet'
+
+
+def make_parser():
+    parser = argparse.ArgumentParser(
+        description="Train a classification network on RecordIO, by the paper's recipe unless flags say otherwise.")
+    parser.add_argument('--preset', choices=PRESETS,
+                        help="recipe that sets the flags not given (default: the paper's, by --model)")
+    network = parser.add_argument_group('network')
+    network.add_argument('--model', default='lprnet_mobilenet_x1.0',
+                         help='name in gluon_lprnet.list_models() (default: %(default)s)')
+    network.add_argument('--num-classes', type=options.positive_int)
+    network.add_argument('--input-size', type=options.positive_int, help='height and width of the crop, in pixels')
+    network.add_argument('--small-image', action='store_true', help='stem for images of 32x32')
+    network.add_argument('--rank', type=_rank, help='rank of LPR modules: a fraction of the width (1/8, 0.125) '
+                                                    'or a number of channels')
+    network.add_argument('--no-residual', action='store_true', help='LPR without its residual (Table 4)')
+    network.add_argument('--no-l2-norm', action='store_true', help='LPR without its L2 normalization (Table 4)')
+
+    data = parser.add_argument_group('data')
+    for subset in ('train', 'val'):
+        data.add_argument(f'--rec-{subset}', metavar='REC', help='RecordIO file (required)')
+        data.add_argument(f'--rec-{subset}-idx', metavar='IDX', help='its index (default: same name with .idx)')
+    data.add_argument('--crop-ratio', type=float, help='input size over the shorter side, for validation')
+    data.add_argument('--rgb-mean', type=float, nargs=3, default=list(IMAGENET_MEAN), metavar=('R', 'G', 'B'))
+    data.add_argument('--rgb-std', type=float, nargs=3, default=list(IMAGENET_STD), metavar=('R', 'G', 'B'))
+    data.add_argument('--pad', type=options.count, default=0, help='pixels added at each side before the random crop')
+    data.add_argument('--min-random-scale', type=float, default=1.0)
+    data.add_argument('--max-random-scale', type=float, default=1.0)
+    data.add_argument('--max-random-illumination', type=float, default=0.0,
+                      help='largest number added to all pixels, of 255')
+    data.add_argument('--no-mirror', action='store_true', help='do not flip left and right at random')
+    data.add_argument('--mixup', action='store_true', help='train on mixed pairs of images')
+    data.add_argument('--mixup-alpha', type=float, default=0.2)
+    data.add_argument('--mixup-off-epoch', type=options.count, default=0,
+                      help='no mixup in this many last epochs of the training')
+    data.add_argument('--label-smoothing', action='store_true', help=f'smooth labels by {SMOOTHING}')
+    options.add_common_flags(parser)
+    return parser
+
+
+def build_experiment(config):
+    """Check the records, make the network and say how it is trained.
+
+    Raises
+    ------
+    InputError
+        For whatever is wrong with flags or files.
+    """
+    records = {subset: _check(config, subset) for subset in ('train', 'val')}
+    config.class_names = _class_names(config)
+    contexts = contexts_of(config)
+    net = get_model(config.model, **model_arguments(vars(config)))
+    net.initialize(mx.init.MSRAPrelu(), ctx=contexts)
+    dtype = 'float16' if config.dtype == 'float16' else 'float32'
+    net.cast(dtype)
+    normalize_in_rank_space(net, config.dtype == 'float32')
+    net.hybridize(static_alloc=True, static_shape=True)
+
+    def train_images(augmentation, resize):
+        rec, idx, count = records['train']
+        return ImageBatches(rec, idx, count, config.input_size, config.batch_size,
+                            Normalization(config.rgb_mean, config.rgb_std), resize=resize, shuffle=True,
+                            threads=config.num_data_workers, seed=config.seed, augmentation=augmentation)
+
+    validation = validation_batches(*records['val'], vars(config), config.batch_size, config.num_data_workers)
+    augmented = train_images(
+        paper_augmentation(config.input_size, config.pad, config.min_random_scale, config.max_random_scale,
+                           config.max_random_illumination, not config.no_mirror), resize=-1)
+    plain = train_images({}, resize=validation.resize)
+
+    def batches(epoch, start):
+        if epoch >= config.num_epochs:
+            return plain.epoch(epoch, start)
+        return _with_soft_labels(augmented.epoch(epoch, start), epoch, start, config)
+
+    soft = config.mixup or config.label_smoothing
+    hard_loss = gluon.loss.SoftmaxCrossEntropyLoss()
+    soft_loss = gluon.loss.SoftmaxCrossEntropyLoss(sparse_label=False)
+    return Experiment(
+        net=net, contexts=contexts, batches=batches, batches_per_epoch=len(augmented),
+        loss=lambda output, label: (soft_loss if label.ndim == 2 else hard_loss)(output, label),
+        count=lambda output, label: {'top1': correct_in_top(output, label.argmax(1) if label.ndim == 2 else label, 1)},
+        evaluate=lambda: evaluate_classification(net, validation, contexts[0], dtype))
+
+
+def main(argv=None):
+    """Run the training that ``argv`` describes; returns the exit status."""
+    return run_command(make_parser(), argv, PRESETS, preset_for, build_experiment)
+
+
+def _check(config, subset):
+    rec = getattr(config, f'rec_{subset}')
+    if not rec:
+        raise InputError(f'--rec-{subset} is missing: the RecordIO file, from `python -m gluon_lprnet pack images`.')
+    idx = getattr(config, f'rec_{subset}_idx') or str(Path(rec).with_suffix('.idx'))
+    summary = check_records(rec, idx, num_classes=config.num_classes, content=config.data_check == 'full')
+    return rec, idx, summary.count
+
+
+def _class_names(config):
+    path = Path(config.rec_train).with_suffix('.classes.txt')
+    if not path.exists():
+        return None
+    names = path.read_text().splitlines()
+    return names if len(names) == config.num_classes else None
+
+
+def _with_soft_labels(batches, epoch, start, config):
+    """Mix pairs of images and smooth labels, where the flags say so."""
+    mixing = config.mixup and epoch < config.num_epochs - config.mixup_off_epoch
+    for number, (data, label) in enumerate(batches, start):
+        if mixing or config.label_smoothing:
+            smoothing = SMOOTHING if config.label_smoothing else 0.0
+            off = smoothing / config.num_classes
+            label = mx.nd.one_hot(label, config.num_classes, on_value=1 - smoothing + off, off_value=off)
+        if mixing:
+            # Seeded by the place in the training, so that a resumed one mixes the same.
+            weight = np.random.default_rng((config.seed, epoch, number)).beta(config.mixup_alpha, config.mixup_alpha)
+            data = weight * data + (1 - weight) * data[::-1]
+            label = weight * label + (1 - weight) * label[::-1]
+        yield Batch(data, label)
+
+
+def _rank(text):
+    numerator, slash, denominator = text.partition('/')
+    try:
+        return int(numerator) / int(denominator) if slash else float(text) if '.' in text else int(text)
+    except (ValueError, ZeroDivisionError):
+        raise argparse.ArgumentTypeError(f'{text!r} is no rank: give 1/8, 0.125 or a whole number') from None

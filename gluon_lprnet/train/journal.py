@@ -1,0 +1,106 @@
+"""What a training leaves behind beside its checkpoints: log, metrics, TensorBoard events, curves."""
+import json
+import logging
+from pathlib import Path
+
+from ..errors import InputError
+
+
+class Journal:
+    """The records of one run, in its folder.
+
+    ``train.log`` has what the console shows; ``metrics.jsonl`` has one JSON object a line, of ``kind``
+    ``interval`` or ``epoch``; ``curves.png`` is drawn from it. A resumed run drops the lines that lie
+    after its checkpoint and goes on.
+    """
+
+    def __init__(self, run_dir, tensorboard=False):
+        self.run_dir = Path(run_dir)
+        self.metrics_path = self.run_dir / 'metrics.jsonl'
+        self._board = _summary_writer(self.run_dir / 'tensorboard') if tensorboard else None
+
+    def rewind(self, step):
+        """Drop the metrics of the steps after ``step``."""
+        kept = [record for record in read_metrics(self.metrics_path) if record['step'] <= step]
+        self.metrics_path.write_text(''.join(json.dumps(record) + '\n' for record in kept))
+
+    def add(self, kind, step, epoch, **values):
+        """Append one record of numbers."""
+        with self.metrics_path.open('a') as file:
+            file.write(json.dumps(dict(kind=kind, step=step, epoch=epoch, **values)) + '\n')
+        if self._board:
+            for name, value in values.items():
+                if isinstance(value, (int, float)):
+                    self._board.add_scalar(f'{kind}/{name}', value, step)
+            self._board.flush()
+
+    def draw(self):
+        """Draw the epochs' curves into ``curves.png``; nothing before the first whole epoch."""
+        epochs = [record for record in read_metrics(self.metrics_path) if record['kind'] == 'epoch']
+        if epochs:
+            draw_curves({self.run_dir.name: epochs}, self.run_dir / 'curves.png')
+
+
+def start_log(run_dir):
+    """The package's logger, writing to the console and to ``train.log`` in ``run_dir``."""
+    logger = logging.getLogger('gluon_lprnet')
+    stop_log(logger)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    formatter = logging.Formatter('%(asctime)s %(message)s', '%Y-%m-%d %H:%M:%S')
+    for handler in (logging.StreamHandler(), logging.FileHandler(Path(run_dir) / 'train.log')):
+        handler.setFormatter(formatter)
+        logger.addHandler(handler)
+    return logger
+
+
+def stop_log(logger):
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+        handler.close()
+
+
+def read_metrics(path):
+    """The records of a ``metrics.jsonl``, as dicts; a line cut short by a crash is left out."""
+    records = []
+    if Path(path).exists():
+        for line in Path(path).read_text().splitlines():
+            try:
+                records.append(json.loads(line))
+            except ValueError:
+                continue
+    return records
+
+
+def draw_curves(runs, path):
+    """Draw loss, validation metrics and learning rate by epoch, a colour a run.
+
+    Parameters
+    ----------
+    runs : dict of str to list of dict
+        The ``epoch`` records of each run, by the name to show.
+    path : path
+        Picture to write; its extension is the format.
+    """
+    # The object interface: no display is needed, and nothing global of matplotlib changes.
+    from matplotlib.figure import Figure
+    metrics = [key for key in next(iter(runs.values()))[-1] if key.startswith('val_')]
+    panels = ['loss', *metrics, 'learning_rate']
+    figure = Figure(figsize=(4.2 * len(panels), 3.4), layout='constrained')
+    for axis, metric in zip(figure.subplots(1, len(panels)), panels):
+        for name, epochs in runs.items():
+            points = [(record['epoch'] + 1, record[metric]) for record in epochs if metric in record]
+            axis.plot(*zip(*points), marker='.', label=name)
+        axis.set_xlabel('epoch')
+        axis.set_title({'loss': 'training loss'}.get(metric, metric.replace('val_', 'validation ')))
+        axis.grid(alpha=0.3)
+    figure.axes[0].legend(fontsize='small')
+    figure.savefig(path, dpi=110)
+
+
+def _summary_writer(folder):
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError as error:
+        raise InputError('--tensorboard needs the package tensorboardX: pip install tensorboardX.') from error
+    return SummaryWriter(str(folder))

@@ -1,0 +1,295 @@
+"""The one training loop: classification and landmarks differ in the :class:`Experiment` they hand to it."""
+import contextlib
+import datetime
+import itertools
+import math
+import signal
+import time
+from collections import Counter
+from dataclasses import dataclass
+from typing import Callable
+
+import mxnet as mx
+from mxnet import autograd, gluon
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from . import checkpoint
+from .journal import Journal
+
+
+class NonFiniteLoss(ArithmeticError):
+    """The loss became NaN or infinite; the message names step, rate and the last good checkpoint."""
+
+
+class Interrupted(Exception):
+    """Ctrl-C or SIGTERM came and a checkpoint was saved; ``signal_number`` is what came."""
+
+    def __init__(self, signal_number, path):
+        super().__init__(f'stopped by {signal.Signals(signal_number).name}; saved {path}. '
+                         'Continue with --resume.')
+        self.signal_number = signal_number
+
+
+@dataclass
+class Experiment:
+    """What one experiment trains, on what, and how it is measured.
+
+    Attributes
+    ----------
+    net : HybridBlock
+        Initialized on ``contexts``.
+    contexts : list of mx.Context
+        Each batch is split over them.
+    batches : callable
+        (epoch, start) to an iterable of (data, label), NDArrays, from batch number ``start`` of the epoch
+        on; the same for the same arguments.
+    batches_per_epoch : int
+    loss : callable
+        (outputs, label) to an NDArray with one loss a sample.
+    count : callable
+        (outputs, label), as NumPy arrays, to a dict of sums over the samples, reported as means.
+    evaluate : callable
+        () to a dict of validation metrics.
+    """
+    net: gluon.HybridBlock
+    contexts: list
+    batches: Callable
+    batches_per_epoch: int
+    loss: Callable
+    count: Callable
+    evaluate: Callable
+
+
+class Schedule:
+    """Epochs, updates and learning rates of a training and of the tuning that may follow it.
+
+    The rate goes linearly from ``warmup_lr`` to ``lr`` over ``warmup_epochs``, then along a cosine to 0 at
+    the end of ``num_epochs``; the tuning's rate goes along a cosine from ``tuning_lr`` to 0.
+    """
+
+    def __init__(self, config, steps_per_epoch):
+        self.steps_per_epoch = steps_per_epoch
+        self.epochs = config.num_epochs + config.tuning_epochs
+        self._train_epochs = config.num_epochs
+        self._train_steps = config.num_epochs * steps_per_epoch
+        self._train = mx.lr_scheduler.CosineScheduler(
+            max(1, self._train_steps), config.lr, 0.0,
+            warmup_steps=config.warmup_epochs * steps_per_epoch, warmup_begin_lr=config.warmup_lr)
+        self._tuning = mx.lr_scheduler.CosineScheduler(
+            max(1, config.tuning_epochs * steps_per_epoch), config.tuning_lr, 0.0)
+
+    def learning_rate(self, step):
+        """Rate of update number ``step``, counted from 0."""
+        if step < self._train_steps:
+            return self._train(step)
+        return self._tuning(step - self._train_steps)
+
+    def phase(self, epoch):
+        """``train`` or ``tuning``, for an epoch counted from 0."""
+        return 'train' if epoch < self._train_epochs else 'tuning'
+
+
+class Run:
+    """One training in its folder ``config.save_dir``, from its first step or from a checkpoint.
+
+    Parameters
+    ----------
+    experiment : Experiment
+    config : argparse.Namespace
+        The flags of :mod:`gluon_lprnet.train.options`.
+    logger : logging.Logger
+    resume_from : Checkpoint, optional
+    """
+
+    def __init__(self, experiment, config, logger, resume_from=None):
+        self.experiment = experiment
+        self.config = config
+        self.logger = logger
+        self.schedule = Schedule(config, math.ceil(experiment.batches_per_epoch / config.accumulate))
+        self.trainer = _make_trainer(experiment, config)
+        self.journal = Journal(config.save_dir, config.tensorboard)
+        self.last_saved = None
+        # Plain values only: this is what a checkpoint holds.
+        self.state = dict(step=0, epoch=0, step_in_epoch=0, sums={}, config=vars(config))
+        if resume_from:
+            resume_from.load(experiment.net, self.trainer, experiment.contexts)
+            self.state = dict(resume_from.state, config=vars(config))
+            self.last_saved = resume_from.path
+            logger.info('resumed from %s: epoch %d, step %d', resume_from.path, self.state['epoch'] + 1,
+                        self.state['step'])
+        self.journal.rewind(self.state['step'])
+        self._clock = _Clock(self.schedule.epochs * self.schedule.steps_per_epoch - self.state['step'])
+
+    def fit(self):
+        """Train to the end of the schedule.
+
+        Returns
+        -------
+        dict
+            The validation metrics after the last epoch.
+
+        Raises
+        ------
+        NonFiniteLoss, Interrupted
+        """
+        metrics = None
+        with _noted_signals() as signals, logging_redirect_tqdm([self.logger]):
+            while self.state['epoch'] < self.schedule.epochs:
+                self._train_epoch(signals)
+                metrics = self.experiment.evaluate()
+                self._finish_epoch(metrics)
+                if signals:
+                    self._stop(signals)
+        self.journal.draw()
+        return metrics or self.experiment.evaluate()
+
+    def _train_epoch(self, signals):
+        state, config, schedule = self.state, self.config, self.schedule
+        batches = self.experiment.batches(state['epoch'], state['step_in_epoch'] * config.accumulate)
+        updates = iter(lambda: list(itertools.islice(batches, config.accumulate)), [])
+        bar = tqdm(updates, f'epoch {state["epoch"] + 1}/{schedule.epochs}', schedule.steps_per_epoch,
+                   initial=state['step_in_epoch'], unit='step', leave=False, disable=None)
+        interval = Counter()
+        self._clock.start_epoch()
+        for update in bar:
+            rate = schedule.learning_rate(state['step'])
+            sums = self._update(update, rate)
+            self._clock.count(sums['samples'])
+            state['step'] += 1
+            state['step_in_epoch'] += 1
+            # Counter.update and not +, which drops sums that are not positive.
+            state['sums'] = Counter(state['sums'])
+            state['sums'].update(sums)
+            interval.update(sums)
+            if state['step_in_epoch'] % config.log_interval == 0:
+                means = _means(interval)
+                interval.clear()
+                self.journal.add('interval', state['step'], state['epoch'], learning_rate=rate, **means)
+                bar.set_postfix_str(f'{_text(means)}, total ETA {self._clock.eta()}')
+                if bar.disable:
+                    self.logger.info('epoch %d/%d step %d/%d: %s, learning rate %.4g, %.0f images/s, ETA %s',
+                                     state['epoch'] + 1, schedule.epochs, state['step_in_epoch'],
+                                     schedule.steps_per_epoch, _text(means), rate, self._clock.images_per_second(),
+                                     self._clock.eta())
+            if signals:
+                bar.close()
+                self._stop(signals)
+
+    def _update(self, batches, rate):
+        """One update from the summed gradients of ``batches``; returns sums over their samples."""
+        experiment, sums = self.experiment, Counter()
+        input_dtype = 'float16' if self.config.dtype == 'float16' else 'float32'
+        for data, label in batches:
+            images = gluon.utils.split_and_load(data.astype(input_dtype, copy=False), experiment.contexts,
+                                                even_split=False)
+            labels = gluon.utils.split_and_load(label, experiment.contexts, even_split=False)
+            with autograd.record():
+                outputs = [experiment.net(x).astype('float32', copy=False) for x in images]
+                losses = [experiment.loss(output, y) for output, y in zip(outputs, labels)]
+            autograd.backward(losses)
+            for loss, output, y in zip(losses, outputs, labels):
+                sums.update(samples=len(y), loss=float(loss.asnumpy().sum(dtype='float64')),
+                            **experiment.count(output.asnumpy(), y.asnumpy()))
+        if not math.isfinite(sums['loss']):
+            raise NonFiniteLoss(
+                f'the loss is {sums["loss"]} at step {self.state["step"]} (epoch {self.state["epoch"] + 1}), '
+                f'learning rate {rate:.6g}; last good checkpoint: {self.last_saved or "none yet"}. '
+                'Train with a lower --lr or longer --warmup-epochs in a new --save-dir.')
+        self.trainer.set_learning_rate(rate)
+        self.trainer.step(sums['samples'])
+        if self.config.accumulate > 1:
+            experiment.net.collect_params().zero_grad()
+        return sums
+
+    def _finish_epoch(self, metrics):
+        state, schedule = self.state, self.schedule
+        epoch, phase = state['epoch'], schedule.phase(state['epoch'])
+        means = _means(state['sums'])
+        rate = schedule.learning_rate(state['step'] - 1)
+        self.journal.add('epoch', state['step'], epoch, phase=phase, learning_rate=rate,
+                         images_per_second=self._clock.images_per_second(), **means,
+                         **{f'val_{name}': value for name, value in metrics.items()})
+        self.logger.info('epoch %d/%d (%s) done: %s; validation %s; %.0f images/s, ETA %s', epoch + 1,
+                         schedule.epochs, phase, _text(means), _text(metrics), self._clock.images_per_second(),
+                         self._clock.eta())
+        state.update(epoch=epoch + 1, step_in_epoch=0, sums={})
+        if state['epoch'] % self.config.save_frequency == 0 or state['epoch'] == schedule.epochs:
+            self._save()
+
+    def _save(self):
+        self.last_saved = checkpoint.save(self.config.save_dir, self.experiment.net, self.trainer, self.state)
+
+    def _stop(self, signals):
+        self._save()
+        self.journal.draw()
+        raise Interrupted(signals[0], self.last_saved)
+
+
+class _Clock:
+    """Speed of the epoch, without its evaluation, and time to the end of the run, evaluations included."""
+
+    def __init__(self, steps):
+        self._remaining = steps
+        self._done = 0
+        self._begin = time.monotonic()
+
+    def start_epoch(self):
+        self._samples = 0
+        self._epoch_begin = self._last = time.monotonic()
+
+    def count(self, samples):
+        self._done += 1
+        self._samples += samples
+        self._last = time.monotonic()
+
+    def images_per_second(self):
+        return self._samples / max(self._last - self._epoch_begin, 1e-9)
+
+    def eta(self):
+        """Time left, as [days,] hours:minutes:seconds."""
+        elapsed = time.monotonic() - self._begin
+        return str(datetime.timedelta(seconds=round(elapsed / self._done * (self._remaining - self._done))))
+
+
+@contextlib.contextmanager
+def _noted_signals():
+    """Collect SIGINT and SIGTERM in the list it yields; a second one acts at once, as before."""
+    received, previous = [], {}
+
+    def note(number, _):
+        received.append(number)
+        restore()
+
+    def restore():
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        previous[number] = signal.signal(number, note)
+    try:
+        yield received
+    finally:
+        restore()
+
+
+def _make_trainer(experiment, config):
+    """Large-batch SGD with momentum; weight decay spares BatchNorm and biases unless ``--bn-wd``."""
+    parameters = experiment.net.collect_params()
+    for name, parameter in parameters.items():
+        if not config.bn_wd and name.endswith(('gamma', 'beta', 'bias')):
+            parameter.wd_mult = 0.0
+        if config.accumulate > 1 and parameter.grad_req != 'null':
+            parameter.grad_req = 'add'
+    return gluon.Trainer(parameters, 'sgd',
+                         dict(learning_rate=config.lr, momentum=config.momentum, wd=config.wd,
+                              multi_precision=config.dtype == 'float16'),
+                         kvstore='device' if len(experiment.contexts) > 1 else None, update_on_kvstore=False)
+
+
+def _means(sums):
+    return {name: value / sums['samples'] for name, value in sums.items() if name != 'samples'}
+
+
+def _text(values):
+    return ', '.join(f'{name} {value:.4f}' for name, value in values.items())

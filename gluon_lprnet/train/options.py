@@ -1,0 +1,130 @@
+"""Flags of a training, with GluonCV's names: presets, the effective configuration, resume."""
+import argparse
+import json
+import os
+from pathlib import Path
+
+from ..errors import InputError
+from . import checkpoint
+
+# Flags that do not change what is learned: a resumed run may give them another value.
+_FREE = {'resume', 'log_interval', 'save_frequency', 'num_data_workers', 'tensorboard', 'data_check',
+         'rec_train', 'rec_train_idx', 'rec_val', 'rec_val_idx'}
+
+
+def add_common_flags(parser):
+    """Flags that every experiment has."""
+    run = parser.add_argument_group('run')
+    run.add_argument('--save-dir', default='runs/latest', metavar='DIR',
+                     help='folder of the run: checkpoints, log, metrics, curves, exported network (default: %(default)s)')
+    run.add_argument('--resume', action='store_true',
+                     help='go on from the newest whole checkpoint in --save-dir, with its configuration')
+    run.add_argument('--save-frequency', type=positive_int, default=1, metavar='EPOCHS',
+                     help='a checkpoint every so many epochs (default: %(default)s)')
+    run.add_argument('--log-interval', type=positive_int, default=50, metavar='STEPS',
+                     help='steps between two reports within an epoch (default: %(default)s)')
+    run.add_argument('--tensorboard', action='store_true', help='write TensorBoard events too (needs tensorboardX)')
+    run.add_argument('--seed', type=int, default=0, help='of initialization, order and augmentation')
+    run.add_argument('--num-gpus', type=count, default=0, help='0 trains on the CPU (default: %(default)s)')
+    run.add_argument('--dtype', default='float32', choices=('float32', 'bfloat16', 'float16'),
+                     help='bfloat16: mixed precision by MXNet AMP; float16: the whole network, GPU only')
+    run.add_argument('-j', '--num-data-workers', type=positive_int, default=max(1, os.cpu_count() // 2), metavar='N',
+                     help='threads that decode images (default: %(default)s)')
+    run.add_argument('--data-check', default='full', choices=('full', 'structure'),
+                     help='what is verified before the first step: every byte of the records, or their '
+                          'structure, index and labels alone (default: %(default)s)')
+
+    optimization = parser.add_argument_group('optimization')
+    optimization.add_argument('--num-epochs', type=positive_int)
+    optimization.add_argument('--batch-size', type=positive_int)
+    optimization.add_argument('--accumulate', type=positive_int, default=1, metavar='N',
+                              help='add up the gradients of N batches for one update (default: %(default)s)')
+    optimization.add_argument('--lr', type=rate, help='learning rate after warm-up')
+    optimization.add_argument('--warmup-epochs', type=count, default=0)
+    optimization.add_argument('--warmup-lr', type=rate, default=0.0, help='rate at the start of warm-up')
+    optimization.add_argument('--momentum', type=rate, default=0.9)
+    optimization.add_argument('--wd', type=rate, default=1e-4, help='weight decay (default: %(default)s)')
+    optimization.add_argument('--bn-wd', action='store_true', help='decay BatchNorm and biases as well')
+    optimization.add_argument('--tuning-epochs', type=count, default=5,
+                              help='epochs without augmentation after the training (the paper names no number; '
+                                   'default: %(default)s)')
+    optimization.add_argument('--tuning-lr', type=rate, default=1e-3,
+                              help='rate at the start of the tuning (default: %(default)s)')
+
+
+def parse(parser, argv, presets, preset_for):
+    """Parse flags over a preset's or, with ``--resume``, over a checkpoint's values.
+
+    Parameters
+    ----------
+    parser : argparse.ArgumentParser
+        With :func:`add_common_flags`, ``--preset`` and ``--model``.
+    presets : dict of str to dict
+    preset_for : callable
+        (model name) to the preset that is taken when the flag is not given.
+
+    Returns
+    -------
+    tuple of (argparse.Namespace, Checkpoint or None)
+
+    Raises
+    ------
+    InputError
+        For a resume without a checkpoint or with another value of a flag that shapes the curve, and for a
+        fresh run in a folder that holds one.
+    """
+    args = parser.parse_args(argv)
+    found = checkpoint.newest(args.save_dir)
+    if args.resume:
+        if found is None:
+            raise InputError(f'--resume: there is no whole checkpoint in {Path(args.save_dir) / "checkpoints"}.')
+        saved = found.state['config']
+        parser.set_defaults(**{name: value for name, value in saved.items() if name != 'resume'})
+        args = parser.parse_args(argv)
+        changed = [f'--{name.replace("_", "-")} (was {saved[name]!r}, is {value!r})'
+                   for name, value in vars(args).items()
+                   if name not in _FREE | {'save_dir'} and name in saved and value != saved[name]]
+        if changed:
+            raise InputError(f'--resume continues a curve; {", ".join(changed)} would bend it: leave it out, or '
+                             'train in a new --save-dir.')
+    else:
+        if found is not None:
+            raise InputError(f'--save-dir {args.save_dir} holds checkpoints (the newest: {found.path.name}): '
+                             'give --resume to go on, or another folder.')
+        preset = args.preset or preset_for(args.model)
+        parser.set_defaults(preset=preset, **presets[preset])
+        args = parser.parse_args(argv)
+    if args.warmup_epochs >= args.num_epochs:
+        raise InputError(f'--warmup-epochs {args.warmup_epochs} leaves nothing of --num-epochs {args.num_epochs}.')
+    return args, found if args.resume else None
+
+
+def write_config(config):
+    """Save the flags as ``config.json`` in the run's folder; returns them as text."""
+    text = json.dumps(vars(config), indent=1, sort_keys=True)
+    Path(config.save_dir).mkdir(parents=True, exist_ok=True)
+    (Path(config.save_dir) / 'config.json').write_text(text + '\n')
+    return text
+
+
+def positive_int(text):
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f'{text} is not a positive whole number')
+    return value
+
+
+def count(text):
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f'{text} is negative')
+    return value
+
+
+def rate(text):
+    value = float(text)
+    if not 0 <= value < float('inf'):
+        raise argparse.ArgumentTypeError(f'{text} is not a finite number from 0')
+    return value
+
+
