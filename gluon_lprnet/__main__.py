@@ -3,13 +3,13 @@ import argparse
 import sys
 
 from . import __version__, complexity, tables
-from .data import pack, records
+from .data import digits, pack, records
 from .errors import InputError
 from .evaluate import classification
 from .zoo import symbols
 
 # Each module adds the parsers of its commands and sets `run`, a function of the parsed arguments.
-_COMMAND_MODULES = (tables, complexity, symbols, pack, records, classification)
+_COMMAND_MODULES = (tables, complexity, symbols, pack, digits, records, classification)
 
 
 def main(argv=None):

@@ -5,6 +5,7 @@ hybridized and as an exported symbol. A stride-1 module keeps height and width, 
 halves them, rounding up.
 """
 import mxnet as mx
+import numpy as np
 from mxnet.gluon import nn
 from mxnet.gluon.block import HybridBlock
 
@@ -81,8 +82,8 @@ def resolve_rank(rank, channels):
         return rank
     if isinstance(rank, float) and 0 < rank <= 1:
         return max(1, int(channels * rank))
-    raise InputError(f'rank {rank!r} does not fit a module of {channels} channels: give a fraction in (0, 1], '
-                     f'as 0.125 for m/8, or a whole number from 1 to {channels}.')
+    raise InputError(f'rank {rank!r} does not fit a module of {channels} channels: give a fraction in '
+                     f'(0, 1], as 0.125 for m/8, or a whole number from 1 to {channels}.')
 
 
 class LPR(HybridBlock):
@@ -114,6 +115,7 @@ class LPR(HybridBlock):
         super().__init__(**kwargs)
         self._residual = residual
         self._l2_norm = l2_norm
+        self._half = False
         self._channels = channels
         self._rank = resolve_rank(rank, channels)
         with self.name_scope():
@@ -122,16 +124,27 @@ class LPR(HybridBlock):
             self.p2 = nn.Conv2D(channels, 1, use_bias=False, in_channels=self._rank)
             self.activation = nn.Activation('relu')
 
+    def cast(self, dtype):
+        super().cast(dtype)
+        self._half = np.dtype(dtype) == np.float16
+
     def hybrid_forward(self, F, x):
         d = self.depthwise(x)
         q = self.p1(d)
-        if self._l2_norm and self._rank_space:
+        if self._l2_norm and self._rank_space and not self._half:
             y = self.p2(q * self._inverse_norm(F, q))
         else:
             y = self.p2(q)
             if self._l2_norm:
-                y = F.L2Normalization(y, mode='channel', eps=self.EPSILON)
+                y = self._normalize(F, y)
         return self.activation(y + d if self._residual else y)
+
+    def _normalize(self, F, y):
+        if not self._half:
+            return F.L2Normalization(y, mode='channel', eps=self.EPSILON)
+        # In float16 EPSILON is 0 and sums of squares over- and underflow: 0 / 0 would give NaN.
+        y = F.L2Normalization(F.cast(y, 'float32'), mode='channel', eps=self.EPSILON)
+        return F.cast(y, 'float16')
 
     def _inverse_norm(self, F, q):
         """``1 / ||P2 q||`` at each position, as (N, rank, H, W), from ``||P2 q||^2 = q' (P2' P2) q``."""

@@ -43,7 +43,8 @@ class ImageBatches:
     def __init__(self, rec, idx, count, input_size, batch_size, normalization, resize=-1, shuffle=False,
                  threads=2, seed=0, augmentation=None):
         self.count = count
-        self.batch_size = batch_size
+        # ImageRecordIter refuses a batch that is much larger than the set.
+        self.batch_size = batch_size = min(batch_size, count)
         self.resize = resize
         self._seed = seed
         self._arguments = dict(
@@ -76,18 +77,17 @@ class ImageBatches:
                 yield Batch(batch.data[0][:rows], batch.label[0][:rows])
 
 
-def paper_augmentation(input_size, pad=0, min_random_scale=1.0, max_random_scale=1.0,
+def paper_augmentation(pad=0, min_random_scale=1.0, max_random_scale=1.0,
                        max_random_illumination=0.0, mirror=True):
     """Arguments of ``mx.io.ImageRecordIter`` for the paper's random crop, scale, flip and illumination.
 
     Parameters
     ----------
-    input_size : int
-        Crop, in pixels. An image is never scaled below it.
     pad : int
         Grey pixels added at each side before the crop, for images that are no larger than the crop.
     min_random_scale, max_random_scale : float
-        Range of the factor by which width and height are scaled.
+        Range of the factor by which width and height are scaled. An image that becomes smaller than the
+        crop is enlarged to it again by ImageRecordIter.
     max_random_illumination : float
         Range, to both sides of 0, of what is added to each pixel on the scale 0 to 255.
     mirror : bool
@@ -97,6 +97,5 @@ def paper_augmentation(input_size, pad=0, min_random_scale=1.0, max_random_scale
     if pad:
         augmentation.update(pad=pad, fill_value=127)
     if (min_random_scale, max_random_scale) != (1.0, 1.0):
-        augmentation.update(min_random_scale=min_random_scale, max_random_scale=max_random_scale,
-                            min_img_size=input_size)
+        augmentation.update(min_random_scale=min_random_scale, max_random_scale=max_random_scale)
     return augmentation

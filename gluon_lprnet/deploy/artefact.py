@@ -106,7 +106,9 @@ def _load_symbol(path, context):
     if not params:
         raise InputError(f'{path}: no {prefix}-NNNN.params beside it.')
     try:
-        net = gluon.SymbolBlock.imports(str(path), ['data'], str(params[-1]), ctx=context)
+        # As SymbolBlock.imports does, which leaves the input's type open and warns of it.
+        net = gluon.SymbolBlock(mx.sym.load(str(path)), mx.sym.var('data', dtype='float32'))
+        net.load_parameters(str(params[-1]), ctx=context)
     except (mx.MXNetError, AssertionError, ValueError) as error:
         raise InputError(f'{path} with {params[-1].name} does not load: {str(error).splitlines()[-1]}') from error
     description = path.with_name(prefix + '.json')

@@ -28,7 +28,7 @@ def correct_in_top(outputs, labels, k):
         If an output is NaN or infinite: an accuracy of such a network would be a number without meaning.
     """
     if not np.isfinite(outputs).all():
-        raise ArithmeticError('the network gives NaN or infinite outputs; its accuracy is not defined.')
+        raise ArithmeticError('the network gives NaN or infinite outputs')
     top = np.argpartition(-outputs, k - 1, axis=1)[:, :k]
     return int((top == labels.astype(int)[:, None]).any(axis=1).sum())
 
@@ -54,7 +54,8 @@ def evaluate_classification(net, batches, context, dtype='float32'):
     images = 0
     correct = {'top1': 0, 'top5': 0}
     for data, label in tqdm(batches.epoch(0), 'validation', len(batches), leave=False, disable=None):
-        outputs = net(data.as_in_context(context).astype(dtype, copy=False)).asnumpy().astype('float32')
+        # Cast before asnumpy, which gives bfloat16 as raw bits.
+        outputs = net(data.as_in_context(context).astype(dtype, copy=False)).astype('float32', copy=False).asnumpy()
         label = label.asnumpy()
         images += len(label)
         correct['top1'] += correct_in_top(outputs, label, 1)

@@ -45,9 +45,9 @@ def run_command(parser, argv, presets, preset_for, build_experiment):
         if config.dtype == 'bfloat16':
             amp.init(target_dtype='bfloat16')
         experiment = build_experiment(config)
-        text = options.write_config(config)
+        options.write_config(config)
         logger = start_log(config.save_dir)
-        logger.info('configuration: %s', text)
+        logger.info('configuration:%s', ''.join(f'\n  {name} {value}' for name, value in sorted(vars(config).items())))
         logger.info('MXNet %s on %s, %s; engine %s, %s OpenMP threads', mx.__version__, experiment.contexts,
                     platform.processor() or platform.machine(),
                     os.environ.get('MXNET_ENGINE_TYPE', 'ThreadedEnginePerDevice'),

@@ -109,7 +109,7 @@ def build_experiment(config):
 
     validation = validation_batches(*records['val'], vars(config), config.batch_size, config.num_data_workers)
     augmented = train_images(
-        paper_augmentation(config.input_size, config.pad, config.min_random_scale, config.max_random_scale,
+        paper_augmentation(config.pad, config.min_random_scale, config.max_random_scale,
                            config.max_random_illumination, not config.no_mirror), resize=-1)
     plain = train_images({}, resize=validation.resize)
 

@@ -11,7 +11,7 @@ class Journal:
 
     ``train.log`` has what the console shows; ``metrics.jsonl`` has one JSON object a line, of ``kind``
     ``interval`` or ``epoch``; ``curves.png`` is drawn from it. A resumed run drops the lines that lie
-    after its checkpoint and goes on.
+    after its checkpoint and goes on. As a context it draws the curves on leaving, however that happens.
     """
 
     def __init__(self, run_dir, tensorboard=False):
@@ -34,8 +34,12 @@ class Journal:
                     self._board.add_scalar(f'{kind}/{name}', value, step)
             self._board.flush()
 
-    def draw(self):
-        """Draw the epochs' curves into ``curves.png``; nothing before the first whole epoch."""
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self._board:
+            self._board.close()
         epochs = [record for record in read_metrics(self.metrics_path) if record['kind'] == 'epoch']
         if epochs:
             draw_curves({self.run_dir.name: epochs}, self.run_dir / 'curves.png')

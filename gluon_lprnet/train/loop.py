@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Callable
 
 import mxnet as mx
+import numpy as np
 from mxnet import autograd, gluon
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -19,7 +20,7 @@ from .journal import Journal
 
 
 class NonFiniteLoss(ArithmeticError):
-    """The loss became NaN or infinite; the message names step, rate and the last good checkpoint."""
+    """The loss, an output in validation or a parameter became NaN or infinite; the message names step, rate and the last good checkpoint."""
 
 
 class Interrupted(Exception):
@@ -50,7 +51,7 @@ class Experiment:
     count : callable
         (outputs, label), as NumPy arrays, to a dict of sums over the samples, reported as means.
     evaluate : callable
-        () to a dict of validation metrics.
+        () to a dict of validation metrics; raises ArithmeticError where they are not defined.
     """
     net: gluon.HybridBlock
     contexts: list
@@ -134,14 +135,17 @@ class Run:
         NonFiniteLoss, Interrupted
         """
         metrics = None
-        with _noted_signals() as signals, logging_redirect_tqdm([self.logger]):
+        with self.journal, _noted_signals() as signals, logging_redirect_tqdm([self.logger]):
             while self.state['epoch'] < self.schedule.epochs:
                 self._train_epoch(signals)
-                metrics = self.experiment.evaluate()
+                self._check_parameters()
+                try:
+                    metrics = self.experiment.evaluate()
+                except ArithmeticError as error:
+                    raise self._non_finite(f'in validation {error}') from error
                 self._finish_epoch(metrics)
                 if signals:
                     self._stop(signals)
-        self.journal.draw()
         return metrics or self.experiment.evaluate()
 
     def _train_epoch(self, signals):
@@ -154,7 +158,8 @@ class Run:
         self._clock.start_epoch()
         for update in bar:
             rate = schedule.learning_rate(state['step'])
-            sums = self._update(update, rate)
+            self.trainer.set_learning_rate(rate)
+            sums = self._update(update)
             self._clock.count(sums['samples'])
             state['step'] += 1
             state['step_in_epoch'] += 1
@@ -176,7 +181,7 @@ class Run:
                 bar.close()
                 self._stop(signals)
 
-    def _update(self, batches, rate):
+    def _update(self, batches):
         """One update from the summed gradients of ``batches``; returns sums over their samples."""
         experiment, sums = self.experiment, Counter()
         input_dtype = 'float16' if self.config.dtype == 'float16' else 'float32'
@@ -189,18 +194,20 @@ class Run:
                 losses = [experiment.loss(output, y) for output, y in zip(outputs, labels)]
             autograd.backward(losses)
             for loss, output, y in zip(losses, outputs, labels):
-                sums.update(samples=len(y), loss=float(loss.asnumpy().sum(dtype='float64')),
-                            **experiment.count(output.asnumpy(), y.asnumpy()))
-        if not math.isfinite(sums['loss']):
-            raise NonFiniteLoss(
-                f'the loss is {sums["loss"]} at step {self.state["step"]} (epoch {self.state["epoch"] + 1}), '
-                f'learning rate {rate:.6g}; last good checkpoint: {self.last_saved or "none yet"}. '
-                'Train with a lower --lr or longer --warmup-epochs in a new --save-dir.')
-        self.trainer.set_learning_rate(rate)
+                total = float(loss.asnumpy().sum(dtype='float64'))
+                if not math.isfinite(total):
+                    raise self._non_finite(f'the loss is {total}')
+                sums.update(samples=len(y), loss=total, **experiment.count(output.asnumpy(), y.asnumpy()))
         self.trainer.step(sums['samples'])
         if self.config.accumulate > 1:
             experiment.net.collect_params().zero_grad()
         return sums
+
+    def _non_finite(self, what):
+        return NonFiniteLoss(
+            f'{what} at step {self.state["step"]} (epoch {self.state["epoch"] + 1}), learning rate '
+            f'{self.trainer.learning_rate:.6g}; last good checkpoint: {self.last_saved or "none yet"}. '
+            'Train with a lower --lr or longer --warmup-epochs in a new --save-dir.')
 
     def _finish_epoch(self, metrics):
         state, schedule = self.state, self.schedule
@@ -217,12 +224,17 @@ class Run:
         if state['epoch'] % self.config.save_frequency == 0 or state['epoch'] == schedule.epochs:
             self._save()
 
+    def _check_parameters(self):
+        for name, parameter in self.experiment.net.collect_params().items():
+            if not np.isfinite(parameter.data(self.experiment.contexts[0]).asnumpy()).all():
+                raise self._non_finite(f'the parameter {name} is NaN or infinite')
+
     def _save(self):
         self.last_saved = checkpoint.save(self.config.save_dir, self.experiment.net, self.trainer, self.state)
 
     def _stop(self, signals):
+        self._check_parameters()
         self._save()
-        self.journal.draw()
         raise Interrupted(signals[0], self.last_saved)
 
 

@@ -100,11 +100,10 @@ def parse(parser, argv, presets, preset_for):
 
 
 def write_config(config):
-    """Save the flags as ``config.json`` in the run's folder; returns them as text."""
-    text = json.dumps(vars(config), indent=1, sort_keys=True)
+    """Save the flags as ``config.json`` in the run's folder."""
     Path(config.save_dir).mkdir(parents=True, exist_ok=True)
+    text = json.dumps(vars(config), indent=1, sort_keys=True)
     (Path(config.save_dir) / 'config.json').write_text(text + '\n')
-    return text
 
 
 def positive_int(text):

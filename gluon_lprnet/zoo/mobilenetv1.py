@@ -24,7 +24,7 @@ LAYOUT = (
 )
 
 
-class _MobileNetV1(HybridBlock):
+class MobileNetV1(HybridBlock):
     """The layout, with ``module`` where stride is 1 and input and output are equally wide, DSC elsewhere."""
 
     def __init__(self, module, width, classes, small_image):
@@ -50,9 +50,9 @@ class _MobileNetV1(HybridBlock):
 
 @register(widths=(0.25, 0.5, 0.75, 1.0), any_width=True)
 def mobilenetv1(width=1.0, classes=1000, small_image=False):
-    return _MobileNetV1(lambda channels: DSC(channels, channels), width, classes, small_image)
+    return MobileNetV1(lambda channels: DSC(channels, channels), width, classes, small_image)
 
 
 @register(widths=(0.25, 0.5, 0.75, 1.0, 1.25, 1.5), any_width=True, rank_denominators=(4, 16))
 def lprnet_mobilenet(width=1.0, classes=1000, small_image=False, rank=1 / 8, residual=True, l2_norm=True):
-    return _MobileNetV1(lambda channels: LPR(channels, rank, residual, l2_norm), width, classes, small_image)
+    return MobileNetV1(lambda channels: LPR(channels, rank, residual, l2_norm), width, classes, small_image)

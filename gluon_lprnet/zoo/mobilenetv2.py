@@ -24,7 +24,7 @@ LAST_CHANNELS = 1280
 CHANNEL_DIVISOR = 8
 
 
-class _MobileNetV2(HybridBlock):
+class MobileNetV2(HybridBlock):
 
     def __init__(self, width, classes, small_image):
         super().__init__()
@@ -51,4 +51,4 @@ class _MobileNetV2(HybridBlock):
 
 @register(widths=(0.5, 1.0, 1.4), any_width=True)
 def mobilenetv2(width=1.0, classes=1000, small_image=False):
-    return _MobileNetV2(width, classes, small_image)
+    return MobileNetV2(width, classes, small_image)

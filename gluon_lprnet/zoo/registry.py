@@ -82,7 +82,8 @@ def get_model(name, classes=1000, **kwargs):
         if match[group] is None:
             continue
         if keyword in kwargs:
-            raise InputError(f'{keyword} is given twice: by the name {name!r} and as {keyword}={kwargs[keyword]!r}.')
+            raise InputError(f'{keyword} is given twice: by the name {name!r} and as '
+                             f'{keyword}={kwargs[keyword]!r}.')
         kwargs[keyword] = value
     _check_keywords(name, family, kwargs)
     return family.build(**kwargs)

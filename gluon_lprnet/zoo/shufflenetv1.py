@@ -20,7 +20,7 @@ LAYOUT = (
 )
 
 
-class _ShuffleNetV1(HybridBlock):
+class ShuffleNetV1(HybridBlock):
 
     def __init__(self, width, classes, small_image):
         super().__init__()
@@ -45,4 +45,4 @@ class _ShuffleNetV1(HybridBlock):
 
 @register(widths=(0.25, 0.5, 1.0, 1.5, 2.0))
 def shufflenetv1(width=1.0, classes=1000, small_image=False):
-    return _ShuffleNetV1(width, classes, small_image)
+    return ShuffleNetV1(width, classes, small_image)

@@ -17,7 +17,7 @@ CHANNELS = {
 }
 
 
-class _ShuffleNetV2(HybridBlock):
+class ShuffleNetV2(HybridBlock):
     """The layout, with ``unit`` as the stride-1 unit over all channels of its stage."""
 
     def __init__(self, unit, width, classes, small_image):
@@ -44,9 +44,9 @@ class _ShuffleNetV2(HybridBlock):
 
 @register(widths=tuple(CHANNELS))
 def shufflenetv2(width=1.0, classes=1000, small_image=False):
-    return _ShuffleNetV2(ShuffleNetV2Unit, width, classes, small_image)
+    return ShuffleNetV2(ShuffleNetV2Unit, width, classes, small_image)
 
 
 @register(widths=tuple(CHANNELS))
 def lprnet_shufflenetv2(width=1.0, classes=1000, small_image=False, rank=1 / 8, residual=True, l2_norm=True):
-    return _ShuffleNetV2(lambda channels: LPR(channels, rank, residual, l2_norm), width, classes, small_image)
+    return ShuffleNetV2(lambda channels: LPR(channels, rank, residual, l2_norm), width, classes, small_image)

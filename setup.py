@@ -1,0 +1,36 @@
+"""Installation of gluon_lprnet; requirements.txt pins the versions that the tests run with."""
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+
+setup(
+    name='gluon_lprnet',
+    version=re.search(r"^__version__ = '(.+)'$", (HERE / 'gluon_lprnet' / '__init__.py').read_text(), re.M)[1],
+    description='LPRNet, lightweight deep networks by low-rank pointwise residual convolution, in MXNet Gluon',
+    long_description=(HERE / 'README.md').read_text(),
+    long_description_content_type='text/markdown',
+    python_requires='>=3.9,<3.14',
+    packages=find_packages(include=['gluon_lprnet', 'gluon_lprnet.*']),
+    install_requires=[
+        'mxnet==1.9.1',
+        'numpy>=1.23,<2',
+        'opencv-python<4.12',
+        'Pillow',
+        'tqdm',
+        'tabulate',
+        'matplotlib',
+        # MXNet 1.9.1 imports distutils, which Python 3.12 left to setuptools.
+        'setuptools; python_version >= "3.12"',
+    ],
+    extras_require={
+        'digits': ['scikit-learn'],
+        'tensorboard': ['tensorboardX'],
+        'serving': ['multi-model-server==1.1.11', 'model-archiver==1.0.3'],
+        'onnx': ['onnx==1.16.2', 'onnxruntime==1.18.1'],
+        'distributed': ['horovod==0.28.1'],
+        'test': ['pytest', 'gluoncv', 'scikit-learn', 'tensorboardX'],
+    },
+)

@@ -1,0 +1,74 @@
+import json
+
+import mxnet as mx
+import numpy as np
+import pytest
+from mxnet import autograd, gluon
+
+from gluon_lprnet.errors import InputError
+from gluon_lprnet.train import checkpoint
+
+
+@pytest.fixture
+def trained():
+    net = gluon.nn.Dense(2, in_units=3)
+    net.initialize(mx.init.Xavier())
+    trainer = gluon.Trainer(net.collect_params(), 'adam', {'learning_rate': 0.1})
+
+    def step():
+        with autograd.record():
+            loss = net(mx.nd.ones((4, 3))).square().sum()
+        loss.backward()
+        trainer.step(4)
+    step()
+    return net, trainer, step
+
+
+def test_parameters_and_optimizer_come_back(tmp_path, trained):
+    net, trainer, step = trained
+    path = checkpoint.save(tmp_path, net, trainer, {'step': 1, 'note': 'x'})
+    step()
+    expected = net.weight.data().asnumpy()
+    checkpoint.newest(tmp_path).load(net, trainer, [mx.cpu()])
+    assert not np.array_equal(net.weight.data().asnumpy(), expected)
+    step()
+    np.testing.assert_array_equal(net.weight.data().asnumpy(), expected)
+    assert checkpoint.Checkpoint(path).state == {'step': 1, 'note': 'x'}
+
+
+def test_newest_goes_by_number_and_older_ones_are_removed(tmp_path, trained):
+    net, trainer, _ = trained
+    for step in (9, 10, 100):
+        checkpoint.save(tmp_path, net, trainer, {'step': step})
+    assert checkpoint.newest(tmp_path).state['step'] == 100
+    assert sorted(path.name for path in (tmp_path / 'checkpoints').iterdir()) == ['step-00000010', 'step-00000100']
+
+
+@pytest.mark.parametrize('name', ['net.params', 'trainer.states', 'state.json'])
+@pytest.mark.parametrize('damage', ['flip', 'cut', 'remove'])
+def test_damaged_checkpoint_is_named_and_the_one_before_it_taken(tmp_path, trained, name, damage):
+    net, trainer, _ = trained
+    checkpoint.save(tmp_path, net, trainer, {'step': 1})
+    file = checkpoint.save(tmp_path, net, trainer, {'step': 2}) / name
+    content = bytearray(file.read_bytes())
+    if damage == 'flip':
+        content[len(content) // 2] ^= 0x10
+    file.write_bytes(content[:len(content) // 2] if damage == 'cut' else content)
+    if damage == 'remove':
+        file.unlink()
+    if name == 'state.json' and damage == 'flip':
+        # Text of its own without a checksum: only what is no longer JSON, or another checksum, can be seen.
+        file.write_text(json.dumps({'step': 2}))
+    reported = []
+    assert checkpoint.newest(tmp_path, reported.append).state['step'] == 1
+    assert 'step-00000002' in reported[0]
+    with pytest.raises(InputError, match='step-00000002'):
+        checkpoint.Checkpoint(file.parent)
+
+
+def test_unfinished_folder_is_no_checkpoint(tmp_path, trained):
+    net, trainer, _ = trained
+    path = checkpoint.save(tmp_path, net, trainer, {'step': 1})
+    path.rename(path.with_name('.step-00000001.part'))
+    assert checkpoint.newest(tmp_path) is None
+    assert checkpoint.newest(tmp_path / 'nowhere') is None
