@@ -159,7 +159,7 @@ class Run:
         for update in bar:
             rate = schedule.learning_rate(state['step'])
             self.trainer.set_learning_rate(rate)
-            sums = self._update(update)
+            sums = self.update(update)
             self._clock.count(sums['samples'])
             state['step'] += 1
             state['step_in_epoch'] += 1
@@ -181,8 +181,8 @@ class Run:
                 bar.close()
                 self._stop(signals)
 
-    def _update(self, batches):
-        """One update from the summed gradients of ``batches``; returns sums over their samples."""
+    def update(self, batches):
+        """One update from the summed gradients of ``batches``, (data, label) pairs; returns sums over the samples."""
         experiment, sums = self.experiment, Counter()
         input_dtype = 'float16' if self.config.dtype == 'float16' else 'float32'
         for data, label in batches:

@@ -1,0 +1,80 @@
+#!/usr/bin/env python
+"""Images per second of the loader alone, of the network's training alone, and of both together.
+
+    python benchmarks/training.py --rec-train train.rec --rec-val val.rec --model lprnet_mobilenet_x0.5
+
+takes the flags of train_imagenet.py. The three are interleaved over rounds; the table shows medians with the
+smallest and the largest. Nothing of the training is kept.
+"""
+import itertools
+import os
+import statistics
+import sys
+import tempfile
+import time
+
+os.environ.setdefault('OMP_NUM_THREADS', str(max(1, len(os.sched_getaffinity(0)) - 1)))
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+import gluon_lprnet  # noqa: E402,F401  before MXNet
+import mxnet as mx  # noqa: E402
+from tabulate import tabulate  # noqa: E402
+
+from gluon_lprnet.train import imagenet, options  # noqa: E402
+from gluon_lprnet.train.journal import start_log  # noqa: E402
+from gluon_lprnet.train.loop import Run  # noqa: E402
+
+ROUNDS = 5
+
+
+def images_per_second(steps):
+    """Speed of a generator that yields how many images each of its steps took."""
+    begin, images = time.perf_counter(), 0
+    for count in steps:
+        images += count
+    mx.nd.waitall()
+    return images / (time.perf_counter() - begin)
+
+
+def main():
+    parser = imagenet.make_parser()
+    parser.add_argument('--steps', type=options.positive_int, default=10, help='batches a round (default: %(default)s)')
+    with tempfile.TemporaryDirectory() as folder:
+        argv = sys.argv[1:] + ['--save-dir', folder]
+        config, _ = options.parse(parser, argv, imagenet.PRESETS, imagenet.preset_for)
+        experiment = imagenet.build_experiment(config)
+        run = Run(experiment, config, start_log(folder))
+        batches = itertools.chain.from_iterable(experiment.batches(0, 0) for _ in itertools.count())
+        fixed = next(batches)
+
+        def load():
+            # From the start of an epoch, and far more than the loader holds in advance.
+            for data, _ in itertools.islice(experiment.batches(0, 0), 10 * config.steps):
+                data.wait_to_read()
+                yield len(data)
+
+        def train():
+            for _ in range(config.steps):
+                run.update([fixed])
+                yield len(fixed.data)
+
+        def both():
+            for batch in itertools.islice(batches, config.steps):
+                run.update([batch])
+                yield len(batch.data)
+
+        speeds = {'loader alone': (load, []), 'network alone': (train, []), 'both': (both, [])}
+        images_per_second(both())
+        for _ in range(ROUNDS):
+            for measured, results in speeds.values():
+                results.append(images_per_second(measured()))
+    print(f'{config.model}, {config.input_size}x{config.input_size}, batch {config.batch_size}, '
+          f'{os.environ["OMP_NUM_THREADS"]} OpenMP threads, {config.num_data_workers} decoding threads, '
+          f'{config.dtype}')
+    print(tabulate([(name, f'{statistics.median(results):.0f}', f'{min(results):.0f}', f'{max(results):.0f}')
+                    for name, (_, results) in speeds.items()],
+                   ('images/s', 'median', 'min', 'max'), tablefmt='github', disable_numparse=True))
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,33 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def run(code, stand_ins=None, flags=('-W', 'error')):
+    """Run code in a fresh Python, where the packages in folder ``stand_ins`` come before the real ones."""
+    path = os.pathsep.join(str(folder) for folder in (stand_ins, ROOT) if folder)
+    return subprocess.run([sys.executable, *flags, '-c', code], capture_output=True, text=True, cwd='/',
+                          env=dict(os.environ, PYTHONPATH=path))
+
+
+def test_importing_the_package_first_is_enough_and_silent():
+    result = run('import gluon_lprnet, mxnet; print(mxnet.nd.ones((2,)).sum().asscalar())')
+    assert (result.returncode, result.stdout, result.stderr) == (0, '2.0\n', '')
+
+
+@pytest.mark.parametrize('package, content, said', [
+    ('numpy', '__version__ = "2.1.0"', 'numpy==1.26.4'),
+    ('mxnet', 'raise OSError("libgomp.so.1: cannot open shared object file")', 'apt-get install libgomp1'),
+    ('mxnet', 'raise ModuleNotFoundError("No module named \'mxnet\'", name="mxnet")', 'pip install "mxnet==1.9.1"'),
+])
+def test_where_mxnet_cannot_work_one_sentence_says_what_to_do(tmp_path, package, content, said):
+    (tmp_path / package).mkdir()
+    (tmp_path / package / '__init__.py').write_text(content)
+    result = run('import gluon_lprnet', tmp_path, flags=())
+    last = result.stderr.strip().splitlines()[-1]
+    assert result.returncode == 1 and last.startswith('ImportError: ') and said in last
