@@ -6,10 +6,11 @@ from . import __version__, complexity, tables
 from .data import digits, pack, records
 from .errors import InputError
 from .evaluate import classification
+from .train import journal
 from .zoo import symbols
 
 # Each module adds the parsers of its commands and sets `run`, a function of the parsed arguments.
-_COMMAND_MODULES = (tables, complexity, symbols, pack, digits, records, classification)
+_COMMAND_MODULES = (tables, complexity, symbols, pack, digits, records, journal, classification)
 
 
 def main(argv=None):

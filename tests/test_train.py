@@ -181,8 +181,9 @@ def _tfrecords(path):
         content = content[16 + length:]
 
 
-@pytest.mark.parametrize('extra', [[], ['--mixup', '--label-smoothing', '--accumulate', '2']])
-def test_a_run_stopped_by_sigterm_and_resumed_ends_as_one_that_was_not(training_flags, tmp_path, extra):
+@pytest.mark.parametrize('number, extra', [(signal.SIGTERM, []),
+                                           (signal.SIGINT, ['--mixup', '--label-smoothing', '--accumulate', '2'])])
+def test_a_run_that_was_stopped_and_resumed_ends_as_one_that_was_not(training_flags, tmp_path, number, extra):
     straight = training_flags + extra + ['--log-interval', '1', '--batch-size', '4']
     assert imagenet.main(straight) == 0
     stopped = straight[:]
@@ -193,9 +194,9 @@ def test_a_run_stopped_by_sigterm_and_resumed_ends_as_one_that_was_not(training_
     # In the middle of the second epoch.
     while not (metrics.exists() and '"epoch": 1' in metrics.read_text()) and time.time() < deadline:
         time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     _, output = process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGTERM, output
+    assert process.returncode == 128 + number, output
     assert '--resume' in output
     state = checkpoint.newest(tmp_path / 'stopped').state
     assert state['epoch'] >= 1 and state['step'] < 4 * math.ceil(50 / 4)

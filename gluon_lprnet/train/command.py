@@ -1,6 +1,7 @@
 """From flags to a finished run: what the training scripts share."""
 import os
 import platform
+import signal
 import sys
 
 import mxnet as mx
@@ -60,6 +61,9 @@ def run_command(parser, argv, presets, preset_for, build_experiment):
     except InputError as error:
         print(f'{parser.prog}: {error}', file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        # Before the first step, while the records are checked: there is nothing to save.
+        return 128 + signal.SIGINT
     except NonFiniteLoss as error:
         logger.error('%s', error)
         return 1

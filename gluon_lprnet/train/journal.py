@@ -22,7 +22,9 @@ class Journal:
     def rewind(self, step):
         """Drop the metrics of the steps after ``step``."""
         kept = [record for record in read_metrics(self.metrics_path) if record['step'] <= step]
-        self.metrics_path.write_text(''.join(json.dumps(record) + '\n' for record in kept))
+        scratch = self.metrics_path.with_suffix('.part')
+        scratch.write_text(''.join(json.dumps(record) + '\n' for record in kept))
+        scratch.replace(self.metrics_path)
 
     def add(self, kind, step, epoch, **values):
         """Append one record of numbers."""
@@ -40,9 +42,8 @@ class Journal:
     def __exit__(self, *_):
         if self._board:
             self._board.close()
-        epochs = [record for record in read_metrics(self.metrics_path) if record['kind'] == 'epoch']
-        if epochs:
-            draw_curves({self.run_dir.name: epochs}, self.run_dir / 'curves.png')
+        if _epochs(self.run_dir):
+            draw_curves([self.run_dir], self.run_dir / 'curves.png')
 
 
 def start_log(run_dir):
@@ -76,30 +77,52 @@ def read_metrics(path):
     return records
 
 
-def draw_curves(runs, path):
+def draw_curves(run_dirs, path):
     """Draw loss, validation metrics and learning rate by epoch, a colour a run.
 
     Parameters
     ----------
-    runs : dict of str to list of dict
-        The ``epoch`` records of each run, by the name to show.
+    run_dirs : sequence of path
+        Folders of runs.
     path : path
         Picture to write; its extension is the format.
+
+    Raises
+    ------
+    InputError
+        If a folder holds no run with a whole epoch.
     """
     # The object interface: no display is needed, and nothing global of matplotlib changes.
     from matplotlib.figure import Figure
+    runs = {Path(run_dir).name: _epochs(run_dir) for run_dir in run_dirs}
+    for run_dir, epochs in zip(run_dirs, runs.values()):
+        if not epochs:
+            raise InputError(f'{run_dir} holds no run with a whole epoch.')
     metrics = [key for key in next(iter(runs.values()))[-1] if key.startswith('val_')]
     panels = ['loss', *metrics, 'learning_rate']
     figure = Figure(figsize=(4.2 * len(panels), 3.4), layout='constrained')
     for axis, metric in zip(figure.subplots(1, len(panels)), panels):
         for name, epochs in runs.items():
             points = [(record['epoch'] + 1, record[metric]) for record in epochs if metric in record]
-            axis.plot(*zip(*points), marker='.', label=name)
+            if points:
+                axis.plot(*zip(*points), marker='.', label=name)
         axis.set_xlabel('epoch')
-        axis.set_title({'loss': 'training loss'}.get(metric, metric.replace('val_', 'validation ')))
+        axis.set_title({'loss': 'training loss', 'learning_rate': 'learning rate'}.get(
+            metric, metric.replace('val_', 'validation ')))
         axis.grid(alpha=0.3)
     figure.axes[0].legend(fontsize='small')
     figure.savefig(path, dpi=110)
+
+
+def add_commands(commands):
+    parser = commands.add_parser('curves', help='draw the curves of several runs into one picture')
+    parser.add_argument('runs', nargs='+', metavar='RUN', help='folder of a run')
+    parser.add_argument('--out', required=True, help='picture to write: .png or .svg')
+    parser.set_defaults(run=lambda args: draw_curves(args.runs, args.out))
+
+
+def _epochs(run_dir):
+    return [record for record in read_metrics(Path(run_dir) / 'metrics.jsonl') if record['kind'] == 'epoch']
 
 
 def _summary_writer(folder):

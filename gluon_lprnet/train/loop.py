@@ -261,7 +261,7 @@ class _Clock:
     def eta(self):
         """Time left, as [days,] hours:minutes:seconds."""
         elapsed = time.monotonic() - self._begin
-        return str(datetime.timedelta(seconds=round(elapsed / self._done * (self._remaining - self._done))))
+        return str(datetime.timedelta(seconds=round(elapsed / max(1, self._done) * (self._remaining - self._done))))
 
 
 @contextlib.contextmanager

@@ -1,0 +1,116 @@
+"""The exported symbol of every network of the zoo, as a JSON file that stock MXNet loads.
+
+The files hold no parameters: ``mx.sym.load('symbols/NAME.json')`` gives the graph with the names and
+shapes of its variables.
+"""
+import os
+
+import mxnet as mx
+
+from ..errors import InputError
+from .registry import get_model, list_models
+
+__all__ = ['build', 'symbol_json', 'differences', 'write']
+
+
+def build(name):
+    """The network ``name`` and its symbol, with variables named alike in every process.
+
+    MXNet numbers unnamed blocks by a counter of the process, so that a second network of a family would get
+    other names than the first.
+
+    Parameters
+    ----------
+    name : str
+        See :func:`gluon_lprnet.get_model`.
+
+    Returns
+    -------
+    mxnet.gluon.HybridBlock, mxnet.symbol.Symbol
+        The network, of 1000 classes and not initialized, and its symbol with the input ``data``.
+
+    Raises
+    ------
+    InputError
+        For an unknown name.
+    """
+    with mx.name.NameManager():
+        network = get_model(name)
+        return network, network(mx.sym.var('data'))
+
+
+def symbol_json(name):
+    """The content of ``NAME.json``, a str."""
+    return build(name)[1].tojson() + '\n'
+
+
+def write(folder):
+    """Write ``NAME.json`` for every network of :func:`gluon_lprnet.list_models`; the names, as a list.
+
+    Raises
+    ------
+    InputError
+        If ``folder`` cannot be written to.
+    """
+    try:
+        os.makedirs(folder, exist_ok=True)
+        for name in list_models():
+            with open(_path(folder, name), 'w', encoding='utf-8', newline='\n') as file:
+                file.write(symbol_json(name))
+    except OSError as error:
+        raise InputError(f'{folder} cannot be written to: {error.strerror}.') from error
+    return list_models()
+
+
+def differences(folder):
+    """What in ``folder`` is not as :func:`write` would leave it.
+
+    Returns
+    -------
+    list of (str, str)
+        Paths, each with 'missing', 'differs' or 'stale' (of no network of the zoo).
+
+    Raises
+    ------
+    InputError
+        If ``folder`` is no folder.
+    """
+    if not os.path.isdir(folder):
+        raise InputError(f'{folder} is no folder.')
+    found = []
+    for name in list_models():
+        path = _path(folder, name)
+        if not os.path.exists(path):
+            found.append((path, 'missing'))
+            continue
+        with open(path, 'rb') as file:
+            if file.read() != symbol_json(name).encode():
+                found.append((path, 'differs'))
+    expected = {f'{name}.json' for name in list_models()}
+    found += [(os.path.join(folder, entry), 'stale') for entry in sorted(os.listdir(folder))
+              if entry.endswith('.json') and entry not in expected]
+    return found
+
+
+def _path(folder, name):
+    return os.path.join(folder, f'{name}.json')
+
+
+def add_commands(subparsers):
+    parser = subparsers.add_parser(
+        'symbols', help='the symbol JSON of every network of the zoo',
+        description='Write the symbol JSON of every network, or compare the files with the code.')
+    parser.add_argument('--out', default='symbols', metavar='FOLDER', help='default: %(default)s')
+    parser.add_argument('--check', action='store_true',
+                        help='write nothing; list what differs, is missing or is stale (exit status 1)')
+    parser.set_defaults(run=_run)
+
+
+def _run(args):
+    if not args.check:
+        print(f'{args.out}: {len(write(args.out))} files')
+        return 0
+    found = differences(args.out)
+    for path, what in found:
+        print(f'{path}: {what}')
+    return 1 if found else 0
