@@ -20,6 +20,7 @@ import gluon_lprnet  # noqa: E402,F401  before MXNet
 import mxnet as mx  # noqa: E402
 from tabulate import tabulate  # noqa: E402
 
+from gluon_lprnet.flags import positive_int  # noqa: E402
 from gluon_lprnet.train import imagenet, options  # noqa: E402
 from gluon_lprnet.train.journal import start_log  # noqa: E402
 from gluon_lprnet.train.loop import Run  # noqa: E402
@@ -38,7 +39,7 @@ def images_per_second(steps):
 
 def main():
     parser = imagenet.make_parser()
-    parser.add_argument('--steps', type=options.positive_int, default=10, help='batches a round (default: %(default)s)')
+    parser.add_argument('--steps', type=positive_int, default=10, help='batches a round (default: %(default)s)')
     with tempfile.TemporaryDirectory() as folder:
         argv = sys.argv[1:] + ['--save-dir', folder]
         config, _ = options.parse(parser, argv, imagenet.PRESETS, imagenet.preset_for)

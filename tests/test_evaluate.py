@@ -2,7 +2,6 @@ import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import cv2
 import mxnet as mx
@@ -36,7 +35,8 @@ def test_accuracy_counts_each_record_once(tiny_records):
         """Right for red and green, wrong for blue."""
         def hybrid_forward(self, F, x):
             means = F.mean(x, axis=(2, 3))
-            return F.concat(means.slice_axis(axis=1, begin=0, end=2), F.zeros_like(means).slice_axis(axis=1, begin=0, end=1))
+            red_and_green = means.slice_axis(axis=1, begin=0, end=2)
+            return F.concat(red_and_green, F.zeros_like(means).slice_axis(axis=1, begin=0, end=1))
 
     batches = ImageBatches(f'{prefix}.rec', f'{prefix}.idx', 50, 16, 16, Normalization((0,) * 3, (1,) * 3), threads=1)
     metrics = classification.evaluate_classification(Brightest(), batches, mx.cpu())
@@ -47,8 +47,8 @@ def test_accuracy_counts_each_record_once(tiny_records):
 def run(tiny_records, tmp_path_factory):
     prefix, _, _ = tiny_records
     folder = tmp_path_factory.mktemp('evaluate') / 'run'
-    assert imagenet.main(['--preset', 'cifar10', '--model', 'lprnet_mobilenet_x0.25', '--num-classes', '3', '--rank', '1/4',
-                          '--input-size', '16', '--batch-size', '16', '--num-epochs', '15', '--tuning-epochs', '1',
+    assert imagenet.main(['--preset', 'cifar10', '--model', 'lprnet_mobilenet_x0.25', '--num-classes', '3',
+                          '--rank', '1/4', '--input-size', '16', '--batch-size', '16', '--num-epochs', '15', '--tuning-epochs', '1',
                           '--lr', '0.05', '--rec-train', f'{prefix}.rec', '--rec-val', f'{prefix}.rec', '--save-dir',
                           str(folder)]) == 0
     return folder

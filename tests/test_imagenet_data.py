@@ -10,7 +10,8 @@ RAW = Normalization((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 def batches_of(tiny_records, batch_size=16, normalization=RAW, **kwargs):
     prefix, images, _ = tiny_records
-    return ImageBatches(f'{prefix}.rec', f'{prefix}.idx', len(images), 16, batch_size, normalization, threads=1, **kwargs)
+    return ImageBatches(f'{prefix}.rec', f'{prefix}.idx', len(images), 16, batch_size, normalization, threads=1,
+                        **kwargs)
 
 
 def read(batches, epoch=0, start=0):

@@ -40,7 +40,8 @@ def linear_experiment(x, y, contexts, batch_size):
             yield mx.nd.array(x[begin:begin + batch_size]), mx.nd.array(y[begin:begin + batch_size])
 
     return Experiment(net=net, contexts=contexts, batches=batches, batches_per_epoch=math.ceil(len(x) / batch_size),
-                      loss=gluon.loss.L2Loss(), count=lambda output, label: {'error': float(abs(output[:, 0] - label).sum())},
+                      loss=gluon.loss.L2Loss(),
+                      count=lambda output, label: {'error': float(abs(output[:, 0] - label).sum())},
                       evaluate=lambda: {'weight': float(net.weight.data(contexts[0]).asnumpy()[0, 0])})
 
 
@@ -79,7 +80,8 @@ def test_updates_are_those_of_momentum_sgd(tmp_path, batch_size, accumulate, dev
 
 
 def test_schedule_is_warmup_cosine_then_tuning():
-    schedule = Schedule(flags(num_epochs=10, warmup_epochs=2, warmup_lr=0.1, lr=0.5, tuning_epochs=2, tuning_lr=0.01), 7)
+    schedule = Schedule(flags(num_epochs=10, warmup_epochs=2, warmup_lr=0.1, lr=0.5, tuning_epochs=2,
+                              tuning_lr=0.01), 7)
     rates = [schedule.learning_rate(step) for step in range(12 * 7)]
     np.testing.assert_allclose(rates[:14], 0.1 + 0.4 * np.arange(14) / 14, rtol=1e-6)
     np.testing.assert_allclose(rates[14:70], 0.25 * (1 + np.cos(np.pi * np.arange(56) / 56)), atol=1e-9)
@@ -125,11 +127,21 @@ def test_the_papers_recipe_is_the_default(tmp_path, model, epochs, batch):
     (['--dtype', 'float16'], 'bfloat16'),
     (['--num-gpus', '99'], '--num-gpus'),
     (['--resume'], '--resume'),
+    (['--min-random-scale', '2'], '--max-random-scale'),
 ])
 def test_bad_input_ends_with_status_2_and_a_name(training_flags, tmp_path, capsys, change, message):
     assert imagenet.main(training_flags + change) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / 'run' / 'checkpoints').exists()
+
+
+@pytest.mark.parametrize('change', [['--batch-size', '0'], ['--lr', 'nan'], ['--lr', '-1'], ['--wd', 'inf'],
+                                    ['--mixup-alpha', '0'], ['--num-epochs', 'x'], ['--rank', '1/0'],
+                                    ['--tuning-epochs', '-1'], ['--crop-ratio', '0']])
+def test_flags_out_of_range_are_refused_by_name(training_flags, capsys, change):
+    with pytest.raises(SystemExit, match='2'):
+        imagenet.main(training_flags + change)
+    assert change[0] in capsys.readouterr().err
 
 
 def test_truncated_records_and_a_strange_index_are_found_before_the_first_step(tiny_records, training_flags, tmp_path,
@@ -188,7 +200,8 @@ def test_a_run_that_was_stopped_and_resumed_ends_as_one_that_was_not(training_fl
     assert imagenet.main(straight) == 0
     stopped = straight[:]
     stopped[stopped.index('--save-dir') + 1] = str(tmp_path / 'stopped')
-    process = subprocess.Popen([sys.executable, 'train_imagenet.py', *stopped], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, 'train_imagenet.py', *stopped], cwd=ROOT, stderr=subprocess.PIPE,
+                               text=True)
     metrics = tmp_path / 'stopped' / 'metrics.jsonl'
     deadline = time.time() + 120
     # In the middle of the second epoch.

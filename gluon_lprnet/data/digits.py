@@ -54,7 +54,8 @@ def pack_digits(folder, seed=0):
 
 
 def add_commands(commands):
-    parser = commands.add_parser('digits', help="pack scikit-learn's handwritten digits, a quick start without download")
+    parser = commands.add_parser('digits',
+                                 help="pack scikit-learn's handwritten digits, a quick start without download")
     parser.add_argument('folder', help='where train.rec, val.rec and held_out/ are written')
     parser.set_defaults(run=_run)
 

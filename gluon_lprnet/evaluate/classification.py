@@ -11,6 +11,7 @@ from ..data.imagenet import IMAGENET_MEAN, IMAGENET_STD, ImageBatches, Normaliza
 from ..data.records import check_records
 from ..deploy.artefact import load_network
 from ..errors import InputError
+from ..flags import positive_float, positive_int
 
 
 def correct_in_top(outputs, labels, k):
@@ -107,19 +108,19 @@ def add_commands(commands):
     evaluate.add_argument('network', help='run folder, checkpoint folder or -symbol.json')
     evaluate.add_argument('--rec-val', required=True)
     evaluate.add_argument('--rec-val-idx', help='default: the name of --rec-val with .idx')
-    evaluate.add_argument('--batch-size', type=int, default=64)
-    evaluate.add_argument('-j', '--num-data-workers', type=int, default=2)
+    evaluate.add_argument('--batch-size', type=positive_int, default=64)
+    evaluate.add_argument('-j', '--num-data-workers', type=positive_int, default=2)
     evaluate.set_defaults(run=_run_evaluate)
 
     predict = commands.add_parser('predict', help='most probable classes of pictures')
     predict.add_argument('network', help='run folder, checkpoint folder or -symbol.json')
     predict.add_argument('images', nargs='+', metavar='IMAGE')
-    predict.add_argument('--top-k', type=int, default=5)
+    predict.add_argument('--top-k', type=positive_int, default=5)
     predict.set_defaults(run=_run_predict)
 
     for parser in (evaluate, predict):
-        parser.add_argument('--input-size', type=int, help='for a -symbol.json without its description')
-        parser.add_argument('--crop-ratio', type=float, help='likewise (default: 0.875)')
+        parser.add_argument('--input-size', type=positive_int, help='for a -symbol.json without its description')
+        parser.add_argument('--crop-ratio', type=positive_float, help='likewise (default: 0.875)')
         parser.add_argument('--rgb-mean', type=float, nargs=3, help="likewise (default: ImageNet's)")
         parser.add_argument('--rgb-std', type=float, nargs=3, help="likewise (default: ImageNet's)")
 

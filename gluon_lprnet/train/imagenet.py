@@ -7,11 +7,13 @@ import numpy as np
 from mxnet import gluon
 
 from ..blocks import normalize_in_rank_space
-from ..data.imagenet import IMAGENET_MEAN, IMAGENET_STD, Batch, ImageBatches, Normalization, paper_augmentation
+from ..data.imagenet import (IMAGENET_MEAN, IMAGENET_STD, Batch, ImageBatches, Normalization,
+                             paper_augmentation)
 from ..data.records import check_records
 from ..deploy.artefact import model_arguments
 from ..errors import InputError
 from ..evaluate.classification import correct_in_top, evaluate_classification, validation_batches
+from ..flags import non_negative_float, non_negative_int, positive_float, positive_int
 from ..zoo import get_model
 from . import options
 from .command import contexts_of, run_command
@@ -53,8 +55,8 @@ def make_parser():
     network = parser.add_argument_group('network')
     network.add_argument('--model', default='lprnet_mobilenet_x1.0',
                          help='name in gluon_lprnet.list_models() (default: %(default)s)')
-    network.add_argument('--num-classes', type=options.positive_int)
-    network.add_argument('--input-size', type=options.positive_int, help='height and width of the crop, in pixels')
+    network.add_argument('--num-classes', type=positive_int)
+    network.add_argument('--input-size', type=positive_int, help='height and width of the crop, in pixels')
     network.add_argument('--small-image', action='store_true', help='stem for images of 32x32')
     network.add_argument('--rank', type=_rank, help='rank of LPR modules: a fraction of the width (1/8, 0.125) '
                                                     'or a number of channels')
@@ -65,18 +67,19 @@ def make_parser():
     for subset in ('train', 'val'):
         data.add_argument(f'--rec-{subset}', metavar='REC', help='RecordIO file (required)')
         data.add_argument(f'--rec-{subset}-idx', metavar='IDX', help='its index (default: same name with .idx)')
-    data.add_argument('--crop-ratio', type=float, help='input size over the shorter side, for validation')
+    data.add_argument('--crop-ratio', type=positive_float, help='input size over the shorter side, for validation')
     data.add_argument('--rgb-mean', type=float, nargs=3, default=list(IMAGENET_MEAN), metavar=('R', 'G', 'B'))
     data.add_argument('--rgb-std', type=float, nargs=3, default=list(IMAGENET_STD), metavar=('R', 'G', 'B'))
-    data.add_argument('--pad', type=options.count, default=0, help='pixels added at each side before the random crop')
-    data.add_argument('--min-random-scale', type=float, default=1.0)
-    data.add_argument('--max-random-scale', type=float, default=1.0)
-    data.add_argument('--max-random-illumination', type=float, default=0.0,
+    data.add_argument('--pad', type=non_negative_int, default=0,
+                      help='pixels added at each side before the random crop')
+    data.add_argument('--min-random-scale', type=positive_float, default=1.0)
+    data.add_argument('--max-random-scale', type=positive_float, default=1.0)
+    data.add_argument('--max-random-illumination', type=non_negative_float, default=0.0,
                       help='largest number added to all pixels, of 255')
     data.add_argument('--no-mirror', action='store_true', help='do not flip left and right at random')
     data.add_argument('--mixup', action='store_true', help='train on mixed pairs of images')
-    data.add_argument('--mixup-alpha', type=float, default=0.2)
-    data.add_argument('--mixup-off-epoch', type=options.count, default=0,
+    data.add_argument('--mixup-alpha', type=positive_float, default=0.2)
+    data.add_argument('--mixup-off-epoch', type=non_negative_int, default=0,
                       help='no mixup in this many last epochs of the training')
     data.add_argument('--label-smoothing', action='store_true', help=f'smooth labels by {SMOOTHING}')
     options.add_common_flags(parser)
@@ -91,6 +94,9 @@ def build_experiment(config):
     InputError
         For whatever is wrong with flags or files.
     """
+    if config.min_random_scale > config.max_random_scale:
+        raise InputError(f'--min-random-scale {config.min_random_scale} is above --max-random-scale '
+                         f'{config.max_random_scale}.')
     records = {subset: _check(config, subset) for subset in ('train', 'val')}
     config.class_names = _class_names(config)
     contexts = contexts_of(config)
@@ -118,7 +124,6 @@ def build_experiment(config):
             return plain.epoch(epoch, start)
         return _with_soft_labels(augmented.epoch(epoch, start), epoch, start, config)
 
-    soft = config.mixup or config.label_smoothing
     hard_loss = gluon.loss.SoftmaxCrossEntropyLoss()
     soft_loss = gluon.loss.SoftmaxCrossEntropyLoss(sparse_label=False)
     return Experiment(

@@ -20,7 +20,10 @@ from .journal import Journal
 
 
 class NonFiniteLoss(ArithmeticError):
-    """The loss, an output in validation or a parameter became NaN or infinite; the message names step, rate and the last good checkpoint."""
+    """The loss, an output in validation or a parameter became NaN or infinite.
+
+    The message names step, rate and the last good checkpoint.
+    """
 
 
 class Interrupted(Exception):

@@ -1,10 +1,10 @@
 """Flags of a training, with GluonCV's names: presets, the effective configuration, resume."""
-import argparse
 import json
 import os
 from pathlib import Path
 
 from ..errors import InputError
+from ..flags import non_negative_float, non_negative_int, positive_int
 from . import checkpoint
 
 # Flags that do not change what is learned: a resumed run may give them another value.
@@ -16,7 +16,8 @@ def add_common_flags(parser):
     """Flags that every experiment has."""
     run = parser.add_argument_group('run')
     run.add_argument('--save-dir', default='runs/latest', metavar='DIR',
-                     help='folder of the run: checkpoints, log, metrics, curves, exported network (default: %(default)s)')
+                     help='folder of the run: checkpoints, log, metrics, curves, exported network '
+                          '(default: %(default)s)')
     run.add_argument('--resume', action='store_true',
                      help='go on from the newest whole checkpoint in --save-dir, with its configuration')
     run.add_argument('--save-frequency', type=positive_int, default=1, metavar='EPOCHS',
@@ -25,7 +26,7 @@ def add_common_flags(parser):
                      help='steps between two reports within an epoch (default: %(default)s)')
     run.add_argument('--tensorboard', action='store_true', help='write TensorBoard events too (needs tensorboardX)')
     run.add_argument('--seed', type=int, default=0, help='of initialization, order and augmentation')
-    run.add_argument('--num-gpus', type=count, default=0, help='0 trains on the CPU (default: %(default)s)')
+    run.add_argument('--num-gpus', type=non_negative_int, default=0, help='0 trains on the CPU (default: %(default)s)')
     run.add_argument('--dtype', default='float32', choices=('float32', 'bfloat16', 'float16'),
                      help='bfloat16: mixed precision by MXNet AMP; float16: the whole network, GPU only')
     run.add_argument('-j', '--num-data-workers', type=positive_int, default=max(1, os.cpu_count() // 2), metavar='N',
@@ -39,16 +40,16 @@ def add_common_flags(parser):
     optimization.add_argument('--batch-size', type=positive_int)
     optimization.add_argument('--accumulate', type=positive_int, default=1, metavar='N',
                               help='add up the gradients of N batches for one update (default: %(default)s)')
-    optimization.add_argument('--lr', type=rate, help='learning rate after warm-up')
-    optimization.add_argument('--warmup-epochs', type=count, default=0)
-    optimization.add_argument('--warmup-lr', type=rate, default=0.0, help='rate at the start of warm-up')
-    optimization.add_argument('--momentum', type=rate, default=0.9)
-    optimization.add_argument('--wd', type=rate, default=1e-4, help='weight decay (default: %(default)s)')
+    optimization.add_argument('--lr', type=non_negative_float, help='learning rate after warm-up')
+    optimization.add_argument('--warmup-epochs', type=non_negative_int, default=0)
+    optimization.add_argument('--warmup-lr', type=non_negative_float, default=0.0, help='rate at the start of warm-up')
+    optimization.add_argument('--momentum', type=non_negative_float, default=0.9)
+    optimization.add_argument('--wd', type=non_negative_float, default=1e-4, help='weight decay (default: %(default)s)')
     optimization.add_argument('--bn-wd', action='store_true', help='decay BatchNorm and biases as well')
-    optimization.add_argument('--tuning-epochs', type=count, default=5,
+    optimization.add_argument('--tuning-epochs', type=non_negative_int, default=5,
                               help='epochs without augmentation after the training (the paper names no number; '
                                    'default: %(default)s)')
-    optimization.add_argument('--tuning-lr', type=rate, default=1e-3,
+    optimization.add_argument('--tuning-lr', type=non_negative_float, default=1e-3,
                               help='rate at the start of the tuning (default: %(default)s)')
 
 
@@ -104,26 +105,3 @@ def write_config(config):
     Path(config.save_dir).mkdir(parents=True, exist_ok=True)
     text = json.dumps(vars(config), indent=1, sort_keys=True)
     (Path(config.save_dir) / 'config.json').write_text(text + '\n')
-
-
-def positive_int(text):
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f'{text} is not a positive whole number')
-    return value
-
-
-def count(text):
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f'{text} is negative')
-    return value
-
-
-def rate(text):
-    value = float(text)
-    if not 0 <= value < float('inf'):
-        raise argparse.ArgumentTypeError(f'{text} is not a finite number from 0')
-    return value
-
-

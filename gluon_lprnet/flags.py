@@ -1,0 +1,25 @@
+"""Types of command-line flags: what argparse refuses before anything runs."""
+import argparse
+import math
+
+
+def positive_int(text):
+    return _at_least(int(text), 1, 'positive whole number')
+
+
+def non_negative_int(text):
+    return _at_least(int(text), 0, 'whole number from 0')
+
+
+def non_negative_float(text):
+    return _at_least(float(text), 0.0, 'finite number from 0')
+
+
+def positive_float(text):
+    return _at_least(float(text), math.ulp(0.0), 'positive finite number')
+
+
+def _at_least(value, least, kind):
+    if not least <= value < math.inf:
+        raise argparse.ArgumentTypeError(f'{value} is not a {kind}')
+    return value
