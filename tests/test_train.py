@@ -16,6 +16,7 @@ import pytest
 from conftest import epoch_records
 from mxnet import gluon
 
+from gluon_lprnet.__main__ import main
 from gluon_lprnet.train import checkpoint, imagenet, options
 from gluon_lprnet.train.loop import Experiment, Run, Schedule
 
@@ -264,6 +265,17 @@ def test_mixup_and_smoothing_mix_images_with_their_labels():
     images, labels = (array.asnumpy() for array in mixed(2))
     np.testing.assert_array_equal(images[:, 0, 0, 0], [0, 1, 2])
     np.testing.assert_allclose(labels, smooth, rtol=1e-5)
+
+
+def test_two_devices_validate_what_they_save(training_flags, tiny_records, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(imagenet, 'contexts_of', lambda config: [mx.cpu(0), mx.cpu(1)])
+    assert imagenet.main(training_flags + ['--num-epochs', '8']) == 0
+    record = epoch_records(tmp_path / 'run')[-1]
+    capsys.readouterr()
+    assert not main(['evaluate', str(tmp_path / 'run'), '--rec-val', f'{tiny_records[0]}.rec'])
+    assert f'top1 {record["val_top1"]:.4f}' in capsys.readouterr().out
+    assert imagenet.main(training_flags + ['--batch-size', '7', '--save-dir', str(tmp_path / 'other')]) == 2
+    assert '--batch-size 7' in capsys.readouterr().err
 
 
 def test_bfloat16_trains_and_exports_a_float32_graph(training_flags, tmp_path):

@@ -24,6 +24,14 @@ def contexts_of(config):
     return [mx.gpu(number) for number in range(config.num_gpus)] or [mx.cpu()]
 
 
+def check_split(count, config, contexts):
+    """Refuse a batch that cannot be split over the devices, the short last one of an epoch included."""
+    for size in (min(config.batch_size, count), count % config.batch_size):
+        if 0 < size < len(contexts):
+            raise InputError(f'--batch-size {config.batch_size} makes a batch of {size} of the {count} images, fewer '
+                             f'than --num-gpus {len(contexts)}: take another.')
+
+
 def run_command(parser, argv, presets, preset_for, build_experiment):
     """Parse, check, train, evaluate, export.
 

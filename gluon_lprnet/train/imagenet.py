@@ -16,7 +16,7 @@ from ..evaluate.classification import correct_in_top, evaluate_classification, v
 from ..flags import non_negative_float, non_negative_int, positive_float, positive_int
 from ..zoo import get_model
 from . import options
-from .command import contexts_of, run_command
+from .command import check_split, contexts_of, run_command
 from .loop import Experiment
 
 SMOOTHING = 0.1
@@ -100,6 +100,7 @@ def build_experiment(config):
     records = {subset: _check(config, subset) for subset in ('train', 'val')}
     config.class_names = _class_names(config)
     contexts = contexts_of(config)
+    check_split(records['train'][2], config, contexts)
     net = get_model(config.model, **model_arguments(vars(config)))
     net.initialize(mx.init.MSRAPrelu(), ctx=contexts)
     dtype = 'float16' if config.dtype == 'float16' else 'float32'

@@ -142,6 +142,7 @@ class Run:
             while self.state['epoch'] < self.schedule.epochs:
                 self._train_epoch(signals)
                 self._check_parameters()
+                self._average_statistics()
                 try:
                     metrics = self.experiment.evaluate()
                 except ArithmeticError as error:
@@ -158,6 +159,7 @@ class Run:
         bar = tqdm(updates, f'epoch {state["epoch"] + 1}/{schedule.epochs}', schedule.steps_per_epoch,
                    initial=state['step_in_epoch'], unit='step', leave=False, disable=None)
         interval = Counter()
+        state['sums'] = Counter(state['sums'])
         self._clock.start_epoch()
         for update in bar:
             rate = schedule.learning_rate(state['step'])
@@ -167,7 +169,6 @@ class Run:
             state['step'] += 1
             state['step_in_epoch'] += 1
             # Counter.update and not +, which drops sums that are not positive.
-            state['sums'] = Counter(state['sums'])
             state['sums'].update(sums)
             interval.update(sums)
             if state['step_in_epoch'] % config.log_interval == 0:
@@ -226,6 +227,14 @@ class Run:
         state.update(epoch=epoch + 1, step_in_epoch=0, sums={})
         if state['epoch'] % self.config.save_frequency == 0 or state['epoch'] == schedule.epochs:
             self._save()
+
+    def _average_statistics(self):
+        # Each device has running statistics of its own and a checkpoint holds their mean, so that validation
+        # must see the mean too.
+        if len(self.experiment.contexts) > 1:
+            for parameter in self.experiment.net.collect_params().values():
+                if parameter.grad_req == 'null':
+                    parameter.set_data(mx.nd.array(np.mean([data.asnumpy() for data in parameter.list_data()], 0)))
 
     def _check_parameters(self):
         for name, parameter in self.experiment.net.collect_params().items():
