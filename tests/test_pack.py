@@ -467,7 +467,9 @@ def test_a_signal_leaves_nothing_behind(tmp_path, sent, phase):
         (tmp_path / 'in' / 'ant' / f'{i}.jpg').write_bytes(image)
     process = subprocess.Popen([sys.executable, '-m', 'gluon_lprnet', 'pack', 'images', str(tmp_path / 'in'),
                                 '--out', str(tmp_path / 'out' / 'set'), '--workers', '2'],
-                               cwd=REPOSITORY, stderr=subprocess.PIPE, start_new_session=True)
+                               cwd=REPOSITORY, stderr=subprocess.PIPE, start_new_session=True,
+                               # A job that a shell put in the background is deaf to Ctrl-C.
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     try:
         reached = False
         while not reached and process.poll() is None:

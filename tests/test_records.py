@@ -10,7 +10,7 @@ import gluon_lprnet  # noqa: F401  makes MXNet importable
 import mxnet as mx
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from gluon_lprnet.__main__ import main
 from gluon_lprnet.data import records
@@ -245,7 +245,10 @@ def test_a_label_beyond_the_classes_is_refused(tmp_path):
     assert '--num-classes is 0' in fault_of(ten(tmp_path), num_classes=0)
 
 
-def test_half_a_jpeg_is_found_by_decoding(tmp_path):
+@pytest.mark.parametrize('pillow_accepts', [False, True])
+def test_half_a_jpeg_is_found_by_decoding(tmp_path, monkeypatch, pillow_accepts):
+    # GluonCV switches this on for the whole process.
+    monkeypatch.setattr(ImageFile, 'LOAD_TRUNCATED_IMAGES', pillow_accepts)
     whole = jpeg(1, (320, 240))
     half = whole[:len(whole) // 2]
     assert mx.image.imdecode(half).shape == (240, 320, 3)  # MXNet accepts it

@@ -163,7 +163,7 @@ def test_truncated_records_and_a_strange_index_are_found_before_the_first_step(t
 # --- whole trainings
 
 def test_training_learns_records_and_exports(training_flags, tmp_path):
-    assert imagenet.main(training_flags + ['--num-epochs', '15', '--tensorboard']) == 0
+    assert imagenet.main(training_flags + ['--num-epochs', '15', '--batch-size', '8', '--tensorboard']) == 0
     run = tmp_path / 'run'
     records = epoch_records(run)
     assert [record['phase'] for record in records] == ['train'] * 15 + ['tuning']
@@ -197,12 +197,18 @@ def _tfrecords(path):
 @pytest.mark.parametrize('number, extra', [(signal.SIGTERM, []),
                                            (signal.SIGINT, ['--mixup', '--label-smoothing', '--accumulate', '2'])])
 def test_a_run_that_was_stopped_and_resumed_ends_as_one_that_was_not(training_flags, tmp_path, number, extra):
+    def start(*argv):
+        # All by the script, since sums depend on how many threads add them up.
+        return subprocess.Popen([sys.executable, 'train_imagenet.py', *argv], cwd=ROOT, stderr=subprocess.PIPE,
+                                text=True)
+
     straight = training_flags + extra + ['--log-interval', '1', '--batch-size', '4']
-    assert imagenet.main(straight) == 0
+    process = start(*straight)
+    _, output = process.communicate()
+    assert process.returncode == 0, output
     stopped = straight[:]
     stopped[stopped.index('--save-dir') + 1] = str(tmp_path / 'stopped')
-    process = subprocess.Popen([sys.executable, 'train_imagenet.py', *stopped], cwd=ROOT, stderr=subprocess.PIPE,
-                               text=True)
+    process = start(*stopped)
     metrics = tmp_path / 'stopped' / 'metrics.jsonl'
     deadline = time.time() + 120
     # In the middle of the second epoch.
@@ -214,7 +220,9 @@ def test_a_run_that_was_stopped_and_resumed_ends_as_one_that_was_not(training_fl
     assert '--resume' in output
     state = checkpoint.newest(tmp_path / 'stopped').state
     assert state['epoch'] >= 1 and state['step'] < 4 * math.ceil(50 / 4)
-    assert imagenet.main(['--save-dir', str(tmp_path / 'stopped'), '--resume']) == 0
+    process = start('--save-dir', str(tmp_path / 'stopped'), '--resume')
+    _, output = process.communicate()
+    assert process.returncode == 0, output
 
     ends = [checkpoint.newest(tmp_path / name) for name in ('run', 'stopped')]
     parameters = [mx.nd.load(end.params) for end in ends]
@@ -280,8 +288,8 @@ def test_two_devices_validate_what_they_save(training_flags, tiny_records, tmp_p
 
 def test_bfloat16_trains_and_exports_a_float32_graph(training_flags, tmp_path):
     # In a process of its own, since AMP changes MXNet's operators for good.
-    result = subprocess.run([sys.executable, 'train_imagenet.py', *training_flags, '--num-epochs', '15', '--dtype',
-                             'bfloat16'], cwd=ROOT,
+    result = subprocess.run([sys.executable, 'train_imagenet.py', *training_flags, '--num-epochs', '15', '--batch-size',
+                             '8', '--dtype', 'bfloat16'], cwd=ROOT,
                             capture_output=True, text=True, env=dict(os.environ, OMP_NUM_THREADS='1'))
     assert result.returncode == 0, result.stderr
     assert epoch_records(tmp_path / 'run')[-1]['val_top1'] > 0.8

@@ -31,7 +31,7 @@ from typing import Dict, NamedTuple
 import cv2
 import mxnet as mx
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile
 from tqdm import tqdm
 
 from ..errors import InputError
@@ -242,6 +242,8 @@ def decode_image(image):
     """
     if not image:
         raise ValueError('is empty (0 bytes)')
+    # Some packages, GluonCV among them, make Pillow accept what is cut off, for the whole process.
+    accepts_truncated, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
     try:
         picture = Image.open(io.BytesIO(image))
         picture.load()
@@ -250,6 +252,8 @@ def decode_image(image):
     except Exception as error:
         # Pillow's readers raise nearly any exception on damaged data (SyntaxError, struct.error...).
         raise ValueError(f'does not decode: {error}') from error
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = accepts_truncated
     return picture
 
 
