@@ -17,6 +17,7 @@ setup(
     install_requires=[
         'mxnet==1.9.1',
         'numpy>=1.23,<2',
+        'scipy',
         'opencv-python<4.12',
         'Pillow',
         'tqdm',

@@ -3,14 +3,17 @@ import argparse
 import sys
 
 from . import __version__, complexity, tables
-from .data import digits, pack, records
+from .data import digits, drawn_faces, face_records, pack, profiling, records
 from .errors import InputError
-from .evaluate import classification
+from .evaluate import align, classification, landmarks, table6
 from .train import journal
 from .zoo import symbols
 
 # Each module adds the parsers of its commands and sets `run`, a function of the parsed arguments.
-_COMMAND_MODULES = (tables, complexity, symbols, pack, digits, records, journal, classification)
+_COMMAND_MODULES = (tables, table6, complexity, symbols, digits, drawn_faces, profiling, records, journal,
+                    classification, landmarks, align)
+# `pack KIND`: each module adds the parser of a kind of data set.
+_PACK_MODULES = (pack, face_records)
 
 
 def main(argv=None):
@@ -19,6 +22,10 @@ def main(argv=None):
     commands = parser.add_subparsers(metavar='COMMAND', required=True)
     for module in _COMMAND_MODULES:
         module.add_commands(commands)
+    kinds = commands.add_parser('pack', help='pack images into RecordIO files').add_subparsers(
+        metavar='KIND', required=True)
+    for module in _PACK_MODULES:
+        module.add_pack_kind(kinds)
     args = parser.parse_args(argv)
     try:
         return args.run(args)

@@ -24,9 +24,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def flags(**changes):
-    values = dict(num_epochs=3, tuning_epochs=0, warmup_epochs=0, warmup_lr=0.0, lr=0.1, tuning_lr=0.0, momentum=0.9,
-                  wd=0.0, bn_wd=False, accumulate=1, dtype='float32', log_interval=2, save_frequency=1,
-                  tensorboard=False)
+    values = dict(num_epochs=3, tuning_epochs=0, warmup_epochs=0, warmup_lr=0.0, lr=0.1, lr_mode='cosine', lr_decay=0.1,
+                  lr_decay_epoch=[], tuning_lr=0.0, optimizer='sgd', momentum=0.9, wd=0.0, bn_wd=False, accumulate=1,
+                  dtype='float32', log_interval=2, save_frequency=1, tensorboard=False)
     return argparse.Namespace(**{**values, **changes})
 
 
@@ -88,6 +88,27 @@ def test_schedule_is_warmup_cosine_then_tuning():
     np.testing.assert_allclose(rates[14:70], 0.25 * (1 + np.cos(np.pi * np.arange(56) / 56)), atol=1e-9)
     np.testing.assert_allclose(rates[70:], 0.005 * (1 + np.cos(np.pi * np.arange(14) / 14)), atol=1e-9)
     assert [schedule.phase(epoch) for epoch in (0, 9, 10, 11)] == ['train', 'train', 'tuning', 'tuning']
+
+
+def test_updates_are_those_of_adam_with_a_rate_that_falls_in_steps(tmp_path):
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(21, 1)).astype('float32'), rng.normal(size=21).astype('float32')
+    config = flags(optimizer='adam', lr=0.02, lr_mode='step', lr_decay=0.5, lr_decay_epoch=[1, 2],
+                   save_dir=str(tmp_path))
+    experiment = linear_experiment(x, y, [mx.cpu()], batch_size=4)
+    Run(experiment, config, logging.getLogger('test')).fit()
+    parameters, first, second = np.array([0.5, 0.0]), np.zeros(2), np.zeros(2)
+    inputs = np.column_stack([x.astype('float64'), np.ones(21)])
+    for step in range(18):
+        batch = slice(step % 6 * 4, step % 6 * 4 + 4)
+        gradient = inputs[batch].T @ (inputs[batch] @ parameters - y[batch]) / len(y[batch])
+        first, second = 0.9 * first + 0.1 * gradient, 0.999 * second + 0.001 * gradient ** 2
+        rate = 0.02 * 0.5 ** (step // 6)
+        corrected = first / (1 - 0.9 ** (step + 1)), second / (1 - 0.999 ** (step + 1))
+        parameters = parameters - rate * corrected[0] / (np.sqrt(corrected[1]) + 1e-8)
+    net = experiment.net
+    np.testing.assert_allclose([parameter.data().asnumpy().item() for parameter in (net.weight, net.bias)],
+                               parameters, rtol=1e-4)
 
 
 @pytest.mark.parametrize('bn_wd', [False, True])

@@ -136,12 +136,9 @@ def pack_images(source, prefix, resize=480, quality=95, workers=None, skip_bad=F
         A flag, the source, or (without `skip_bad`) any image is at fault; all damaged images are
         named. Nothing is left at `prefix`.
     """
-    _check_prefix(prefix, overwrite)
-    for flag, value, low, high in (('--resize', resize, 0, 65500), ('--quality', quality, 1, 100),
-                                   ('--workers', 1 if workers is None else workers, 1, 1024),
-                                   ('--seed', seed, 0, 2**32 - 1)):
-        if not low <= value <= high:
-            raise InputError(f'{flag} is {value}: it must be from {low} to {high}.')
+    check_prefix(prefix, overwrite)
+    check_ranges(('--resize', resize, 0, 65500), ('--quality', quality, 1, 100), ('--workers', workers, 1, 1024),
+                 ('--seed', seed, 0, 2**32 - 1))
     source = _read_source(os.fspath(source), root)
     order = np.arange(len(source.paths))
     if shuffle:
@@ -162,7 +159,7 @@ def pack_images(source, prefix, resize=480, quality=95, workers=None, skip_bad=F
         skipped.sort()
         if skipped and not skip_bad:
             raise InputError(f'{len(skipped)} of {len(order)} images in {source.root} cannot be packed:\n'
-                             f'{_listing([f"{path} {reason}" for path, reason in skipped])}\n'
+                             f'{listing([f"{path} {reason}" for path, reason in skipped])}\n'
                              'Mend or remove them, or give --skip-bad to leave them out. '
                              'Nothing was written.')
 
@@ -206,11 +203,11 @@ def write_records(prefix, samples, classes=None, details=None, overwrite=False, 
         Files exist, the disk is full, a label is not sound, or there is no sample. Whatever
         exception ends the writing, also one of `samples`, nothing is left at `prefix`.
     """
-    prefix = _check_prefix(prefix, overwrite)
+    prefix = check_prefix(prefix, overwrite)
     for name in classes or ():
         if '\n' in name:
             raise InputError(f'The class {name!r} has a line break in its name: rename it.')
-    with _exit_on_sigterm(), _folder_aside(prefix) as aside:
+    with exit_on_sigterm(), _folder_aside(prefix) as aside:
         part = os.path.join(aside, os.path.basename(prefix))
         count, label_width, size = _write_rec(part, prefix, samples)
         with _disk_errors(prefix):
@@ -299,7 +296,7 @@ def _folder_aside(prefix):
 
 
 @contextlib.contextmanager
-def _exit_on_sigterm():
+def exit_on_sigterm():
     """Let SIGTERM raise SystemExit, so that what was written so far is removed."""
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may set a handler
@@ -311,7 +308,8 @@ def _exit_on_sigterm():
         signal.signal(signal.SIGTERM, before)
 
 
-def _check_prefix(prefix, overwrite):
+def check_prefix(prefix, overwrite):
+    """The prefix as str, if files can be written there; otherwise raises InputError."""
     prefix = os.fspath(prefix)
     folder, name = os.path.split(prefix)
     if not name or os.path.isdir(prefix):
@@ -328,7 +326,15 @@ def _check_prefix(prefix, overwrite):
     return prefix
 
 
-def _listing(lines):
+def check_ranges(*ranges):
+    """Raise InputError unless each (flag, value, lowest, highest) holds, or its value is None."""
+    for flag, value, low, high in ranges:
+        if value is not None and not low <= value <= high:
+            raise InputError(f'{flag} is {value}: it must be from {low} to {high}.')
+
+
+def listing(lines):
+    """Lines for a message, indented, and cut where there are too many."""
     more = [f'and {len(lines) - _NAMES_SHOWN} more'] if len(lines) > _NAMES_SHOWN else []
     return '\n'.join(f'  {line}' for line in lines[:_NAMES_SHOWN] + more)
 
@@ -465,7 +471,7 @@ def _convert_file(path, resize, quality):
         return image
     if turn is not None:
         picture = picture.transpose(turn)
-    pixels = np.asarray(_rgb(picture))
+    pixels = np.asarray(rgb(picture))
     if must_shrink:
         height, width = pixels.shape[:2]
         scale = resize / min(height, width)
@@ -508,7 +514,8 @@ def _orientation(picture):
         return None
 
 
-def _rgb(picture):
+def rgb(picture):
+    """A Pillow picture of any mode as 8-bit RGB: 16 bits scaled, transparency laid on white; or ValueError."""
     if picture.mode.startswith('I'):
         deep = np.asarray(picture)
         if deep.min() < 0 or deep.max() > 65535:
@@ -523,13 +530,7 @@ def _rgb(picture):
     return picture.convert('RGB')
 
 
-def add_commands(subparsers):
-    parser = subparsers.add_parser('pack', help='pack images into RecordIO files')
-    kinds = parser.add_subparsers(metavar='KIND', required=True)
-    _add_images(kinds)
-
-
-def _add_images(kinds):
+def add_pack_kind(kinds):
     parser = kinds.add_parser(
         'images', help='photos in class folders, or listed with their labels',
         description='Pack photos into PREFIX.rec, .idx, .classes.txt and .json (the manifest with '
@@ -537,16 +538,22 @@ def _add_images(kinds):
     parser.add_argument('source', metavar='FOLDER_OR_LIST',
                         help='a folder with a folder per class (sorted names have the labels 0, 1, ...), an '
                              'MXNet list (*.lst), or a text list with lines "path label"')
-    parser.add_argument('--out', required=True, metavar='PREFIX',
-                        help='the beginning of the written files\' names')
     parser.add_argument('--root',
                         help='the folder that a list\'s paths start from (default: the list\'s own)')
     parser.add_argument('--resize', type=int, default=480, metavar='N',
                         help='shrink photos so that the SHORTER side has N pixels (ImageNet: 480 for '
                              'training, 256 for validation); smaller photos are kept as they are, never '
                              'enlarged; 0 keeps every size (default: %(default)s)')
+    add_output_flags(parser)
+    parser.set_defaults(run=_run_images)
+
+
+def add_output_flags(parser):
+    """Add the flags that all kinds of ``pack`` share: where and how records are written."""
+    parser.add_argument('--out', required=True, metavar='PREFIX',
+                        help='the beginning of the written files\' names')
     parser.add_argument('--quality', type=int, default=95,
-                        help='JPEG quality of those encoded again, 1 to 100 (default: %(default)s)')
+                        help='JPEG quality of those encoded, 1 to 100 (default: %(default)s)')
     parser.add_argument('--workers', type=int,
                         help='processes (default: as many as CPUs, fewer for few images)')
     parser.add_argument('--skip-bad', action='store_true',
@@ -558,7 +565,6 @@ def _add_images(kinds):
                         help='write the images in random order (default)')
     parser.add_argument('--seed', type=int, default=0, help='of the random order (default: %(default)s)')
     parser.add_argument('--overwrite', action='store_true', help='replace existing files')
-    parser.set_defaults(run=_run_images)
 
 
 def _run_images(args):
@@ -566,10 +572,10 @@ def _run_images(args):
                           args.shuffle, args.seed, args.root, args.overwrite)
     # Names go to standard error, which also prints those that are not valid UTF-8.
     if summary.ignored:
-        print(f'{len(summary.ignored)} entries are not images and were ignored:\n{_listing(summary.ignored)}',
+        print(f'{len(summary.ignored)} entries are not images and were ignored:\n{listing(summary.ignored)}',
               file=sys.stderr)
     if summary.skipped:
-        skipped = _listing([f'{path} {reason}' for path, reason in summary.skipped])
+        skipped = listing([f'{path} {reason}' for path, reason in summary.skipped])
         print(f'{len(summary.skipped)} images were skipped:\n{skipped}', file=sys.stderr)
     of_classes = '' if summary.classes is None else f' of {len(summary.classes)} classes'
     print(f'{summary.rec_path}: {summary.count} images{of_classes}, {summary.size / 1e6:.1f} MB; '

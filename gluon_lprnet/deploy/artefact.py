@@ -12,7 +12,8 @@ from ..train import checkpoint
 from ..zoo import get_model
 
 # What a user of the network must know beside its weights; written next to symbol and params.
-DESCRIPTION_KEYS = ('model', 'num_classes', 'input_size', 'crop_ratio', 'rgb_mean', 'rgb_std', 'class_names')
+DESCRIPTION_KEYS = ('task', 'model', 'num_classes', 'input_size', 'crop_ratio', 'crop_scale', 'rgb_mean', 'rgb_std',
+                    'class_names')
 
 
 def model_arguments(config):
@@ -52,7 +53,7 @@ def export_network(net, config, folder):
     size = config['input_size']
     net(mx.nd.zeros((1, 3, size, size), ctx=next(iter(net.collect_params().values())).list_ctx()[0]))
     net.export(str(prefix))
-    description = {key: config[key] for key in DESCRIPTION_KEYS}
+    description = _describe(config)
     prefix.with_name(prefix.name + '.json').write_text(json.dumps(description, indent=1) + '\n')
     return Path(f'{prefix}-symbol.json')
 
@@ -89,12 +90,16 @@ def load_network(path, context=None):
         config = found.state['config']
         net = get_model(config['model'], **model_arguments(config))
         net.load_parameters(found.params, ctx=context, cast_dtype=True)
-        description = {key: config[key] for key in DESCRIPTION_KEYS}
+        description = _describe(config)
     else:
         raise InputError(f'{path}: give the folder of a run or of a checkpoint, or a -symbol.json file'
                          f'{"" if path.exists() else " (there is nothing there)"}.')
     net.hybridize(static_alloc=True, static_shape=True)
     return net, description
+
+
+def _describe(config):
+    return {key: config[key] for key in DESCRIPTION_KEYS if key in config}
 
 
 def _load_symbol(path, context):

@@ -7,8 +7,10 @@ import sys
 import mxnet as mx
 from mxnet.contrib import amp
 
-from ..deploy.artefact import export_network
+from ..blocks import normalize_in_rank_space
+from ..deploy.artefact import export_network, model_arguments
 from ..errors import InputError
+from ..zoo import get_model
 from . import options
 from .journal import start_log, stop_log
 from .loop import Interrupted, NonFiniteLoss, Run
@@ -30,6 +32,16 @@ def check_split(count, config, contexts):
         if 0 < size < len(contexts):
             raise InputError(f'--batch-size {config.batch_size} makes a batch of {size} of the {count} images, fewer '
                              f'than --num-gpus {len(contexts)}: take another.')
+
+
+def make_network(config, initializer, contexts):
+    """The network that the flags describe, initialized, in their precision, hybridized."""
+    net = get_model(config.model, **model_arguments(vars(config)))
+    net.initialize(initializer, ctx=contexts)
+    net.cast(options.input_dtype(config))
+    normalize_in_rank_space(net, config.dtype == 'float32')
+    net.hybridize(static_alloc=True, static_shape=True)
+    return net
 
 
 def run_command(parser, argv, presets, preset_for, build_experiment):

@@ -6,17 +6,13 @@ import mxnet as mx
 import numpy as np
 from mxnet import gluon
 
-from ..blocks import normalize_in_rank_space
-from ..data.imagenet import (IMAGENET_MEAN, IMAGENET_STD, Batch, ImageBatches, Normalization,
-                             paper_augmentation)
+from ..data.imagenet import Batch, ImageBatches, Normalization, paper_augmentation
 from ..data.records import check_records
-from ..deploy.artefact import model_arguments
 from ..errors import InputError
 from ..evaluate.classification import correct_in_top, evaluate_classification, validation_batches
 from ..flags import non_negative_float, non_negative_int, positive_float, positive_int
-from ..zoo import get_model
 from . import options
-from .command import check_split, contexts_of, run_command
+from .command import check_split, contexts_of, make_network, run_command
 from .loop import Experiment
 
 SMOOTHING = 0.1
@@ -52,24 +48,14 @@ def make_parser():
         description="Train a classification network on RecordIO, by the paper's recipe unless flags say otherwise.")
     parser.add_argument('--preset', choices=PRESETS,
                         help="recipe that sets the flags not given (default: the paper's, by --model)")
-    network = parser.add_argument_group('network')
-    network.add_argument('--model', default='lprnet_mobilenet_x1.0',
-                         help='name in gluon_lprnet.list_models() (default: %(default)s)')
+    network = options.add_network_flags(parser, model='lprnet_mobilenet_x1.0')
     network.add_argument('--num-classes', type=positive_int)
-    network.add_argument('--input-size', type=positive_int, help='height and width of the crop, in pixels')
-    network.add_argument('--small-image', action='store_true', help='stem for images of 32x32')
-    network.add_argument('--rank', type=_rank, help='rank of LPR modules: a fraction of the width (1/8, 0.125) '
-                                                    'or a number of channels')
-    network.add_argument('--no-residual', action='store_true', help='LPR without its residual (Table 4)')
-    network.add_argument('--no-l2-norm', action='store_true', help='LPR without its L2 normalization (Table 4)')
 
     data = parser.add_argument_group('data')
     for subset in ('train', 'val'):
         data.add_argument(f'--rec-{subset}', metavar='REC', help='RecordIO file (required)')
         data.add_argument(f'--rec-{subset}-idx', metavar='IDX', help='its index (default: same name with .idx)')
     data.add_argument('--crop-ratio', type=positive_float, help='input size over the shorter side, for validation')
-    data.add_argument('--rgb-mean', type=float, nargs=3, default=list(IMAGENET_MEAN), metavar=('R', 'G', 'B'))
-    data.add_argument('--rgb-std', type=float, nargs=3, default=list(IMAGENET_STD), metavar=('R', 'G', 'B'))
     data.add_argument('--pad', type=non_negative_int, default=0,
                       help='pixels added at each side before the random crop')
     data.add_argument('--min-random-scale', type=positive_float, default=1.0)
@@ -98,15 +84,10 @@ def build_experiment(config):
         raise InputError(f'--min-random-scale {config.min_random_scale} is above --max-random-scale '
                          f'{config.max_random_scale}.')
     records = {subset: _check(config, subset) for subset in ('train', 'val')}
-    config.class_names = _class_names(config)
+    config.task, config.class_names = 'classification', _class_names(config)
     contexts = contexts_of(config)
     check_split(records['train'][2], config, contexts)
-    net = get_model(config.model, **model_arguments(vars(config)))
-    net.initialize(mx.init.MSRAPrelu(), ctx=contexts)
-    dtype = 'float16' if config.dtype == 'float16' else 'float32'
-    net.cast(dtype)
-    normalize_in_rank_space(net, config.dtype == 'float32')
-    net.hybridize(static_alloc=True, static_shape=True)
+    net = make_network(config, mx.init.MSRAPrelu(), contexts)
 
     def train_images(augmentation, resize):
         rec, idx, count = records['train']
@@ -131,7 +112,7 @@ def build_experiment(config):
         net=net, contexts=contexts, batches=batches, batches_per_epoch=len(augmented),
         loss=lambda output, label: (soft_loss if label.ndim == 2 else hard_loss)(output, label),
         count=lambda output, label: {'top1': correct_in_top(output, label.argmax(1) if label.ndim == 2 else label, 1)},
-        evaluate=lambda: evaluate_classification(net, validation, contexts[0], dtype))
+        evaluate=lambda: evaluate_classification(net, validation, contexts[0], options.input_dtype(config)))
 
 
 def main(argv=None):
@@ -170,11 +151,3 @@ def _with_soft_labels(batches, epoch, start, config):
             data = weight * data + (1 - weight) * data[::-1]
             label = weight * label + (1 - weight) * label[::-1]
         yield Batch(data, label)
-
-
-def _rank(text):
-    numerator, slash, denominator = text.partition('/')
-    try:
-        return int(numerator) / int(denominator) if slash else float(text) if '.' in text else int(text)
-    except (ValueError, ZeroDivisionError):
-        raise argparse.ArgumentTypeError(f'{text!r} is no rank: give 1/8, 0.125 or a whole number') from None

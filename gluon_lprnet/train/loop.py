@@ -17,6 +17,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from . import checkpoint
 from .journal import Journal
+from .options import input_dtype
 
 
 class NonFiniteLoss(ArithmeticError):
@@ -69,7 +70,8 @@ class Schedule:
     """Epochs, updates and learning rates of a training and of the tuning that may follow it.
 
     The rate goes linearly from ``warmup_lr`` to ``lr`` over ``warmup_epochs``, then along a cosine to 0 at
-    the end of ``num_epochs``; the tuning's rate goes along a cosine from ``tuning_lr`` to 0.
+    the end of ``num_epochs`` or, in mode ``step``, falls by ``lr_decay`` after each of ``lr_decay_epoch``;
+    the tuning's rate goes along a cosine from ``tuning_lr`` to 0.
     """
 
     def __init__(self, config, steps_per_epoch):
@@ -77,9 +79,13 @@ class Schedule:
         self.epochs = config.num_epochs + config.tuning_epochs
         self._train_epochs = config.num_epochs
         self._train_steps = config.num_epochs * steps_per_epoch
-        self._train = mx.lr_scheduler.CosineScheduler(
-            max(1, self._train_steps), config.lr, 0.0,
-            warmup_steps=config.warmup_epochs * steps_per_epoch, warmup_begin_lr=config.warmup_lr)
+        warmup = dict(warmup_steps=config.warmup_epochs * steps_per_epoch, warmup_begin_lr=config.warmup_lr)
+        if config.lr_mode == 'step':
+            # MXNet's scheduler lowers the rate only for updates beyond its step.
+            falls = [epoch * steps_per_epoch - 1 for epoch in config.lr_decay_epoch]
+            self._train = mx.lr_scheduler.MultiFactorScheduler(falls, config.lr_decay, config.lr, **warmup)
+        else:
+            self._train = mx.lr_scheduler.CosineScheduler(max(1, self._train_steps), config.lr, 0.0, **warmup)
         self._tuning = mx.lr_scheduler.CosineScheduler(
             max(1, config.tuning_epochs * steps_per_epoch), config.tuning_lr, 0.0)
 
@@ -188,10 +194,9 @@ class Run:
     def update(self, batches):
         """One update from the summed gradients of ``batches``, (data, label) pairs; returns sums over the samples."""
         experiment, sums = self.experiment, Counter()
-        input_dtype = 'float16' if self.config.dtype == 'float16' else 'float32'
         for data, label in batches:
-            images = gluon.utils.split_and_load(data.astype(input_dtype, copy=False), experiment.contexts,
-                                                even_split=False)
+            images = gluon.utils.split_and_load(data.astype(input_dtype(self.config), copy=False),
+                                                experiment.contexts, even_split=False)
             labels = gluon.utils.split_and_load(label, experiment.contexts, even_split=False)
             with autograd.record():
                 outputs = [experiment.net(x).astype('float32', copy=False) for x in images]
@@ -298,16 +303,17 @@ def _noted_signals():
 
 
 def _make_trainer(experiment, config):
-    """Large-batch SGD with momentum; weight decay spares BatchNorm and biases unless ``--bn-wd``."""
+    """SGD with momentum or Adam with its default betas; decay spares BatchNorm and biases unless ``--bn-wd``."""
     parameters = experiment.net.collect_params()
     for name, parameter in parameters.items():
         if not config.bn_wd and name.endswith(('gamma', 'beta', 'bias')):
             parameter.wd_mult = 0.0
         if config.accumulate > 1 and parameter.grad_req != 'null':
             parameter.grad_req = 'add'
-    return gluon.Trainer(parameters, 'sgd',
-                         dict(learning_rate=config.lr, momentum=config.momentum, wd=config.wd,
-                              multi_precision=config.dtype == 'float16'),
+    options = dict(learning_rate=config.lr, wd=config.wd, multi_precision=config.dtype == 'float16')
+    if config.optimizer == 'sgd':
+        options['momentum'] = config.momentum
+    return gluon.Trainer(parameters, config.optimizer, options,
                          kvstore='device' if len(experiment.contexts) > 1 else None, update_on_kvstore=False)
 
 

@@ -1,15 +1,32 @@
 """Flags of a training, with GluonCV's names: presets, the effective configuration, resume."""
+import argparse
 import json
 import os
 from pathlib import Path
 
+from ..data.imagenet import IMAGENET_MEAN, IMAGENET_STD
 from ..errors import InputError
-from ..flags import non_negative_float, non_negative_int, positive_int
+from ..flags import non_negative_float, non_negative_int, positive_float, positive_int
 from . import checkpoint
 
 # Flags that do not change what is learned: a resumed run may give them another value.
 _FREE = {'resume', 'log_interval', 'save_frequency', 'num_data_workers', 'tensorboard', 'data_check',
          'rec_train', 'rec_train_idx', 'rec_val', 'rec_val_idx'}
+
+
+def add_network_flags(parser, model):
+    """Flags of the network and its input; ``model`` is the name of the default one."""
+    network = parser.add_argument_group('network')
+    network.add_argument('--model', default=model, help='name in gluon_lprnet.list_models() (default: %(default)s)')
+    network.add_argument('--input-size', type=positive_int, help='height and width of the crop, in pixels')
+    network.add_argument('--small-image', action='store_true', help='stem for images of 32x32')
+    network.add_argument('--rank', type=_rank, help='rank of LPR modules: a fraction of the width (1/8, 0.125) '
+                                                    'or a number of channels')
+    network.add_argument('--no-residual', action='store_true', help='LPR without its residual (Table 4)')
+    network.add_argument('--no-l2-norm', action='store_true', help='LPR without its L2 normalization (Table 4)')
+    network.add_argument('--rgb-mean', type=float, nargs=3, default=list(IMAGENET_MEAN), metavar=('R', 'G', 'B'))
+    network.add_argument('--rgb-std', type=float, nargs=3, default=list(IMAGENET_STD), metavar=('R', 'G', 'B'))
+    return network
 
 
 def add_common_flags(parser):
@@ -40,10 +57,17 @@ def add_common_flags(parser):
     optimization.add_argument('--batch-size', type=positive_int)
     optimization.add_argument('--accumulate', type=positive_int, default=1, metavar='N',
                               help='add up the gradients of N batches for one update (default: %(default)s)')
+    optimization.add_argument('--optimizer', choices=('sgd', 'adam'), default='sgd', help='(default: %(default)s)')
     optimization.add_argument('--lr', type=non_negative_float, help='learning rate after warm-up')
+    optimization.add_argument('--lr-mode', choices=('cosine', 'step'), default='cosine',
+                              help='how the rate falls (default: %(default)s)')
+    optimization.add_argument('--lr-decay', type=positive_float, default=0.1,
+                              help='factor of each fall, for --lr-mode step (default: %(default)s)')
+    optimization.add_argument('--lr-decay-epoch', type=positive_int, nargs='+', default=[], metavar='EPOCH',
+                              help='epochs, counted from 1, after which the rate falls, for --lr-mode step')
     optimization.add_argument('--warmup-epochs', type=non_negative_int, default=0)
     optimization.add_argument('--warmup-lr', type=non_negative_float, default=0.0, help='rate at the start of warm-up')
-    optimization.add_argument('--momentum', type=non_negative_float, default=0.9)
+    optimization.add_argument('--momentum', type=non_negative_float, default=0.9, help='of sgd (default: %(default)s)')
     optimization.add_argument('--wd', type=non_negative_float, default=1e-4, help='weight decay (default: %(default)s)')
     optimization.add_argument('--bn-wd', action='store_true', help='decay BatchNorm and biases as well')
     optimization.add_argument('--tuning-epochs', type=non_negative_int, default=5,
@@ -97,7 +121,14 @@ def parse(parser, argv, presets, preset_for):
         args = parser.parse_args(argv)
     if args.warmup_epochs >= args.num_epochs:
         raise InputError(f'--warmup-epochs {args.warmup_epochs} leaves nothing of --num-epochs {args.num_epochs}.')
+    if (args.lr_mode == 'step') != bool(args.lr_decay_epoch):
+        raise InputError('--lr-mode step and --lr-decay-epoch need each other: give both or none.')
     return args, found if args.resume else None
+
+
+def input_dtype(config):
+    """Of the network's input; bfloat16 is cast within the network."""
+    return 'float16' if config.dtype == 'float16' else 'float32'
 
 
 def write_config(config):
@@ -105,3 +136,11 @@ def write_config(config):
     Path(config.save_dir).mkdir(parents=True, exist_ok=True)
     text = json.dumps(vars(config), indent=1, sort_keys=True)
     (Path(config.save_dir) / 'config.json').write_text(text + '\n')
+
+
+def _rank(text):
+    numerator, slash, denominator = text.partition('/')
+    try:
+        return int(numerator) / int(denominator) if slash else float(text) if '.' in text else int(text)
+    except (ValueError, ZeroDivisionError):
+        raise argparse.ArgumentTypeError(f'{text!r} is no rank: give 1/8, 0.125 or a whole number') from None

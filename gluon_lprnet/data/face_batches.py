@@ -1,0 +1,141 @@
+"""Batches of faces with their landmarks from RecordIO: the square crop, and augmentation of both together.
+
+MXNet's native reader knows nothing of landmarks, and Albumentations needs a second copy of OpenCV beside
+the one that is installed; here one affine map by OpenCV moves picture and points, so both fit exactly.
+"""
+import math
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from mxnet import gluon
+
+from .imagenet import Batch
+from .landmarks import crop_matrix, mirror, to_outputs, transform, warp_crop
+
+
+@dataclass
+class FaceAugmentation:
+    """Random changes of a face, all in one map and one look.
+
+    Attributes
+    ----------
+    rotation : float
+        Largest angle in degrees, to both sides.
+    scale : float
+        Largest change of the size, as a fraction: 0.1 gives 0.9 to 1.1.
+    shift : float
+        Largest shift along x and y, as a fraction of the crop's side.
+    color : float
+        Largest change of brightness, contrast and saturation, as a fraction.
+    blur, gray, occlusion : float
+        Probability of a Gaussian blur, of a picture without colour, of a covered rectangle.
+    mirror : bool
+        Flip left and right, points renumbered, with probability 1/2.
+    """
+    rotation: float = 30.0
+    scale: float = 0.1
+    shift: float = 0.05
+    color: float = 0.3
+    blur: float = 0.1
+    gray: float = 0.1
+    occlusion: float = 0.2
+    mirror: bool = True
+
+    def matrix(self, rng, size):
+        """A random similarity of a crop of ``size`` pixels about its centre, (3, 3)."""
+        angle = math.radians(rng.uniform(-self.rotation, self.rotation))
+        scale = 1 + rng.uniform(-self.scale, self.scale)
+        shift = rng.uniform(-self.shift, self.shift, 2) * size
+        centre = (size - 1) / 2
+        linear = scale * np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+        return np.vstack([np.column_stack([linear, centre - linear @ (centre, centre) + shift]), (0, 0, 1)])
+
+    def look(self, rng, crop):
+        """Colour, blur and occlusion of a crop (size, size, 3) uint8."""
+        size = crop.shape[0]
+        brightness, contrast, saturation = 1 + rng.uniform(-self.color, self.color, 3)
+        gray = cv2.cvtColor(cv2.cvtColor(crop, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+        if rng.random() < self.gray:
+            saturation = 0.0
+        crop = cv2.addWeighted(crop, brightness * contrast * saturation,
+                               gray, brightness * contrast * (1 - saturation),
+                               brightness * (1 - contrast) * gray.mean())
+        if rng.random() < self.blur:
+            crop = cv2.GaussianBlur(crop, (0, 0), rng.uniform(0.5, 2.0) * size / 112)
+        if rng.random() < self.occlusion:
+            width, height = rng.uniform(0.1, 0.45, 2) * size
+            left, top = rng.uniform(0, size - width), rng.uniform(0, size - height)
+            color = tuple(int(channel) for channel in rng.integers(0, 256, 3))
+            cv2.rectangle(crop, (int(left), int(top)), (int(left + width), int(top + height)), color, cv2.FILLED)
+        return crop
+
+
+class FaceBatches:
+    """The batches of faces, epoch by epoch, the same ones for the same seed and epoch.
+
+    Parameters
+    ----------
+    faces : sequence of FaceRecord
+        Their pictures stay encoded in memory: 61,225 faces of 300W-LP are less than a gigabyte.
+    input_size : int
+        Height and width of the network's input, in pixels.
+    crop_scale : float
+        The network's square over the longer side of the landmarks' box.
+    batch_size : int
+    normalization : Normalization
+        Mean and standard deviation of R, G and B on the scale 0 to 255.
+    augmentation : FaceAugmentation, optional
+        For training; the order is then random too.
+    threads : int
+        That decode and warp.
+    seed : int
+    """
+
+    def __init__(self, faces, input_size, crop_scale, batch_size, normalization, augmentation=None, threads=2, seed=0):
+        self.faces = faces
+        self.batch_size = min(batch_size, len(faces))
+        self._input_size = input_size
+        self._crop_scale = crop_scale
+        self._mean, self._std = (np.float32(values) for values in normalization)
+        self._augmentation = augmentation
+        self._threads = threads
+        self._seed = seed
+
+    def __len__(self):
+        """Batches an epoch, a short last one included."""
+        return math.ceil(len(self.faces) / self.batch_size)
+
+    def epoch(self, epoch, start=0):
+        """Yield the epoch's batches from number ``start`` on.
+
+        Yields
+        ------
+        Batch
+            ``data`` (N, 3, input_size, input_size) float32, ``label`` (N, 136) float32 as of
+            :func:`gluon_lprnet.data.landmarks.to_outputs`.
+        """
+        order = np.arange(len(self.faces))
+        if self._augmentation:
+            np.random.default_rng((self._seed, epoch)).shuffle(order)
+        samples = gluon.data.SimpleDataset(order[start * self.batch_size:]).transform(
+            lambda index: self._sample(index, epoch))
+        for data, label in gluon.data.DataLoader(samples, self.batch_size, num_workers=self._threads,
+                                                 thread_pool=True):
+            yield Batch(data, label)
+
+    def _sample(self, index, epoch):
+        face, size = self.faces[index], self._input_size
+        picture = cv2.cvtColor(cv2.imdecode(np.frombuffer(face.image, 'uint8'), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+        matrix = crop_matrix(face.box, size, self._crop_scale)
+        if self._augmentation:
+            rng = np.random.default_rng((self._seed, epoch, index))
+            matrix = (self._augmentation.matrix(rng, size) @ np.vstack([matrix, (0, 0, 1)]))[:2]
+        crop = warp_crop(picture, matrix, size)
+        landmarks = transform(matrix, face.landmarks)
+        if self._augmentation:
+            crop = self._augmentation.look(rng, crop)
+            if self._augmentation.mirror and rng.random() < 0.5:
+                crop, landmarks = crop[:, ::-1], mirror(landmarks, size)
+        data = ((crop - self._mean) / self._std).transpose(2, 0, 1)
+        return data, to_outputs(landmarks, size).astype('float32')

@@ -1,0 +1,147 @@
+"""A generic head in three dimensions: its 68 landmarks, and the pose in which they fit those of a picture.
+
+Axes are those of a picture, in millimetres of a head of average size: x to the right, y down, z away from the
+camera. A pose is pitch, yaw and roll in radians as ``Pose_Para`` of 300W-LP and AFLW2000-3D gives them (Zhu et al.
+2016, "Face Alignment Across Large Poses"): roll is applied first, and a face of positive yaw looks to the left of
+the picture.
+"""
+from typing import NamedTuple
+
+import numpy as np
+from scipy.optimize import least_squares
+
+from .landmarks import POINTS, mirror
+
+# One half of the head and its midline: the number of the point, then x, y, z. The proportions are those of the
+# 68-point model that OpenFace and many estimators of head pose use, made symmetric, in half millimetres.
+_HALF = np.array([
+    # jaw, from the ear at the left of the picture to the chin
+    (0, -72.5, -30, 47.5), (1, -71.5, -11.5, 45), (2, -69.5, 7.5, 43.5), (3, -65.5, 26, 42), (4, -58.5, 42.5, 38),
+    (5, -47.5, 56.5, 31), (6, -33.5, 67, 19), (7, -17.5, 75, 4.5), (8, 0, 77, -1),
+    # brow
+    (17, -60.5, -50, 13), (18, -51, -59, 6.5), (19, -38, -62.5, -0.5), (20, -24.5, -61.5, -7), (21, -12, -57, -12),
+    # nose: bridge to tip, then its underside
+    (27, 0, -42, -13.5), (28, 0, -31, -21), (29, 0, -20, -29.5), (30, 0, -8.5, -37),
+    (31, -15, 2.5, -20.5), (32, -7.5, 4.5, -23.5), (33, 0, 6.5, -26),
+    # eye
+    (36, -45.5, -38, 6), (37, -37.5, -43, 2.5), (38, -28, -43, 1), (39, -19.5, -37, -0.5), (40, -28.5, -35.5, -0.5),
+    (41, -38, -35, 1),
+    # outer lips
+    (48, -29, 28.5, -2.5), (49, -18, 22.5, -16), (50, -7.5, 19, -22.5), (51, 0, 20.5, -23.5), (57, 0, 40.5, -23.5),
+    (58, -8, 39.5, -22.5), (59, -18.5, 36.5, -15),
+    # inner lips
+    (60, -24.5, 28.5, -5), (61, -7.5, 25.5, -21), (62, 0, 26, -22), (66, 0, 31.5, -22), (67, -8, 30.5, -20.5)])
+
+JAW = np.arange(17)
+
+# The jaw is annotated where it ends in the picture, which is another place on the head for every yaw.
+_WEIGHTS = np.ones(POINTS)
+_WEIGHTS[JAW] = 0.1
+
+# From y down, z away to y up, z towards the camera, and back.
+_FLIP = np.array([1.0, -1.0, -1.0])
+
+
+class Fit(NamedTuple):
+    """The generic head in the place of a face of a picture, by scaled orthographic projection.
+
+    Attributes
+    ----------
+    pose : ndarray (3,)
+        Pitch, yaw and roll in radians.
+    scale : float
+        Pixels per millimetre.
+    translation : ndarray (2,)
+        x, y in pixels of the model's origin, which lies between the eyes and the mouth.
+    depth : ndarray (68,)
+        Of the turned model's points in pixels, from the origin's, away from the camera.
+    """
+
+    pose: np.ndarray
+    scale: float
+    translation: np.ndarray
+    depth: np.ndarray
+
+    def place(self, points):
+        """Points (..., 3) of the model, in millimetres, as x, y, depth in pixels of the picture."""
+        placed = self.scale * np.asarray(points) @ rotation(self.pose).T
+        placed[..., :2] += self.translation
+        return placed
+
+
+def mirror_points(points):
+    """Points (..., 68, 3) of the model mirrored left to right: the partners change places."""
+    return np.concatenate([mirror(points[..., :2], 1), mirror(points[..., 1:], 1)[..., 1:]], axis=-1)
+
+
+def rotation(pose):
+    """The matrix (3, 3) that turns points of the model, ``matrix @ point``, into a pose of pitch, yaw, roll."""
+    (sin_p, sin_y, sin_r), (cos_p, cos_y, cos_r) = np.sin(pose), np.cos(pose)
+    pitch = np.array([[1, 0, 0], [0, cos_p, sin_p], [0, -sin_p, cos_p]])
+    yaw = np.array([[cos_y, 0, -sin_y], [0, 1, 0], [sin_y, 0, cos_y]])
+    roll = np.array([[cos_r, sin_r, 0], [-sin_r, cos_r, 0], [0, 0, 1]])
+    return _FLIP[:, None] * (pitch @ yaw @ roll) * _FLIP
+
+
+def pose_of(matrix):
+    """The inverse of :func:`rotation`: a pose (3,) with yaw in [-pi/2, pi/2]."""
+    matrix = _FLIP[:, None] * matrix * _FLIP
+    return np.array([np.arctan2(matrix[1, 2], matrix[2, 2]), np.arcsin(np.clip(-matrix[0, 2], -1, 1)),
+                     np.arctan2(matrix[0, 1], matrix[0, 0])])
+
+
+def fit_pose(landmarks):
+    """Find the pose of the generic head that explains a face's landmarks best.
+
+    The closest affine camera is linear least squares; its nearest scaled rotation starts the refinement of angles,
+    scale and translation. The jaw counts little, as it is annotated where it ends in the picture.
+
+    Parameters
+    ----------
+    landmarks : ndarray (68, 2)
+        In pixels.
+
+    Returns
+    -------
+    Fit
+
+    Raises
+    ------
+    ValueError
+        If the landmarks are not finite or lie on one line.
+    """
+    landmarks = np.asarray(landmarks, dtype='float64')
+    if landmarks.shape != (POINTS, 2) or not np.isfinite(landmarks).all():
+        raise ValueError('the landmarks are not 68 pairs of finite numbers')
+    centre = np.average(landmarks, axis=0, weights=_WEIGHTS)
+    model_centre = np.average(MODEL, axis=0, weights=_WEIGHTS)
+    root = np.sqrt(_WEIGHTS)[:, None]
+    wanted, model = root * (landmarks - centre), root * (MODEL - model_centre)
+    camera = np.linalg.lstsq(model, wanted, rcond=None)[0].T
+    left, sizes, right = np.linalg.svd(camera, full_matrices=False)
+    if sizes[1] < 1e-3 * sizes[0] or not sizes[0] > 0:
+        raise ValueError('the landmarks lie on one line')
+    first, second = left @ right
+    unit = sizes.mean()
+
+    def residuals(parameters):
+        turned = model @ rotation(parameters[:3])[:2].T
+        return (parameters[3] * turned + root * parameters[4:] - wanted / unit).ravel()
+
+    start = np.concatenate([pose_of(np.stack([first, second, np.cross(first, second)])), [1, 0, 0]])
+    found = least_squares(residuals, start).x
+    matrix, scale = rotation(found[:3]), unit * found[3]
+    return Fit(pose_of(matrix), scale, centre + unit * found[4:] - scale * matrix[:2] @ model_centre,
+               scale * MODEL @ matrix[2])
+
+
+def _whole_model():
+    points, known = np.zeros((POINTS, 3)), np.zeros((POINTS, 1), dtype=bool)
+    rows = _HALF[:, 0].astype(int)
+    points[rows], known[rows] = _HALF[:, 1:], True
+    return np.where(known, points, mirror_points(points))
+
+
+# The landmarks of the generic head (68, 3).
+MODEL = _whole_model()
+MODEL.flags.writeable = False

@@ -1,0 +1,294 @@
+"""Pack faces with their landmarks into the RecordIO files that training and evaluation read.
+
+``python -m gluon_lprnet pack faces SOURCE --layout LAYOUT --out PREFIX`` writes ``PREFIX.rec``, ``.idx`` and
+``.json`` as :mod:`gluon_lprnet.data.pack` does. A record holds
+
+- a square about the face's box, wider than what a network sees, so that turned, shifted and scaled crops still
+  have the photo's pixels: a JPEG, whose comment holds the face's name and identity as JSON;
+- a label of `LABEL_WIDTH` numbers, the fields of `_FIELDS` in their order.
+"""
+import itertools
+import json
+import math
+import os
+import struct
+import sys
+from typing import List, NamedTuple, Optional, Tuple
+
+import numpy as np
+from tqdm import tqdm
+
+from ..errors import InputError
+from .faces import LAYOUTS, read_faces
+from .landmarks import POINTS, crop_matrix, transform, warp_crop
+from .pack import (add_output_flags, check_prefix, check_ranges, encode_jpeg, listing, rgb,
+                   write_records)
+from .records import decode_image, default_workers, map_in_processes, read_records
+
+# The numbers of a label, in float32; pixels are those of the crop.
+_FIELDS = {
+    'landmarks': 2 * POINTS,    # x0, y0, x1, y1, ...
+    'box': 4,                   # of the landmarks: left, top, right, bottom
+    'pose': 3,                  # pitch, yaw, roll in radians; zeros where unknown
+    'has_pose': 1,
+    'scale': 1,                 # point of the source's image = scale * point of the crop + offset
+    'offset': 2,
+}
+LABEL_WIDTH = sum(_FIELDS.values())
+
+_FACES_PER_TASK = 16
+_START_OF_COMMENT = b'\xff\xd8\xff\xfe'
+
+
+class FaceRecord(NamedTuple):
+    """A face of a ``.rec`` file.
+
+    Attributes
+    ----------
+    name : str
+        As :class:`gluon_lprnet.data.faces.Face` has it, after the source's name if several were packed.
+    identity : str or None
+    image : bytes
+        The crop, encoded as JPEG.
+    landmarks : ndarray (68, 2) float32
+        x, y in pixels of the crop.
+    box : ndarray (4,) float32
+        The landmarks' box before any augmentation, in pixels of the crop.
+    pose : ndarray (3,) float32 or None
+        Pitch, yaw and roll in radians.
+    scale : float
+        Pixels of the source's image per pixel of the crop.
+    offset : ndarray (2,) float32
+        Where the crop's origin lies in the source's image.
+    """
+
+    name: str
+    identity: Optional[str]
+    image: bytes
+    landmarks: np.ndarray
+    box: np.ndarray
+    pose: Optional[np.ndarray]
+    scale: float
+    offset: np.ndarray
+
+    def to_original(self, points):
+        """Points (..., 2) of the crop in pixels of the source's image."""
+        return self.scale * points + self.offset
+
+
+class FaceSummary(NamedTuple):
+    """What was packed: the ``.rec``, its records and bytes, and the (file, reason) of faces left out."""
+
+    rec_path: str
+    count: int
+    size: int
+    skipped: List[Tuple[str, str]]
+
+
+def encode_record(record):
+    """A face as the label (ndarray (LABEL_WIDTH,) float32) and the image (bytes) of a record.
+
+    Raises
+    ------
+    ValueError
+        The name is longer than a JPEG's comment can be.
+    """
+    has_pose = record.pose is not None
+    fields = {**record._asdict(), 'pose': record.pose if has_pose else np.zeros(3), 'has_pose': has_pose}
+    label = np.concatenate([np.ravel(fields[name]) for name in _FIELDS]).astype('float32')
+    comment = json.dumps({'name': record.name, 'identity': record.identity}).encode()
+    if len(comment) > 65533:
+        raise ValueError('has a name that is too long')
+    return label, _START_OF_COMMENT + struct.pack('>H', len(comment) + 2) + comment + record.image[2:]
+
+
+def decode_record(label, image):
+    """The inverse of :func:`encode_record`: label and image of a record as a FaceRecord, its image as stored.
+
+    Raises
+    ------
+    ValueError
+        The record is not one of a face; the message says what it has instead.
+    """
+    if np.shape(label) != (LABEL_WIDTH,):
+        raise ValueError(f'a label of {np.size(label)} numbers, where one of a face has {LABEL_WIDTH}')
+    if image[:4] != _START_OF_COMMENT:
+        raise ValueError('no name in its JPEG\'s comment')
+    comment = json.loads(image[6:4 + struct.unpack_from('>H', image, 4)[0]])
+    ends = np.cumsum(list(_FIELDS.values()))
+    fields = dict(zip(_FIELDS, np.split(np.asarray(label, dtype='float32'), ends[:-1])))
+    return FaceRecord(comment['name'], comment['identity'], image, fields['landmarks'].reshape(POINTS, 2),
+                      fields['box'], fields['pose'] if fields['has_pose'].item() else None,
+                      fields['scale'].item(), fields['offset'])
+
+
+def read_face_records(rec_path):
+    """Iterate over the faces of a ``.rec`` file in the file's order.
+
+    Parameters
+    ----------
+    rec_path : str or os.PathLike
+
+    Yields
+    ------
+    FaceRecord
+
+    Raises
+    ------
+    InputError
+        The file is missing or damaged, or does not hold faces.
+    """
+    for number, (label, image) in enumerate(read_records(rec_path)):
+        try:
+            yield decode_record(label, image)
+        except ValueError as error:
+            raise InputError(f'{os.fspath(rec_path)}: record {number} (counted from 0) has {error}: pack faces with '
+                             '"python -m gluon_lprnet pack faces".') from None
+
+
+def pack_faces(sources, layout, prefix, size=224, scale=2.0, quality=95, workers=None, skip_bad=False, shuffle=True,
+               seed=0, overwrite=False, progress=True):
+    """Pack faces into ``prefix.rec`` with its index and manifest.
+
+    The square is shrunk to `size` pixels, never enlarged; outside of the photo its border is repeated. Photos are
+    not turned by their EXIF orientation, as the sets' landmarks belong to the pixels as stored. The same input
+    and seed give the same bytes, whatever the number of workers.
+
+    Parameters
+    ----------
+    sources : path or sequence of paths
+        Data sets, each as :func:`gluon_lprnet.data.faces.read_faces` takes it. If there are several, the names
+        of the faces begin with the source's own.
+    layout : str
+        Of all the sources.
+    prefix : str or os.PathLike
+        Where to write: ``data/train`` gives ``data/train.rec`` and so on. The folder must exist.
+    size : int
+        The greatest side of a crop in pixels.
+    scale : float
+        The square's side in units of the longer side of the landmarks' box.
+    quality : int
+        JPEG quality, 1 to 100.
+    workers, skip_bad, shuffle, seed, overwrite, progress
+        As of :func:`gluon_lprnet.data.pack.pack_images`.
+
+    Returns
+    -------
+    FaceSummary
+
+    Raises
+    ------
+    InputError
+        A flag, a source, or (without `skip_bad`) any face is at fault; all of these are named. Nothing is left
+        at `prefix`.
+    """
+    check_prefix(prefix, overwrite)
+    check_ranges(('--size', size, 16, 4096), ('--scale', scale, 1, 10), ('--quality', quality, 1, 100),
+                 ('--workers', workers, 1, 1024), ('--seed', seed, 0, 2**32 - 1))
+    sources = [sources] if isinstance(sources, (str, os.PathLike)) else list(sources)
+    skipped = []
+    faces = _read_sources(sources, layout, skipped, progress)
+    if shuffle:
+        np.random.RandomState(seed).shuffle(faces)
+    total = len(faces) + len(skipped)
+    workers = default_workers(len(faces)) if workers is None else workers
+
+    def convert_all():
+        tasks = ((faces[first:first + _FACES_PER_TASK], size, scale, quality)
+                 for first in range(0, len(faces), _FACES_PER_TASK))
+        results = itertools.chain.from_iterable(map_in_processes(_convert_faces, tasks, workers))
+        for face, (sample, reason) in zip(faces, tqdm(results, desc='packing', total=len(faces), unit='face',
+                                                      disable=None if progress else True, leave=False)):
+            if reason is not None:
+                skipped.append((face.image, reason))
+            elif skip_bad or not skipped:  # after a failure the others are still examined, not written
+                yield sample
+        skipped.sort()
+        if skipped and not skip_bad:
+            raise InputError(f'{len(skipped)} of {total} faces cannot be packed:\n'
+                             f'{listing([f"{path} {reason}" for path, reason in skipped])}\n'
+                             'Mend or remove them, or give --skip-bad to leave them out. Nothing was written.')
+
+    details = {'layout': layout, 'sources': _names(sources), 'size': size, 'scale': scale, 'quality': quality,
+               'shuffle': shuffle, 'seed': seed if shuffle else None, 'skipped': skipped}
+    rec_path, count, written = write_records(prefix, convert_all(), None, details, overwrite, progress)
+    return FaceSummary(rec_path, count, written, skipped)
+
+
+def _names(sources):
+    return [os.path.basename(os.path.abspath(source)) for source in sources]
+
+
+def _read_sources(sources, layout, faults, progress):
+    names = _names(sources)
+    if len(set(names)) < len(names):
+        raise InputError(f'The sources {", ".join(map(os.fspath, sources))} do not differ in their last names, by '
+                         'which the faces are told apart: rename one.')
+    faces = []
+    for source, name in zip(sources, names):
+        bar = tqdm(read_faces(source, layout, faults), desc=f'reading {name}', unit='face',
+                   disable=None if progress else True, leave=False)
+        faces.extend(face if len(sources) == 1 else face._replace(name=f'{name}/{face.name}') for face in bar)
+    return faces
+
+
+def _convert_faces(task):
+    """Convert faces; returns a list of ((label, image), None) or (None, what is wrong with the face)."""
+    faces, size, scale, quality = task
+    results = []
+    for face in faces:
+        try:
+            results.append((encode_record(_crop(face, size, scale, quality)), None))
+        except ValueError as error:
+            results.append((None, str(error)))
+    return results
+
+
+def _crop(face, size, scale, quality):
+    try:
+        with open(face.image, 'rb') as file:
+            pixels = np.asarray(rgb(decode_image(file.read())))
+    except OSError as error:
+        raise ValueError(f'cannot be read: {error.strerror or error}') from None
+    height, width = pixels.shape[:2]
+    outside = POINTS - np.all((face.landmarks > -0.5) & (face.landmarks < [width - 0.5, height - 0.5]), axis=1).sum()
+    if outside > POINTS // 2:
+        raise ValueError(f'has {outside} of its {POINTS} landmarks outside of its {width}x{height} pixels')
+    span = scale * float((face.box[2:] - face.box[:2]).max())
+    side = min(size, math.ceil(span))
+    matrix = crop_matrix(face.box, side, scale)
+    if span <= size:
+        # Whole pixels are cut out unchanged: a shift by a fraction would blur small faces.
+        matrix = np.column_stack([np.eye(2), np.round(matrix[:, 2] / matrix[0, 0])])
+    picture = encode_jpeg(warp_crop(pixels, matrix, side), quality)
+    factor = matrix[0, 0]
+    return FaceRecord(face.name, face.identity, picture, transform(matrix, face.landmarks),
+                      transform(matrix, face.box.reshape(2, 2)).ravel(), face.pose, 1 / factor, -matrix[:, 2] / factor)
+
+
+def add_pack_kind(kinds):
+    parser = kinds.add_parser(
+        'faces', help='faces with 68 landmarks, in a data set\'s own files',
+        description='Pack the faces of a data set into PREFIX.rec, .idx and .json (the manifest with checksums). They '
+                    'appear only when complete. Layouts: '
+                    + '; '.join(f'{name}: {layout.looks}' for name, layout in LAYOUTS.items()) + '.')
+    parser.add_argument('sources', nargs='+', metavar='SOURCE', help='a data set; several must be of one layout')
+    parser.add_argument('--layout', required=True, choices=LAYOUTS, help='of the set\'s files (see above)')
+    parser.add_argument('--size', type=int, default=224, metavar='N',
+                        help='shrink crops to N pixels; smaller ones are kept as they are, never enlarged '
+                             '(default: %(default)s)')
+    parser.add_argument('--scale', type=float, default=2.0,
+                        help='side of a crop in units of the longer side of the landmarks\' box '
+                             '(default: %(default)s)')
+    add_output_flags(parser)
+    parser.set_defaults(run=_run)
+
+
+def _run(args):
+    summary = pack_faces(args.sources, args.layout, args.out, args.size, args.scale, args.quality, args.workers,
+                         args.skip_bad, args.shuffle, args.seed, args.overwrite)
+    if summary.skipped:
+        skipped = listing([f'{path} {reason}' for path, reason in summary.skipped])
+        # Names go to standard error, which also prints those that are not valid UTF-8.
+        print(f'{len(summary.skipped)} faces were skipped:\n{skipped}', file=sys.stderr)
+    print(f'{summary.rec_path}: {summary.count} faces, {summary.size / 1e6:.1f} MB; {len(summary.skipped)} skipped')

@@ -1,0 +1,322 @@
+"""Faces with 68 landmarks, read from the data sets' original files.
+
+:func:`read_faces` gives every layout the same form. Files count pixels from 0 or from 1 (`ORIGIN`); here
+(0, 0) is the centre of the top left pixel.
+"""
+import functools
+import itertools
+import os
+from collections import Counter
+from typing import Callable, NamedTuple, Optional
+from xml.etree import ElementTree
+
+import cv2
+import numpy as np
+import scipy.io
+from PIL import Image
+
+from ..errors import InputError
+from .landmarks import POINTS, landmark_box, mirror
+
+# The coordinates that a layout's files give the centre of the top left pixel.
+ORIGIN = {
+    # 3DDFA is MATLAB code, and AFLW2000-3D shows it: AFLW's landmarks n, most of them whole pixels, were scaled by
+    # s to pt2d = (n - 1) * s + 1, which keeps 1 at the edge. With 0 for the edge not one n would be whole.
+    '300w-lp': 1, '300w-lp-flip': 1, 'aflw2000-3d': 1,
+    # Not documented; written by Torch, whose indices begin with 1.
+    'ls3d-w': 1,
+    # iBUG annotated in MATLAB; menpo, the library of its own group, subtracts 1 on reading.
+    'pts': 1,
+    # dlib's arrays begin with 0, and its tools write their indices.
+    'dlib': 0,
+    # Not documented; written by Python, in whole pixels.
+    'ytf68': 0,
+}
+
+_IMAGE_EXTENSIONS = ('.jpg', '.png')
+LP_SETS = ('AFW', 'HELEN', 'IBUG', 'LFPW')
+
+
+class Face(NamedTuple):
+    """A face of a data set.
+
+    Attributes
+    ----------
+    name : str
+        Path of the image from the set's folder, with ``/``; unique within the set.
+    image : str
+        Path of the image file.
+    landmarks : ndarray (68, 2) float32
+        x, y in pixels.
+    box : ndarray (4,) float32
+        The landmarks' box: left, top, right, bottom. The paper makes its boxes from the landmarks.
+    pose : ndarray (3,) float32 or None
+        Pitch, yaw and roll in radians.
+    identity : str or None
+    """
+
+    name: str
+    image: str
+    landmarks: np.ndarray
+    box: np.ndarray
+    pose: Optional[np.ndarray]
+    identity: Optional[str]
+
+
+class Layout(NamedTuple):
+    """A layout of files: `find` lists what a path holds as entries, `looks` describes it to the user."""
+
+    find: Callable
+    looks: str
+
+
+class _Entry(NamedTuple):
+    """A face that a set announces; `read` gives landmarks (68, 2) in our pixels and pose, or raises _Fault."""
+
+    name: str
+    image: str
+    file: str
+    read: Callable
+    identity: Optional[str] = None
+
+
+class _Fault(Exception):
+    """What is wrong with a file: its path, and words that complete "the file ..."."""
+
+
+def read_faces(path, layout, faults):
+    """Iterate over the faces of a data set.
+
+    Images are not decoded here. Landmarks may lie outside of the image, as those of faces that its border cuts do.
+
+    Parameters
+    ----------
+    path : str or os.PathLike
+        The set's folder; for ``dlib`` and ``ytf68`` its ``.xml`` or ``.npz`` file.
+    layout : str
+        A key of `LAYOUTS`.
+
+        - ``300w-lp``: 300W-LP, and any set with a folder in ``landmarks``. The landmarks are ``pts_3d`` of
+          ``landmarks/<SET>/<name>_pts.mat``, which is the convention of AFLW2000-3D's ``pt3d_68``; pose from
+          ``Pose_Para`` of the ``.mat`` beside the image.
+        - ``300w-lp-flip``: the same with the folders of mirrored images. The landmarks of these have no files
+          and are mirrored here: do not mirror at random in training as well.
+        - ``aflw2000-3d``: AFLW2000-3D, ``pt3d_68`` and ``Pose_Para``.
+        - ``ls3d-w``: any folder of LS3D-W, searched through.
+        - ``pts``: iBUG's annotations (300W, AFW, HELEN, LFPW), in folders that are searched through.
+        - ``dlib``: the XML of dlib's tools; boxes marked ``ignore`` are passed over.
+        - ``ytf68``: a NumPy archive of names, landmarks and identities.
+    faults : list
+        Gets (path of the file, what is wrong with it) for each face that cannot be used.
+
+    Yields
+    ------
+    Face
+        In sorted order of the names.
+
+    Raises
+    ------
+    InputError
+        The layout is unknown, the path is missing, holds no face, or the file that lists them is damaged.
+    """
+    path = os.fspath(path)
+    if layout not in LAYOUTS:
+        raise InputError(f'--layout {layout} is unknown: give one of {", ".join(LAYOUTS)}.')
+    if not os.path.exists(path):
+        raise InputError(f'{path} does not exist: the layout {layout} is {LAYOUTS[layout].looks}.')
+    try:
+        entries = sorted(LAYOUTS[layout].find(path), key=lambda entry: entry.name)
+    except (_Fault, OSError) as error:
+        file, what = error.args if isinstance(error, _Fault) else (path, f'cannot be read: {error.strerror}')
+        raise InputError(f'{file} {what}. The layout {layout} is {LAYOUTS[layout].looks}.') from error
+    if not entries:
+        raise InputError(f'{path} holds no faces: the layout {layout} is {LAYOUTS[layout].looks}.')
+    before = None
+    for entry in entries:
+        try:
+            if entry.name == before:
+                raise _Fault(entry.image, 'is listed twice')
+            before = entry.name
+            yield _face(entry)
+        except _Fault as fault:
+            faults.append(fault.args)
+        except OSError as error:
+            faults.append((entry.file, f'cannot be read: {error.strerror or error}'))
+
+
+def _face(entry):
+    for file in (entry.image, entry.file):
+        if not os.path.isfile(file):
+            raise _Fault(file, 'does not exist')
+    points, pose = entry.read()
+    points = _numbers(entry.file, points, (POINTS, 2), 'landmarks').astype('float32')
+    box = landmark_box(points)
+    if not (box[2:] > box[:2]).all():
+        raise _Fault(entry.file, 'has landmarks on one line: their box is empty')
+    return Face(entry.name, entry.image, points, box, pose, entry.identity)
+
+
+def _numbers(file, values, shape, what):
+    """The values as finite float64 of the given shape."""
+    values = np.asarray(values)
+    if values.shape != shape:
+        sizes = ['x'.join(map(str, each)) or 'one' for each in (values.shape, shape)]
+        raise _Fault(file, f'has {sizes[0]} numbers for {what}, not {sizes[1]}')
+    try:
+        values = values.astype('float64')
+    except (TypeError, ValueError):
+        raise _Fault(file, f'has {what} that are not numbers') from None
+    if not np.isfinite(values).all():
+        raise _Fault(file, f'has {what} that are not finite')
+    return values
+
+
+def _pairs(path, extension, deep=False):
+    """Yield (name, image path, annotation path) of each image or annotation; the partner may not exist."""
+    for folder, _, files in itertools.islice(os.walk(path), None if deep else 1):
+        named = [(stem, ending) for stem, ending in map(os.path.splitext, files) if not stem.startswith('.')]
+        images = [(stem, ending) for stem, ending in named if ending.lower() in _IMAGE_EXTENSIONS]
+        alone = {stem for stem, ending in named if ending == extension}.difference(stem for stem, _ in images)
+        for stem, ending in images + [(stem, _IMAGE_EXTENSIONS[0]) for stem in alone]:
+            image = os.path.join(folder, stem + ending)
+            yield os.path.relpath(image, path).replace(os.sep, '/'), image, os.path.join(folder, stem + extension)
+
+
+def _find_pairs(path, extension, deep, read):
+    return [_Entry(name, image, file, functools.partial(read, file))
+            for name, image, file in _pairs(path, extension, deep)]
+
+
+def _find_300w_lp(path, with_flipped):
+    points = os.path.join(path, 'landmarks')
+    sets = {*LP_SETS, *(os.listdir(points) if os.path.isdir(points) else ())}
+    for set_name, flipped in itertools.product(sets, (False, True) if with_flipped else (False,)):
+        folder = set_name + '_Flip' * flipped
+        for name, image, file in _pairs(os.path.join(path, folder), '.mat'):
+            stem = os.path.splitext(name)[0]
+            points_file = os.path.join(points, set_name, f'{stem}_pts.mat')
+            yield _Entry(f'{folder}/{name}', image, points_file,
+                         functools.partial(_read_300w_lp, image, file, points_file, flipped))
+
+
+def _read_300w_lp(image, file, points_file, flipped):
+    points = _numbers(points_file, _load_mat(points_file, 'pts_3d'), (POINTS, 2), 'pts_3d') - ORIGIN['300w-lp']
+    if flipped:
+        points = mirror(points, _width(image))
+    return points, _pose(file, _load_mat(file, 'Pose_Para'))
+
+
+def _width(image):
+    try:
+        with Image.open(image) as picture:
+            return picture.width
+    except OSError:
+        raise _Fault(image, 'is not an image of a known format') from None
+
+
+def _read_aflw2000(file):
+    points, parameters = _load_mat(file, 'pt3d_68', 'Pose_Para')
+    points = _numbers(file, points, (3, POINTS), 'pt3d_68')
+    return points[:2].T - ORIGIN['aflw2000-3d'], _pose(file, parameters)
+
+
+def _pose(file, parameters):
+    # Three angles, three shifts and the scale of a weak perspective projection.
+    return _numbers(file, parameters, (1, 7), 'Pose_Para')[0, :3].astype('float32')
+
+
+def _load_mat(file, *keys):
+    try:
+        content = scipy.io.loadmat(file, variable_names=keys)
+    except FileNotFoundError:
+        raise _Fault(file, 'does not exist') from None
+    except Exception as error:
+        # SciPy raises nearly any exception on damaged data.
+        raise _Fault(file, f'is not a MATLAB file that can be read: {error}') from error
+    for key in keys:
+        if key not in content:
+            raise _Fault(file, f'has no {key}')
+    return content[keys[0]] if len(keys) == 1 else [content[key] for key in keys]
+
+
+def _read_t7(file):
+    try:
+        points = cv2.dnn.readTorchBlob(file, isBinary=True)
+    except cv2.error as error:
+        raise _Fault(file, f'is not a tensor of Torch in binary form: {error.err}') from error
+    return points - ORIGIN['ls3d-w'], None
+
+
+def _read_pts(file):
+    with open(file, encoding='utf-8', errors='replace') as lines:
+        text = lines.read()
+    try:
+        rows = text[text.index('{') + 1:text.index('}')].split('\n')
+        points = np.array([row.split() for row in rows if row.strip()], dtype='float64')
+    except ValueError:
+        raise _Fault(file, 'is not a list of points "x y" in braces') from None
+    return points - ORIGIN['pts'], None
+
+
+def _find_dlib(path):
+    try:
+        images = ElementTree.parse(path).findall('images/image')
+    except (ElementTree.ParseError, LookupError, ValueError) as error:
+        raise _Fault(path, f'is not XML: {error}') from error
+    names = [image.get('file', '').replace('\\', '/') for image in images]
+    boxes = [(name, box) for name, image in zip(names, images)
+             for box in image.findall('box') if box.get('ignore') != '1']
+    counts, numbers = Counter(name for name, _ in boxes), Counter()
+    for name, box in boxes:
+        numbers[name] += 1
+        number = f'#{numbers[name]}' if counts[name] > 1 else ''
+        yield _Entry(name + number, os.path.join(os.path.dirname(path), name), path,
+                     functools.partial(_read_dlib, f'{path} ({name}{number})', box))
+
+
+def _read_dlib(place, box):
+    try:
+        parts = sorted((int(part.get('name')), float(part.get('x')), float(part.get('y')))
+                       for part in box.findall('part'))
+    except (TypeError, ValueError):
+        raise _Fault(place, 'has a part whose name, x or y is not a number') from None
+    if [part[0] for part in parts] != list(range(POINTS)):
+        raise _Fault(place, f'has {len(parts)} parts that are not named 0 to {POINTS - 1}')
+    points = _numbers(place, [part[1:] for part in parts], (POINTS, 2), 'landmarks')
+    return points - ORIGIN['dlib'], None
+
+
+def _find_ytf68(path):
+    try:
+        with np.load(path) as archive:
+            names, points, identities = (archive[key] for key in ('names', 'landmarks', 'identity'))
+    except Exception as error:
+        # NumPy raises nearly any exception on damaged data.
+        raise _Fault(path, f'is not an archive of the arrays names, landmarks and identity: {error}') from error
+    if not len(names) == len(points) == len(identities):
+        raise _Fault(path, f'has {len(names)} names, {len(points)} landmarks and {len(identities)} identities')
+    folder = os.path.splitext(path)[0]
+    for name, face, identity in zip(names.tolist(), points, identities.tolist()):
+        yield _Entry(name, os.path.join(folder, name), path,
+                     functools.partial(_read_ytf68, f'{path} ({name})', face), identity)
+
+
+def _read_ytf68(place, points):
+    return _numbers(place, points, (POINTS, 2), 'landmarks') - ORIGIN['ytf68'], None
+
+
+_300W_LP = 'a folder with AFW, HELEN, IBUG and LFPW (NAME.jpg, NAME.mat){} and landmarks/AFW/NAME_pts.mat and so on'
+
+LAYOUTS = {
+    '300w-lp': Layout(functools.partial(_find_300w_lp, with_flipped=False), _300W_LP.format('')),
+    '300w-lp-flip': Layout(functools.partial(_find_300w_lp, with_flipped=True),
+                           _300W_LP.format(', AFW_Flip and so on')),
+    'aflw2000-3d': Layout(functools.partial(_find_pairs, extension='.mat', deep=False, read=_read_aflw2000),
+                          'a folder of NAME.jpg and NAME.mat'),
+    'ls3d-w': Layout(functools.partial(_find_pairs, extension='.t7', deep=True, read=_read_t7),
+                     'a folder, of folders perhaps, of NAME.jpg or .png and NAME.t7'),
+    'pts': Layout(functools.partial(_find_pairs, extension='.pts', deep=True, read=_read_pts),
+                  'a folder, of folders perhaps, of NAME.jpg or .png and NAME.pts'),
+    'dlib': Layout(_find_dlib, 'an .xml file of images with boxes of 68 parts, their paths from its folder'),
+    'ytf68': Layout(_find_ytf68, 'an .npz file of names, landmarks and identity; NAME.npz has its images in NAME'),
+}

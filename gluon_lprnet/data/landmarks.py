@@ -1,0 +1,128 @@
+"""The 68 facial landmarks: their mirror image, their box, and the square that a network sees.
+
+Coordinates are x, y in pixels with (0, 0) at the centre of the top left pixel, as OpenCV's warps take them.
+"""
+import math
+
+import cv2
+import numpy as np
+
+POINTS = 68
+
+# The network sees a square of this many times the longer side of the landmarks' box, about its centre. The
+# paper gives no margin.
+CROP_SCALE = 1.25
+
+# Left and right as seen in the picture; the points of the midline stay. Number 0 is the jaw at the left ear.
+_MIRRORED = np.concatenate([
+    np.arange(17)[::-1],                # jaw
+    np.arange(17, 27)[::-1],            # brows
+    np.arange(27, 31),                  # bridge of the nose
+    np.arange(31, 36)[::-1],            # its underside
+    [45, 44, 43, 42, 47, 46],           # left eye, from the outer corner
+    [39, 38, 37, 36, 41, 40],           # right eye, from the inner corner
+    np.arange(48, 55)[::-1],            # outer lips, upper edge
+    np.arange(55, 60)[::-1],            # outer lips, lower edge
+    np.arange(60, 65)[::-1],            # inner lips, upper edge
+    np.arange(65, 68)[::-1],            # inner lips, lower edge
+])
+
+
+def mirror(landmarks, width):
+    """Landmarks of the picture flipped left to right.
+
+    Parameters
+    ----------
+    landmarks : ndarray (..., 68, 2)
+    width : int
+        Of the picture, in pixels.
+    """
+    flipped = landmarks[..., _MIRRORED, :].copy()
+    flipped[..., 0] = width - 1 - flipped[..., 0]
+    return flipped
+
+
+def landmark_box(landmarks):
+    """The smallest box around landmarks (..., N, 2): an ndarray (..., 4) of left, top, right, bottom."""
+    return np.concatenate([landmarks.min(axis=-2), landmarks.max(axis=-2)], axis=-1)
+
+
+def box_size(box):
+    """The normalizer d = sqrt(width * height) of the NME ("Evaluation Metrics" in the paper), for boxes (..., 4)."""
+    return np.sqrt((box[..., 2] - box[..., 0]) * (box[..., 3] - box[..., 1]))
+
+
+def crop_matrix(box, size, scale=CROP_SCALE):
+    """The map from picture to crop: a square of ``scale`` times the box's longer side, about its centre.
+
+    Parameters
+    ----------
+    box : array (4,)
+        Left, top, right, bottom in pixels of the picture.
+    size : int
+        Side of the crop in pixels.
+
+    Returns
+    -------
+    ndarray (2, 3) float64
+        For ``cv2.warpAffine``: crop = A @ (x, y, 1).
+
+    Raises
+    ------
+    ValueError
+        If the box is empty.
+    """
+    left, top, right, bottom = np.asarray(box, dtype='float64')
+    side = max(right - left, bottom - top)
+    if not (right > left and bottom > top):
+        raise ValueError(f'the box {left:g}, {top:g}, {right:g}, {bottom:g} is empty')
+    factor = size / (scale * side)
+    centre = (size - 1) / 2
+    return np.array([[factor, 0, centre - factor * (left + right) / 2],
+                     [0, factor, centre - factor * (top + bottom) / 2]])
+
+
+def warp_crop(picture, matrix, size):
+    """The square of a picture that an affine map without shear cuts out.
+
+    Parameters
+    ----------
+    picture : ndarray (height, width, 3) uint8
+    matrix : ndarray (2, 3)
+        From picture to crop, as of :func:`crop_matrix`; it may turn.
+    size : int
+        Side of the crop in pixels.
+
+    Returns
+    -------
+    ndarray (size, size, 3) uint8
+        What lies outside of the picture repeats its border.
+    """
+    reduction = int(1 / math.hypot(matrix[0, 0], matrix[1, 0]))
+    if reduction >= 2:
+        # Interpolation takes the 4 nearest pixels: unless the picture is averaged first, it would skip others.
+        before = np.array(picture.shape[1::-1])
+        after = np.maximum(before // reduction, 1)
+        picture = cv2.resize(picture, tuple(after.tolist()), interpolation=cv2.INTER_AREA)
+        # Pixels are squares about their centres, so 0 becomes the middle of the averaged ones.
+        ratio = before / after
+        matrix = np.column_stack([matrix[:, :2] * ratio, transform(matrix, (ratio - 1) / 2)])
+    return cv2.warpAffine(picture, matrix, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+
+
+def transform(matrix, points):
+    """Points (..., 2) under an affine map (2, 3)."""
+    return points @ matrix[:, :2].T + matrix[:, 2]
+
+
+def to_outputs(landmarks, size):
+    """Landmarks (..., 68, 2) in pixels of a crop as a network's outputs (..., 136).
+
+    They are x0, y0, x1, y1 and so on, from the crop's centre, in units of its side.
+    """
+    return ((landmarks - (size - 1) / 2) / size).reshape(*landmarks.shape[:-2], 2 * POINTS)
+
+
+def from_outputs(outputs, size):
+    """The inverse of :func:`to_outputs`."""
+    return outputs.reshape(*outputs.shape[:-1], POINTS, 2) * size + (size - 1) / 2

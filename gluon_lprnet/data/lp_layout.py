@@ -1,0 +1,81 @@
+"""Faces written as 300W-LP's files are, which ``read_faces(folder, '300w-lp', faults)`` reads back.
+
+``SET/NAME.jpg`` is a picture, ``SET/NAME.mat`` has its ``Pose_Para`` and 2-D landmarks ``pt2d``, and
+``landmarks/SET/NAME_pts.mat`` has ``pts_2d`` and ``pts_3d``: the landmarks as they show in the picture, and as
+points of the head wherever it hides them.
+"""
+import contextlib
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import scipy.io
+
+from ..errors import InputError
+from .faces import LP_SETS, ORIGIN
+from .pack import exit_on_sigterm
+
+# The folder of faces of no set of 300W-LP.
+OTHER_SET = 'OTHER'
+
+
+def set_of(name):
+    """The folder for a face: that of the set whose name begins `name`, else `OTHER_SET`."""
+    return next((set_name for set_name in LP_SETS if name.upper().startswith(set_name)), OTHER_SET)
+
+
+@contextlib.contextmanager
+def new_folder(folder):
+    """A folder that appears as `folder`, complete, at the end of the ``with``, or not at all.
+
+    Raises
+    ------
+    InputError
+        `folder` exists and is not empty, or cannot be made.
+    """
+    folder = Path(folder)
+    if folder.is_file() or folder.is_dir() and any(folder.iterdir()):
+        raise InputError(f'{folder} exists already and is not empty: remove it, or name another.')
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with exit_on_sigterm(), \
+                tempfile.TemporaryDirectory(prefix=f'{folder.name}.partial-', dir=folder.parent) as aside:
+            inside = Path(aside) / 'folder'
+            inside.mkdir()
+            yield inside
+            os.replace(inside, folder)
+    except OSError as error:
+        raise InputError(f'{folder} cannot be written: {error.strerror or error}. Check the disk\'s free space and '
+                         'the folder\'s permissions.') from error
+
+
+def write_face(root, name, jpeg, landmarks, fit, visible=None):
+    """Write one face.
+
+    Parameters
+    ----------
+    root : path
+        The folder that holds the folders of the sets.
+    name : str
+        Of the files, without extension; :func:`set_of` says in which folder.
+    jpeg : bytes
+        The picture's file.
+    landmarks : ndarray (68, 2)
+        Points of the head in pixels of the picture, (0, 0) the centre of the top left one.
+    fit : face_model.Fit
+        Whose pose, translation and scale become ``Pose_Para``.
+    visible : ndarray (68, 2), optional
+        The landmarks as they show in the picture, where they differ.
+    """
+    set_name = set_of(name)
+    sets, points = Path(root) / set_name, Path(root) / 'landmarks' / set_name
+    for folder in (sets, points):
+        folder.mkdir(parents=True, exist_ok=True)
+    in_3d = np.asarray(landmarks, dtype='float64') + ORIGIN['300w-lp']
+    in_2d = in_3d if visible is None else np.asarray(visible, dtype='float64') + ORIGIN['300w-lp']
+    (sets / f'{name}.jpg').write_bytes(jpeg)
+    scipy.io.savemat(sets / f'{name}.mat', {
+        'Pose_Para': np.concatenate([fit.pose, fit.translation + ORIGIN['300w-lp'], [0, fit.scale]])[None],
+        'pt2d': in_2d.T})
+    scipy.io.savemat(points / f'{name}_pts.mat', {'pts_2d': in_2d, 'pts_3d': in_3d})

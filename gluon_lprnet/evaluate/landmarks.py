@@ -1,0 +1,363 @@
+"""Accuracy of facial landmarks: NME by yaw, CED, failures ("Evaluation Metrics", Table 6 and Figure 4 of the paper)."""
+import json
+import math
+from itertools import islice
+from pathlib import Path
+from typing import List, NamedTuple
+
+import cv2
+import mxnet as mx
+import numpy as np
+from tqdm import tqdm
+
+from ..complexity import FORMATS, render_table
+from ..data.face_records import LABEL_WIDTH, read_face_records
+from ..data.landmarks import CROP_SCALE, POINTS, box_size, crop_matrix, from_outputs, landmark_box, transform, warp_crop
+from ..data.records import check_records
+from ..deploy.artefact import load_network
+from ..errors import InputError
+from ..flags import positive_float
+
+# |yaw| in degrees. An upper limit belongs to its bin, a lower one only where it is 0.
+YAW_BINS = ((0, 30), (30, 60), (60, math.inf))
+BIN_NAMES = ('[0,30]', '(30,60]', '>60')
+
+# 7%, as in the paper of LS3D-W (Bulat and Tzimiropoulos, 2017), which normalizes by the same box. This paper
+# names none.
+THRESHOLD = 0.07
+
+PROTOCOL = ('NME: distance of predicted from true landmarks (x, y), mean over 68 points, over sqrt(width * height) '
+            "of the true landmarks' box. That box also places the network's crop, as in the paper: no detector.")
+
+MEAN_FACE = 'mean face'
+_BATCH_SIZE = 64
+_REQUIRED = ('input_size', 'rgb_mean', 'rgb_std')
+
+
+class FaceErrors(NamedTuple):
+    """Predictions for a set of faces, in its order.
+
+    Attributes
+    ----------
+    names : list of str
+    errors : ndarray (N,)
+        NME of each face, as a fraction.
+    yaw : ndarray (N,)
+        In degrees; NaN where the set does not say.
+    predicted, truth : ndarray (N, 68, 2)
+        In pixels of the set's own images.
+    """
+
+    names: List[str]
+    errors: np.ndarray
+    yaw: np.ndarray
+    predicted: np.ndarray
+    truth: np.ndarray
+
+
+def normalized_mean_errors(predicted, truth):
+    """NME of each face.
+
+    Parameters
+    ----------
+    predicted, truth : ndarray (N, P, 2)
+        In pixels of the same picture.
+
+    Returns
+    -------
+    ndarray (N,)
+        Mean distance of the points over the square root of the area of the true landmarks' box.
+
+    Raises
+    ------
+    ArithmeticError
+        If a prediction is NaN or infinite: its error would be a number without meaning.
+    ValueError
+        If a box is empty.
+    """
+    predicted, truth = np.asarray(predicted, dtype='float64'), np.asarray(truth, dtype='float64')
+    if not np.isfinite(predicted).all():
+        raise ArithmeticError('the network gives NaN or infinite landmarks')
+    sizes = box_size(landmark_box(truth))
+    if not (sizes > 0).all():
+        raise ValueError(f'the true landmarks of face {np.flatnonzero(~(sizes > 0))[0]} (counted from 0) have an '
+                         'empty box')
+    return np.linalg.norm(predicted - truth, axis=-1).mean(axis=-1) / sizes
+
+
+def yaw_bins(yaw):
+    """The number in :data:`YAW_BINS` of each yaw (N,) in degrees; -1 for NaN."""
+    yaw = np.abs(np.asarray(yaw, dtype='float64'))
+    return np.where(np.isnan(yaw), -1, np.searchsorted([upper for _, upper in YAW_BINS[:-1]], yaw))
+
+
+def summarize(errors, yaw=None, threshold=THRESHOLD):
+    """The numbers of a table's row.
+
+    Parameters
+    ----------
+    errors : ndarray (N,)
+        NME as fractions.
+    yaw : ndarray (N,), optional
+        In degrees; NaN where unknown.
+    threshold : float
+        NME beyond which a face is a failure.
+
+    Returns
+    -------
+    dict
+        ``faces``, ``bin_faces`` and ``bin_nme`` (by :data:`YAW_BINS`; None where a bin is empty),
+        ``mean_of_bins`` (the paper's "Mean"; None if a bin is empty), ``mean`` over all faces, ``median``,
+        ``percentile_95``, ``threshold``, ``failure_rate``, and ``auc``, the area under the CED up to the
+        threshold, 1 at most.
+    """
+    errors = np.asarray(errors, dtype='float64')
+    bins = yaw_bins(np.full(len(errors), np.nan) if yaw is None else yaw)
+    members = [errors[bins == index] for index in range(len(YAW_BINS))]
+    nme = [float(each.mean()) if each.size else None for each in members]
+    return {
+        'faces': len(errors), 'bin_faces': [each.size for each in members], 'bin_nme': nme,
+        'mean_of_bins': None if None in nme else float(np.mean(nme)),
+        'mean': float(errors.mean()), 'median': float(np.median(errors)),
+        'percentile_95': float(np.percentile(errors, 95)), 'threshold': threshold,
+        'failure_rate': float((errors > threshold).mean()),
+        # A face adds a step of 1/N at its error: the rectangle from there to the threshold.
+        'auc': float(np.maximum(threshold - errors, 0).mean() / threshold),
+    }
+
+
+def ced(errors):
+    """The cumulative error distribution, exactly: corners of a step function.
+
+    Parameters
+    ----------
+    errors : array (N,)
+
+    Returns
+    -------
+    tuple of (ndarray, ndarray)
+        Errors in rising order, 0 first, and the fraction of the faces with at most that error.
+    """
+    errors = np.asarray(errors, dtype='float64')
+    corners = np.unique(np.append(errors, 0))
+    return corners, np.searchsorted(np.sort(errors), corners, side='right') / len(errors)
+
+
+def load_landmark_network(path, context=None):
+    """A network of 68 landmarks and its description.
+
+    Parameters
+    ----------
+    path : path
+        As of :func:`gluon_lprnet.deploy.artefact.load_network`.
+    context : mx.Context, optional
+
+    Returns
+    -------
+    tuple of (HybridBlock, dict)
+
+    Raises
+    ------
+    InputError
+        If it is no network, lacks its description, or has other than 136 outputs.
+    """
+    net, description = load_network(path, context)
+    missing = [key for key in _REQUIRED if key not in description]
+    if missing:
+        raise InputError(f'{path}: its description lacks {", ".join(missing)}. The .json that the training wrote '
+                         'belongs beside the -symbol.json.')
+    size = description['input_size']
+    outputs = net(mx.nd.zeros((1, 3, size, size), ctx=context or mx.cpu())).shape[1]
+    if outputs != 2 * POINTS:
+        raise InputError(f'{path} is not a network of {POINTS} landmarks: it has {outputs} outputs, not {2 * POINTS}. '
+                         'Train one with train_face.py.')
+    return net, description
+
+
+def predict_landmarks(net, description, faces, context=None):
+    """Landmarks of faces.
+
+    Parameters
+    ----------
+    net : HybridBlock
+    description : dict
+        With ``input_size``, ``rgb_mean``, ``rgb_std``, and ``crop_scale`` where it is not the default.
+    faces : sequence of (ndarray (height, width, 3) uint8, array (4,))
+        RGB pictures, each with the box of the landmarks in it: left, top, right, bottom.
+    context : mx.Context, optional
+
+    Returns
+    -------
+    ndarray (N, 68, 2)
+        In pixels of the pictures.
+    """
+    size, scale = description['input_size'], description.get('crop_scale', CROP_SCALE)
+    matrices = [crop_matrix(box, size, scale) for _, box in faces]
+    crops = np.stack([warp_crop(picture, matrix, size) for (picture, _), matrix in zip(faces, matrices)])
+    data = (crops - np.float32(description['rgb_mean'])) / np.float32(description['rgb_std'])
+    outputs = net(mx.nd.array(data.transpose(0, 3, 1, 2), ctx=context or mx.cpu())).asnumpy()
+    return np.stack([transform(cv2.invertAffineTransform(matrix), points)
+                     for matrix, points in zip(matrices, from_outputs(outputs, size))])
+
+
+def decode_face(record):
+    """The RGB pixels of a FaceRecord; InputError if they do not decode."""
+    picture = cv2.imdecode(np.frombuffer(record.image, 'uint8'), cv2.IMREAD_COLOR)
+    if picture is None:
+        raise InputError(f'the picture of the face {record.name} does not decode: pack the faces again.')
+    return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
+
+
+def evaluate_landmarks(net, records, description, context=None, batch_size=_BATCH_SIZE):
+    """Errors of a network.
+
+    Parameters
+    ----------
+    net : HybridBlock
+    records : iterable of FaceRecord
+    description : dict
+        As of :func:`predict_landmarks`.
+    context : mx.Context, optional
+    batch_size : int
+
+    Returns
+    -------
+    FaceErrors
+    """
+    def predictions():
+        faces = iter(records)
+        while batch := list(islice(faces, batch_size)):
+            crops = [(decode_face(record), record.box) for record in batch]
+            yield from zip(batch, predict_landmarks(net, description, crops, context))
+    return _collect(predictions())
+
+
+def mean_face(records):
+    """The mean of faces: an ndarray (68, 2), from the box's centre in units of its longer side."""
+    total, count = 0, 0
+    for record in records:
+        total, count = total + transform(crop_matrix(record.box, 1, 1), record.landmarks), count + 1
+    return total / count
+
+
+def evaluate_mean_face(face, records):
+    """Errors (:class:`FaceErrors`) of answering with the mean face (68, 2) whatever the picture shows."""
+    return _collect((record, transform(cv2.invertAffineTransform(crop_matrix(record.box, 1, 1)), face))
+                    for record in records)
+
+
+def _collect(predictions):
+    """FaceErrors of pairs of a record and its predicted landmarks, both in pixels of the record's crop."""
+    names, yaw, predicted, truth = [], [], [], []
+    for record, points in predictions:
+        names.append(record.name)
+        yaw.append(np.nan if record.pose is None else math.degrees(record.pose[1]))
+        predicted.append(record.to_original(points))
+        truth.append(record.to_original(record.landmarks))
+    predicted, truth = np.array(predicted), np.array(truth)
+    return FaceErrors(names, normalized_mean_errors(predicted, truth), np.array(yaw), predicted, truth)
+
+
+def evaluate_sets(networks, recs, train_recs=None):
+    """Errors of each network on each set.
+
+    Parameters
+    ----------
+    networks : dict of str to (HybridBlock, dict)
+        By label, as of :func:`load_landmark_network`.
+    recs : dict of str to path
+        ``.rec`` files of faces, by name.
+    train_recs : sequence of path, optional
+        Files whose mean face is evaluated as well.
+
+    Returns
+    -------
+    dict of str to (dict of str to FaceErrors)
+        By set, then by network.
+
+    Raises
+    ------
+    InputError
+        If a file is missing, damaged or not one of faces.
+    """
+    for rec in [*recs.values(), *(train_recs or ())]:
+        # First that it holds faces, as a file of classes has another label width and is sound.
+        next(read_face_records(rec))
+        check_records(rec, label_width=LABEL_WIDTH)
+    face = mean_face(record for rec in train_recs for record in read_face_records(rec)) if train_recs else None
+    results = {}
+    for name, rec in recs.items():
+        results[name] = {
+            label: evaluate_landmarks(net, tqdm(read_face_records(rec), f'{label} on {name}', unit='face', leave=False,
+                                                disable=None), description)
+            for label, (net, description) in networks.items()}
+        if face is not None:
+            results[name][MEAN_FACE] = evaluate_mean_face(face, read_face_records(rec))
+    return results
+
+
+def load_networks(paths):
+    """Landmark networks by label: the model's name, with the path where several are of one model."""
+    loaded = [load_landmark_network(path) for path in paths]
+    return dict(zip(_labels([description.get('model', str(path)) for path, (_, description) in zip(paths, loaded)],
+                            paths), loaded))
+
+
+def _labels(names, paths):
+    labels = [name if names.count(name) == 1 else f'{name} ({path})' for name, path in zip(names, paths)]
+    for label, path in zip(labels, paths):
+        if labels.count(label) > 1:
+            raise InputError(f'{path} is given twice.')
+    return labels
+
+
+def percent(value, digits=2):
+    """A fraction in percent, or '-' for None."""
+    return '-' if value is None else f'{100 * value:.{digits}f}'
+
+
+def table(results, threshold=THRESHOLD, format='text'):
+    """The results of :func:`evaluate_sets` as a string, in one of ``FORMATS``."""
+    rows = [{'set': name, 'network': label, **summarize(found.errors, found.yaw, threshold)}
+            for name, networks in results.items() for label, found in networks.items()]
+    if format == 'json':
+        # Fractions, as the functions give them.
+        return json.dumps({'protocol': PROTOCOL, 'yaw_bins': BIN_NAMES, 'rows': rows}, indent=1)
+    columns = ('set', 'network', 'faces', *BIN_NAMES, 'mean of bins', 'mean of faces', 'median', '95th percentile',
+               f'failures > {100 * threshold:g}', 'AUC')
+    cells = [(row['set'], row['network'], row['faces'], *map(percent, row['bin_nme']), percent(row['mean_of_bins']),
+              percent(row['mean']), percent(row['median']), percent(row['percentile_95']), percent(row['failure_rate']),
+              f'{row["auc"]:.4f}') for row in rows]
+    counts = {row['set']: row['bin_faces'] for row in rows}
+    return '\n\n'.join([
+        'NME and failures in percent; [0,30] and so on: |yaw| in degrees', render_table(columns, cells, format),
+        PROTOCOL + f' AUC: area under the cumulative error distribution from 0 to {100 * threshold:g}%, 1 at most.',
+        '\n'.join(f'Faces by yaw in {name}: '
+                  + (', '.join(f'{bin_name} {count}' for bin_name, count in zip(BIN_NAMES, bins)) if any(bins)
+                     else 'unknown') + '.' for name, bins in counts.items())])
+
+
+def add_commands(commands):
+    parser = commands.add_parser(
+        'nme', help='errors of facial landmarks, by yaw, with curves and pictures',
+        description='Evaluate networks of 68 landmarks on RecordIO files of faces.')
+    parser.add_argument('networks', nargs='+', metavar='NETWORK',
+                        help='run folder, checkpoint folder or -symbol.json')
+    parser.add_argument('--rec', nargs='+', required=True, metavar='REC',
+                        help='test sets, packed by "pack faces"')
+    parser.add_argument('--mean-face', nargs='+', metavar='TRAIN_REC',
+                        help='beside the networks, the mean landmarks of these training sets')
+    parser.add_argument('--out', metavar='DIR', help='write CED, error by yaw and grids of faces (PNG, SVG, CSV)')
+    parser.add_argument('--threshold', type=positive_float, default=100 * THRESHOLD, metavar='PERCENT',
+                        help='NME of a failure and end of the AUC (default: %(default)g)')
+    parser.add_argument('--format', choices=FORMATS, default='text')
+    parser.set_defaults(run=_run)
+
+
+def _run(args):
+    recs = dict(zip(_labels([Path(rec).stem for rec in args.rec], args.rec), args.rec))
+    results = evaluate_sets(load_networks(args.networks), recs, args.mean_face)
+    print(table(results, args.threshold / 100, args.format))
+    if args.out:
+        from .face_figures import draw_all
+        draw_all(results, recs, args.out)

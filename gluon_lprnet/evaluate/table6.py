@@ -1,0 +1,249 @@
+"""The paper's Table 6: landmark networks on AFLW2000-3D, printed beside measured."""
+import contextlib
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+import zipfile
+from pathlib import Path
+from typing import NamedTuple, Tuple
+
+import mxnet as mx
+import numpy as np
+
+from ..complexity import FORMATS, render_table
+from ..errors import InputError
+from .landmarks import BIN_NAMES, PROTOCOL, evaluate_sets, load_networks, percent, summarize
+
+# Of the timing, for each network: rounds in turn with the others, and passes a round.
+_ROUNDS = 15
+_PASSES = 20
+
+_TITLE = 'Table 6: landmark networks on AFLW2000-3D, printed and measured; NME in percent, by |yaw| in degrees'
+
+
+class Printed(NamedTuple):
+    """A row of the paper: NME in percent by yaw and its mean, frames per second on one core, size in bytes."""
+
+    name: str
+    bin_nme: Tuple[float, float, float]
+    mean: float
+    fps: int
+    size: str
+
+
+# By the network of the zoo. The other methods of the table are not built here.
+PRINTED = {
+    'lprnet_mobilenet_x0.25': Printed('LPRNet MobileNet x0.25', (2.58, 3.33, 5.81), 3.89, 95, '619K'),
+    'lprnet_mobilenet_x0.5': Printed('LPRNet MobileNet x0.5', (2.41, 3.15, 5.52), 3.69, 52, '1.6M'),
+    'shufflenetv2_x0.5': Printed('ShuffleNetv2 x0.5', (2.54, 3.32, 5.51), 3.79, 51, '3.3M'),
+    'shufflenetv1_x0.5': Printed('ShuffleNetv1 x0.5', (3.03, 4.01, 6.07), 4.37, 104, '2.1M'),
+    'mobilenetv2_x0.5': Printed('MobileNetv2 x0.5', (2.51, 3.15, 5.53), 3.73, 40, '2.3M'),
+    'mobilenetv1_x0.5': Printed('MobileNetv1 x0.5', (2.52, 3.21, 5.76), 3.85, 42, '2.5M'),
+}
+
+_SIZES = ('Bytes: the printed ones are "calculated from the compressed model" and follow no single rule. Measured: '
+          'params is the .params file of the exported network, float32 weights and running statistics; zipped is the '
+          'symbol.json and the .params in one zip archive (deflate).')
+_SPEED = ('FPS: passes of the network alone a second, batch 1, in a process of one thread (OMP_NUM_THREADS=1, '
+          "MXNet's default engine), median of {rounds} rounds in turn with the other networks; printed: "
+          '"Intel-i7 CPU", one core, CPU column.')
+
+
+def printed_means_that_differ():
+    """The printed rows whose mean is not that of their bins: dict of network to the mean recomputed."""
+    means = {model: sum(row.bin_nme) / 3 for model, row in PRINTED.items()}
+    return {model: mean for model, mean in means.items() if abs(mean - PRINTED[model].mean) > 0.006}
+
+
+def exported_sizes(net, description):
+    """Bytes of a network as files.
+
+    Parameters
+    ----------
+    net : HybridBlock
+        Left in float32.
+    description : dict
+        With ``input_size``.
+
+    Returns
+    -------
+    tuple of int
+        Of the ``.params`` file, and of symbol and params in a zip archive.
+    """
+    size = description['input_size']
+    net.cast('float32')
+    net.hybridize()
+    net(mx.nd.zeros((1, 3, size, size)))
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        # A network loaded from a symbol has parameters that its own class does not know.
+        warnings.simplefilter('ignore')
+        net.export(str(Path(folder) / 'network'))
+        archive = io.BytesIO()
+        with zipfile.ZipFile(archive, 'w', zipfile.ZIP_DEFLATED) as file:
+            for part in sorted(Path(folder).iterdir()):
+                file.write(part, part.name)
+        return (Path(folder) / 'network-0000.params').stat().st_size, len(archive.getvalue())
+
+
+def frames_per_second(paths, rounds=_ROUNDS):
+    """Passes a second of networks, batch 1, on one thread.
+
+    Measured in a process of its own, as the number of threads is set when MXNet is loaded.
+
+    Parameters
+    ----------
+    paths : sequence of path
+        As of :func:`gluon_lprnet.evaluate.landmarks.load_landmark_network`.
+    rounds : int
+        In each of which every network has its turn, so that what else the machine does falls on all.
+
+    Returns
+    -------
+    list of float
+        Medians of the rounds.
+
+    Raises
+    ------
+    RuntimeError
+        If that process fails; with what it wrote.
+    """
+    root = str(Path(__file__).resolve().parents[2])
+    environment = {**os.environ, 'OMP_NUM_THREADS': '1',
+                   'PYTHONPATH': os.pathsep.join(filter(None, [root, os.environ.get('PYTHONPATH')]))}
+    done = subprocess.run([sys.executable, '-m', __name__, str(rounds), *map(str, paths)], env=environment,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise RuntimeError(f'the timing failed:\n{done.stderr}')
+    return json.loads(done.stdout)
+
+
+def _time_networks(rounds, paths):
+    runs = []
+    for net, description in load_networks(paths).values():
+        data = mx.nd.random.normal(shape=(1, 3, description['input_size'], description['input_size']))
+        net(data).wait_to_read()
+        runs.append((net, data))
+    rates = [[] for _ in runs]
+    for _ in range(rounds):
+        for (net, data), of_net in zip(runs, rates):
+            net(data).wait_to_read()
+            begin = time.perf_counter()
+            for _ in range(_PASSES):
+                net(data).wait_to_read()
+            of_net.append(_PASSES / (time.perf_counter() - begin))
+    return [float(np.median(of_net)) for of_net in rates]
+
+
+def measure(paths, rec, rounds=_ROUNDS):
+    """The measured rows.
+
+    Parameters
+    ----------
+    paths : sequence of path
+        Networks of 68 landmarks.
+    rec : path
+        AFLW2000-3D, packed.
+    rounds : int
+        Of the timing.
+
+    Returns
+    -------
+    list of dict
+        With ``network`` (label), ``model``, ``input_size``, ``fps``, ``params_bytes``, ``zipped_bytes`` and what
+        :func:`gluon_lprnet.evaluate.landmarks.summarize` gives.
+
+    Raises
+    ------
+    InputError
+        If a network or the file is not what it should be, or the faces have no yaw.
+    """
+    networks = load_networks(paths)
+    found, = evaluate_sets(networks, {Path(rec).stem: rec}).values()
+    if np.isnan(next(iter(found.values())).yaw).all():
+        raise InputError(f'{rec} has no yaw of its faces, and Table 6 is by yaw: pack AFLW2000-3D with "pack faces '
+                         '... --layout aflw2000-3d", or use the command nme.')
+    rows = []
+    for (label, (net, description)), fps in zip(networks.items(), frames_per_second(paths, rounds)):
+        params, zipped = exported_sizes(net, description)
+        rows.append({'network': label, 'model': description.get('model'), 'input_size': description['input_size'],
+                     'fps': fps, 'params_bytes': params, 'zipped_bytes': zipped,
+                     **summarize(found[label].errors, found[label].yaw)})
+    return rows
+
+
+def table(rows, format='text', rounds=_ROUNDS):
+    """Measured rows (:func:`measure`) beside the printed ones, as a string in one of ``FORMATS``."""
+    if format == 'json':
+        return json.dumps({'title': _TITLE, 'notes': _notes(rows, rounds), 'rows': [
+            {**row, 'printed': PRINTED[row['model']]._asdict() if row['model'] in PRINTED else None}
+            for row in rows], 'printed': {model: row._asdict() for model, row in PRINTED.items()}}, indent=1)
+    columns = ('network', '', *BIN_NAMES, 'mean of bins', 'mean of faces', 'FPS', 'params', 'zipped')
+    cells = []
+    for model, printed in PRINTED.items():
+        cells.append((printed.name, 'printed', *(f'{nme:.2f}' for nme in printed.bin_nme), f'{printed.mean:.2f}', None,
+                      str(printed.fps), printed.size, None))
+        for row in rows:
+            if row['model'] == model:
+                cells += [_measured(row), _deviation(row, printed)]
+    cells += [_measured(row) for row in rows if row['model'] not in PRINTED]
+    return '\n\n'.join([_TITLE, render_table(columns, cells, format), *_notes(rows, rounds)])
+
+
+def _measured(row):
+    return (row['network'], 'measured', *map(percent, row['bin_nme']), percent(row['mean_of_bins']),
+            percent(row['mean']), f'{row["fps"]:.0f}', f'{row["params_bytes"]:,}', f'{row["zipped_bytes"]:,}')
+
+
+def _deviation(row, printed):
+    pairs = [*zip((*row['bin_nme'], row['mean_of_bins']), (*printed.bin_nme, printed.mean))]
+    return (row['network'], 'deviation', *('-' if nme is None else f'{100 * nme / paper - 1:+.1%}'
+                                           for nme, paper in pairs), None,
+            f'{row["fps"] / printed.fps - 1:+.0%}', f'{row["params_bytes"] / _bytes(printed.size) - 1:+.1%}',
+            f'{row["zipped_bytes"] / _bytes(printed.size) - 1:+.1%}')
+
+
+def _bytes(printed):
+    number, unit = re.fullmatch(r'([\d.]+)([KM])', printed).groups()
+    return float(number) * {'K': 10 ** 3, 'M': 10 ** 6}[unit]
+
+
+def _notes(rows, rounds):
+    counts = ', '.join(f'{name} {count:,}' for name, count in zip(BIN_NAMES, rows[0]['bin_faces']))
+    sizes = sorted({row['input_size'] for row in rows})
+    return [
+        PROTOCOL,
+        f'Measured on {rows[0]["faces"]:,} faces, {counts}; the whole set has 2,000, by the yaw in its own files '
+        f'1,312, 383 and 305. Inputs: {", ".join(f"{size}x{size}" for size in sizes)}; the paper gives no input size.',
+        _SPEED.format(rounds=rounds), _SIZES,
+        'deviation: measured / printed - 1.',
+        'Printed means that are not those of their bins: '
+        + '; '.join(f'{PRINTED[model].name} {PRINTED[model].mean:.2f}, bins {mean:.3f}'
+                    for model, mean in printed_means_that_differ().items()) + '.']
+
+
+def add_commands(commands):
+    parser = commands.add_parser(
+        'table6', help="the paper's Table 6, printed beside measured",
+        description="NME by yaw, frames a second on one thread and sizes of landmark networks, beside the paper's.")
+    parser.add_argument('networks', nargs='+', metavar='NETWORK',
+                        help='run folder, checkpoint folder or -symbol.json')
+    parser.add_argument('--rec', required=True, help='AFLW2000-3D, packed by "pack faces"')
+    parser.add_argument('--format', choices=FORMATS, default='text')
+    parser.set_defaults(run=_run)
+
+
+def _run(args):
+    print(table(measure(args.networks, args.rec), args.format))
+
+
+if __name__ == '__main__':
+    # What frames_per_second starts; MXNet's own words go elsewhere.
+    with contextlib.redirect_stdout(sys.stderr):
+        measured = _time_networks(int(sys.argv[1]), sys.argv[2:])
+    print(json.dumps(measured))
