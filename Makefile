@@ -3,15 +3,16 @@ PYTHON ?= python3
 VENV = .venv
 RUN = $(VENV)/bin/python
 DIGITS = runs/digits
+FACES = runs/drawn-faces
 
-.PHONY: train test symbols clean
+# Each run of these is a fresh one: a finished training is not resumed.
+.PHONY: train face test symbols clean
 
 $(VENV)/installed: requirements.txt
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --disable-pip-version-check -q -r requirements.txt
 	touch $@
 
-# Each run is a fresh one: a finished training is not resumed.
 train: $(VENV)/installed
 	rm -rf $(DIGITS)
 	$(RUN) -m gluon_lprnet digits $(DIGITS)/data
@@ -20,6 +21,19 @@ train: $(VENV)/installed
 	$(RUN) -m gluon_lprnet evaluate $(DIGITS)/run/export/*-symbol.json --rec-val $(DIGITS)/data/val.rec
 	$(RUN) -m gluon_lprnet predict $(DIGITS)/run/export/*-symbol.json $(DIGITS)/data/held_out/*.png --top-k 1
 	@echo "Curves: $(DIGITS)/run/curves.png. Exported network: $(DIGITS)/run/export."
+
+# Faces drawn by program, not photographs.
+face: $(VENV)/installed
+	rm -rf $(FACES)
+	$(RUN) -m gluon_lprnet draw-faces $(FACES)/drawn --count 1500
+	for part in train test; do \
+	    $(RUN) -m gluon_lprnet pack faces $(FACES)/drawn/$$part --layout 300w-lp --out $(FACES)/$$part || exit 1; done
+	$(RUN) train_face.py --model lprnet_mobilenet_x0.25 --num-epochs 30 --lr 0.004 --warmup-epochs 1 \
+	    --rec-train $(FACES)/train.rec --rec-val $(FACES)/test.rec --save-dir $(FACES)/run
+	$(RUN) -m gluon_lprnet nme $(FACES)/run/export/*-symbol.json --rec $(FACES)/test.rec --mean-face $(FACES)/train.rec \
+	    --out $(FACES)/figures
+	$(RUN) -m gluon_lprnet align $(FACES)/run/export/*-symbol.json $(FACES)/drawn/test/OTHER --out $(FACES)/aligned
+	@echo "Drawn faces: figures in $(FACES)/figures, exported network in $(FACES)/run/export."
 
 test: $(VENV)/installed
 	$(RUN) -m pytest tests

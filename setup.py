@@ -30,8 +30,8 @@ setup(
         'digits': ['scikit-learn'],
         'tensorboard': ['tensorboardX'],
         'serving': ['multi-model-server==1.1.11', 'model-archiver==1.0.3'],
-        'onnx': ['onnx==1.16.2', 'onnxruntime==1.18.1'],
+        'onnx': ['onnx>=1.16,<1.19', 'onnxruntime>=1.18,<1.21'],
         'distributed': ['horovod==0.28.1'],
-        'test': ['pytest', 'gluoncv', 'scikit-learn', 'tensorboardX'],
+        'test': ['pytest', 'gluoncv', 'scikit-learn', 'tensorboardX', 'onnx>=1.16,<1.19', 'onnxruntime>=1.18,<1.21'],
     },
 )

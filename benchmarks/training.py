@@ -1,10 +1,11 @@
 #!/usr/bin/env python
 """Images per second of the loader alone, of the network's training alone, and of both together.
 
-    python benchmarks/training.py --rec-train train.rec --rec-val val.rec --model lprnet_mobilenet_x0.5
+    python benchmarks/training.py imagenet --rec-train train.rec --rec-val val.rec --model lprnet_mobilenet_x0.5
+    python benchmarks/training.py face --rec-train faces.rec --rec-val faces.rec
 
-takes the flags of train_imagenet.py. The three are interleaved over rounds; the table shows medians with the
-smallest and the largest. Nothing of the training is kept.
+takes the flags of train_imagenet.py or of train_face.py. The three are interleaved over rounds; the table shows
+medians with the smallest and the largest. Nothing of the training is kept.
 """
 import itertools
 import os
@@ -21,10 +22,11 @@ import mxnet as mx  # noqa: E402
 from tabulate import tabulate  # noqa: E402
 
 from gluon_lprnet.flags import positive_int  # noqa: E402
-from gluon_lprnet.train import imagenet, options  # noqa: E402
+from gluon_lprnet.train import face, imagenet, options  # noqa: E402
 from gluon_lprnet.train.journal import start_log  # noqa: E402
 from gluon_lprnet.train.loop import Run  # noqa: E402
 
+EXPERIMENTS = {'imagenet': imagenet, 'face': face}
 ROUNDS = 5
 
 
@@ -38,12 +40,15 @@ def images_per_second(steps):
 
 
 def main():
-    parser = imagenet.make_parser()
+    if len(sys.argv) < 2 or sys.argv[1] not in EXPERIMENTS:
+        sys.exit(f'{sys.argv[0]}: the first argument is one of {", ".join(EXPERIMENTS)}.')
+    training = EXPERIMENTS[sys.argv[1]]
+    parser = training.make_parser()
     parser.add_argument('--steps', type=positive_int, default=10, help='batches a round (default: %(default)s)')
     with tempfile.TemporaryDirectory() as folder:
-        argv = sys.argv[1:] + ['--save-dir', folder]
-        config, _ = options.parse(parser, argv, imagenet.PRESETS, imagenet.preset_for)
-        experiment = imagenet.build_experiment(config)
+        argv = sys.argv[2:] + ['--save-dir', folder]
+        config, _ = options.parse(parser, argv, training.PRESETS, training.preset_for)
+        experiment = training.build_experiment(config)
         run = Run(experiment, config, start_log(folder))
         batches = itertools.chain.from_iterable(experiment.batches(0, 0) for _ in itertools.count())
         fixed = next(batches)

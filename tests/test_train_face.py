@@ -45,7 +45,7 @@ def face_flags(face_records, tmp_path):
 
 
 def parse(*argv):
-    return options.parse(face.make_parser(), [*argv, '--save-dir', '/nowhere'], face.PRESETS, lambda model: 'paper')[0]
+    return options.parse(face.make_parser(), [*argv, '--save-dir', '/nowhere'], face.PRESETS, face.preset_for)[0]
 
 
 def test_the_papers_recipe_is_the_default():
@@ -108,6 +108,11 @@ def test_records_of_classes_are_refused(face_flags, tiny_records, capsys):
     assert face.main([*face_flags, '--rec-val', f'{tiny_records[0]}.rec']) == 2
     error = capsys.readouterr().err
     assert 'tiny.rec' in error and '1 label' in error
+
+
+def test_sets_of_one_name_are_refused(face_flags, face_records, capsys):
+    assert face.main([*face_flags, '--rec-val', face_records, face_records]) == 2
+    assert 'the same name' in capsys.readouterr().err
 
 
 def test_missing_records_are_asked_for(tmp_path, capsys):

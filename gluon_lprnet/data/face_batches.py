@@ -126,12 +126,11 @@ class FaceBatches:
 
     def _sample(self, index, epoch):
         face, size = self.faces[index], self._input_size
-        picture = cv2.cvtColor(cv2.imdecode(np.frombuffer(face.image, 'uint8'), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
         matrix = crop_matrix(face.box, size, self._crop_scale)
         if self._augmentation:
             rng = np.random.default_rng((self._seed, epoch, index))
             matrix = (self._augmentation.matrix(rng, size) @ np.vstack([matrix, (0, 0, 1)]))[:2]
-        crop = warp_crop(picture, matrix, size)
+        crop = warp_crop(face.pixels(), matrix, size)
         landmarks = transform(matrix, face.landmarks)
         if self._augmentation:
             crop = self._augmentation.look(rng, crop)

@@ -15,6 +15,7 @@ import struct
 import sys
 from typing import List, NamedTuple, Optional, Tuple
 
+import cv2
 import numpy as np
 from tqdm import tqdm
 
@@ -70,6 +71,13 @@ class FaceRecord(NamedTuple):
     pose: Optional[np.ndarray]
     scale: float
     offset: np.ndarray
+
+    def pixels(self):
+        """The picture decoded: ndarray (height, width, 3) uint8, RGB; InputError if it cannot be."""
+        picture = cv2.imdecode(np.frombuffer(self.image, 'uint8'), cv2.IMREAD_COLOR)
+        if picture is None:
+            raise InputError(f'the picture of the face {self.name} does not decode: pack the faces again.')
+        return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
 
     def to_original(self, points):
         """Points (..., 2) of the crop in pixels of the source's image."""

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..data.face_records import read_face_records
 from ..data.landmarks import landmark_box
-from .landmarks import MEAN_FACE, ced, decode_face
+from .landmarks import MEAN_FACE, ced
 
 _FACES = 24
 _COLUMNS = 6
@@ -139,7 +139,7 @@ def _draw_face(axis, record, found, index):
                         for points in (found.truth[index], found.predicted[index]))
     left, top, right, bottom = landmark_box(np.concatenate([truth, predicted]))
     half = _VIEW * max(right - left, bottom - top) / 2
-    axis.imshow(decode_face(record))
+    axis.imshow(record.pixels())
     axis.scatter(*truth.T, s=3, color='lime', linewidths=0)
     axis.scatter(*predicted.T, s=3, color='red', linewidths=0)
     axis.set(xlim=((left + right) / 2 - half, (left + right) / 2 + half),

@@ -200,14 +200,6 @@ def predict_landmarks(net, description, faces, context=None):
                      for matrix, points in zip(matrices, from_outputs(outputs, size))])
 
 
-def decode_face(record):
-    """The RGB pixels of a FaceRecord; InputError if they do not decode."""
-    picture = cv2.imdecode(np.frombuffer(record.image, 'uint8'), cv2.IMREAD_COLOR)
-    if picture is None:
-        raise InputError(f'the picture of the face {record.name} does not decode: pack the faces again.')
-    return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
-
-
 def evaluate_landmarks(net, records, description, context=None, batch_size=_BATCH_SIZE):
     """Errors of a network.
 
@@ -227,7 +219,7 @@ def evaluate_landmarks(net, records, description, context=None, batch_size=_BATC
     def predictions():
         faces = iter(records)
         while batch := list(islice(faces, batch_size)):
-            crops = [(decode_face(record), record.box) for record in batch]
+            crops = [(record.pixels(), record.box) for record in batch]
             yield from zip(batch, predict_landmarks(net, description, crops, context))
     return _collect(predictions())
 

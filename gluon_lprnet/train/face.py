@@ -25,6 +25,11 @@ PRESETS = {
 }
 
 
+def preset_for(model):
+    """The rates that the text gives first, whatever the network."""
+    return 'paper'
+
+
 def make_parser():
     parser = argparse.ArgumentParser(
         description="Train a network for 68 facial landmarks on RecordIO, by the paper's recipe unless flags say "
@@ -61,6 +66,9 @@ def build_experiment(config):
             raise InputError(f'--rec-{subset} is missing: RecordIO files, from `python -m gluon_lprnet pack faces`.')
         for rec in recs:
             check_records(rec, label_width=LABEL_WIDTH, content=config.data_check == 'full')
+    names = [Path(rec).stem for rec in config.rec_val]
+    if len(set(names)) < len(names):
+        raise InputError(f'--rec-val: two of {", ".join(config.rec_val)} have the same name: rename one.')
     config.task = 'landmarks'
     contexts = contexts_of(config)
 
@@ -73,7 +81,7 @@ def build_experiment(config):
     check_split(len(faces), config, contexts)
     augmented = batches_of(faces, FaceAugmentation(mirror=not config.no_mirror))
     plain = batches_of(faces)
-    validation = {Path(rec).stem: batches_of(list(read_face_records(rec))) for rec in config.rec_val}
+    validation = {name: batches_of(list(read_face_records(rec))) for name, rec in zip(names, config.rec_val)}
     net = make_network(config, mx.init.Xavier(), contexts)
 
     def errors(output, label):
@@ -102,4 +110,4 @@ def build_experiment(config):
 
 def main(argv=None):
     """Run the training that ``argv`` describes; returns the exit status."""
-    return run_command(make_parser(), argv, PRESETS, lambda model: 'paper', build_experiment)
+    return run_command(make_parser(), argv, PRESETS, preset_for, build_experiment)

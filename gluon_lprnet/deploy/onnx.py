@@ -1,0 +1,119 @@
+"""ONNX files, by MXNet's converter with its faults mended.
+
+``mx.onnx.export_model`` of MXNet 1.9.1 writes the nodes of opset 13 and claims the newest one that the onnx package
+knows; lists the parameters among the inputs of the graph, which stops ONNX Runtime from folding constants; leaves
+constants behind that nothing uses; turns L2Normalization into LpNormalization, which has no epsilon; and refuses the
+reshapes of a channel shuffle.
+"""
+import json
+
+import mxnet as mx
+import numpy as np
+
+from ..errors import InputError
+
+__all__ = ['require_onnx', 'write_onnx', 'run_onnx']
+
+OPSET = 13
+# The version of the file format that came with the opset, so that runtimes of its time read the file.
+IR_VERSION = 7
+
+
+def require_onnx():
+    """Import the optional packages.
+
+    Returns
+    -------
+    tuple of modules
+        onnx, onnxruntime
+
+    Raises
+    ------
+    InputError
+        If one is not installed.
+    """
+    try:
+        import onnx
+        import onnxruntime
+    except ImportError as error:
+        raise InputError(f'ONNX needs a package that is not installed ({error.name}): '
+                         'pip install gluon_lprnet[onnx].') from error
+    return onnx, onnxruntime
+
+
+def write_onnx(symbol, params, image_shape, path):
+    """Write a network as an ONNX file whose batch size is free.
+
+    Parameters
+    ----------
+    symbol : Symbol
+        With the input ``data``, NCHW, and one output, (N, outputs).
+    params : dict of str to NDArray
+    image_shape : tuple of int
+        Channels, height and width of the input.
+    path : path
+
+    Raises
+    ------
+    InputError
+        If onnx or onnxruntime is not installed.
+    """
+    onnx, _ = require_onnx()
+    shape = (1, *image_shape)
+    symbol = _with_plain_reshapes(symbol, shape)
+    mx.onnx.export_model(symbol, params, [shape], np.float32, str(path), dynamic=True,
+                         dynamic_input_shapes=[('batch', *image_shape)])
+    model = onnx.load(str(path))
+    model.opset_import[0].version = OPSET
+    model.ir_version = IR_VERSION
+    graph = model.graph
+    _replace(graph.input, [entry for entry in graph.input if entry.name == 'data'])
+    (_, outputs), = symbol.infer_shape(data=shape)[1]
+    batch, width = graph.output[0].type.tensor_type.shape.dim
+    batch.dim_param, width.dim_value = 'batch', outputs
+    epsilons = {node['name']: float(node['attrs'].get('eps', 1e-10)) for node in json.loads(symbol.tojson())['nodes']
+                if node['op'] == 'L2Normalization'}
+    _replace(graph.node, [new for node in graph.node for new in (
+        _normalization(onnx, graph, node, epsilons[node.name]) if node.op_type == 'LpNormalization' else [node])])
+    used = {name for node in graph.node for name in node.input}
+    _replace(graph.initializer, [constant for constant in graph.initializer if constant.name in used])
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, str(path))
+
+
+def run_onnx(path, data):
+    """Outputs of ONNX Runtime, on the CPU, for an ndarray of inputs."""
+    _, onnxruntime = require_onnx()
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
+    return session.run(None, {'data': data})[0]
+
+
+def _with_plain_reshapes(symbol, shape):
+    """Every reshape with the numbers that it comes to for an input of ``shape``, but for a free first one."""
+    internals = symbol.get_internals()
+    shapes = dict(zip(internals.list_outputs(), internals.infer_shape(data=shape)[1]))
+    graph = json.loads(symbol.tojson())
+    for node in graph['nodes']:
+        if node['op'] == 'Reshape':
+            node['attrs'] = {'shape': str((-1, *shapes[f'{node["name"]}_output'][1:]))}
+    return mx.sym.load_json(json.dumps(graph))
+
+
+def _normalization(onnx, graph, node, eps):
+    """The nodes of ``x / sqrt(sum of x^2 over channels + eps)``, in the place of an LpNormalization."""
+    x, name = node.input[0], node.name
+    squares, shifted, norm, epsilon = (f'{name}_{part}' for part in ('squares', 'shifted', 'norm', 'eps'))
+    graph.initializer.append(onnx.numpy_helper.from_array(np.array([eps], dtype='float32'), epsilon))
+    make = onnx.helper.make_node
+    return [make('ReduceSumSquare', [x], [squares], squares, axes=[1], keepdims=1),
+            make('Add', [squares, epsilon], [shifted], shifted),
+            make('Sqrt', [shifted], [norm], norm),
+            make('Div', [x, norm], list(node.output), name)]
+
+
+def _replace(field, values):
+    """Give a repeated field of a protocol buffer new values."""
+    del field[:]
+    field.extend(values)

@@ -1,0 +1,231 @@
+"""Exported files against the network in the checkpoint, in stock MXNet and in ONNX Runtime."""
+import json
+import subprocess
+import sys
+
+import mxnet as mx
+import numpy as np
+import pytest
+
+from gluon_lprnet import get_model
+from gluon_lprnet.__main__ import main
+from gluon_lprnet.complexity import count
+from gluon_lprnet.deploy import export as export_module
+from gluon_lprnet.deploy import onnx as onnx_module
+from gluon_lprnet.deploy.artefact import load_network
+from gluon_lprnet.deploy.export import export
+from gluon_lprnet.deploy.reparametrize import reparametrize
+from gluon_lprnet.errors import InputError
+from gluon_lprnet.train import checkpoint
+
+MODEL = 'lprnet_mobilenet_x0.25'
+SIZE = 32
+MEAN, STD = [120.0, 115.0, 100.0], [60.0, 58.0, 57.0]
+CONFIG = {'model': MODEL, 'num_classes': 3, 'input_size': SIZE, 'small_image': True, 'rank': 0.25, 'no_residual': False,
+          'no_l2_norm': False, 'crop_ratio': 1.0, 'rgb_mean': MEAN, 'rgb_std': STD, 'class_names': ['a', 'b', 'c']}
+
+
+def write_checkpoint(folder, **config):
+    """A checkpoint of random weights whose normalized outputs are often as small as the epsilon."""
+    config = {**CONFIG, **config}
+    mx.random.seed(1)
+    net = get_model(config['model'], classes=3, small_image=config['small_image'],
+                    **({'rank': config['rank']} if config['rank'] else {}))
+    net.initialize(mx.init.Xavier())
+    net(mx.nd.zeros((1, 3, SIZE, SIZE)))
+    for name, parameter in net.collect_params('.*lpr.*conv0_weight').items():
+        if parameter.shape[2:] == (3, 3):
+            parameter.set_data(parameter.data() * 1e-4)
+    trainer = mx.gluon.Trainer(net.collect_params(), 'sgd', kvstore=None)
+    return checkpoint.save(folder, net, trainer, {'step': 1, 'config': config})
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    return write_checkpoint(tmp_path_factory.mktemp('run'))
+
+
+@pytest.fixture(scope='module')
+def exported(trained, tmp_path_factory):
+    out = tmp_path_factory.mktemp('exported')
+    assert not main(['export', str(trained), '--out', str(out)])
+    return out
+
+
+@pytest.fixture
+def onnx():
+    return pytest.importorskip('onnx'), pytest.importorskip('onnxruntime')
+
+
+PIXELS = np.random.default_rng(5).integers(0, 256, (4, 3, SIZE, SIZE)).astype('float32')
+NORMALIZED = (PIXELS - np.reshape(MEAN, (3, 1, 1)).astype('float32')) / np.reshape(STD, (3, 1, 1)).astype('float32')
+
+
+def outputs_of(path, x=NORMALIZED):
+    return load_network(path)[0](mx.nd.array(x)).asnumpy()
+
+
+def assert_close(found, expected):
+    assert found.shape == expected.shape
+    assert abs(found - expected).max() <= 1e-5 * abs(expected).max()
+
+
+def test_files_and_what_they_say(exported):
+    names = [f'{prefix}{end}' for prefix in (MODEL, f'{MODEL}-deployed')
+             for end in ('-0000.params', '-symbol.json', '.json')]
+    assert sorted(path.name for path in exported.iterdir()) == sorted(names)
+    for form, prefix in (('training', MODEL), ('deployed', f'{MODEL}-deployed')):
+        description = json.loads((exported / f'{prefix}.json').read_text())
+        assert description['form'] == form
+        assert description['rgb_mean'] == MEAN and description['class_names'] == ['a', 'b', 'c']
+        assert description['input']['name'] == 'data'
+        assert description['input']['shape'] == ['batch', 3, SIZE, SIZE]
+
+
+@pytest.mark.parametrize('prefix', [MODEL, f'{MODEL}-deployed'])
+def test_stock_mxnet_loads_it(trained, exported, prefix, tmp_path):
+    """In a process that has nothing of this package but its patch of NumPy, from Gluon and from Module."""
+    np.save(tmp_path / 'x.npy', NORMALIZED)
+    script = '''
+import sys, numpy as np
+for name, builtin in {'bool': bool, 'int': int, 'float': float, 'object': object}.items():
+    setattr(np, name, builtin)
+import mxnet as mx
+prefix, folder = sys.argv[1:]
+x = mx.nd.array(np.load(folder + '/x.npy'))
+block = mx.gluon.SymbolBlock.imports(prefix + '-symbol.json', ['data'], prefix + '-0000.params')
+np.save(folder + '/block.npy', block(x).asnumpy())
+symbol, arguments, auxiliary = mx.model.load_checkpoint(prefix, 0)
+for size in (4, 2):
+    module = mx.mod.Module(symbol, label_names=None)
+    module.bind([('data', (size, 3, 32, 32))], for_training=False)
+    module.set_params(arguments, auxiliary)
+    module.forward(mx.io.DataBatch([x[:size]]), is_train=False)
+    np.save(folder + '/module%d.npy' % size, module.get_outputs()[0].asnumpy())
+assert 'gluon_lprnet' not in sys.modules
+'''
+    subprocess.run([sys.executable, '-c', script, str(exported / prefix), str(tmp_path)], check=True, cwd=tmp_path,
+                   stderr=subprocess.DEVNULL)
+    expected = outputs_of(trained)
+    assert_close(np.load(tmp_path / 'block.npy'), expected)
+    assert_close(np.load(tmp_path / 'module4.npy'), expected)
+    assert_close(np.load(tmp_path / 'module2.npy'), expected[:2])
+
+
+def test_forms_and_their_sizes(trained, tmp_path, capsys):
+    assert not main(['export', str(trained), '--out', str(tmp_path), '--form', 'deployed'])
+    assert not (tmp_path / f'{MODEL}-symbol.json').exists()
+    found = count(tmp_path / f'{MODEL}-deployed-symbol.json', (1, 3, SIZE, SIZE))
+    assert f'deployed: {found.params:,} parameters, {found.multiply_adds:,} multiply-adds' in capsys.readouterr().out
+
+
+def test_pixels_in(trained, tmp_path):
+    """The graph normalizes, and the description tells readers of the artefact not to."""
+    export(trained, tmp_path, normalize_input=True)
+    expected = outputs_of(trained)
+    for prefix in (MODEL, f'{MODEL}-deployed'):
+        net, description = load_network(tmp_path / f'{prefix}-symbol.json')
+        assert_close(net(mx.nd.array(PIXELS)).asnumpy(), expected)
+        assert description['rgb_mean'] == [0] * 3 and description['rgb_std'] == [1] * 3
+        assert description['normalized_inside'] == {'rgb_mean': MEAN, 'rgb_std': STD}
+
+
+def test_exports_the_artefact_of_a_training(trained, exported, tmp_path):
+    """A -symbol.json in the training form, with a description; not what was exported already."""
+    for path in exported.glob(f'{MODEL}[-.]*'):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    description = json.loads((tmp_path / f'{MODEL}.json').read_text())
+    del description['form']
+    (tmp_path / f'{MODEL}.json').write_text(json.dumps(description))
+    export(tmp_path / f'{MODEL}-symbol.json', tmp_path / 'out')
+    assert_close(outputs_of(tmp_path / 'out' / f'{MODEL}-deployed-symbol.json'), outputs_of(trained))
+    with pytest.raises(InputError, match='written by this command'):
+        export(exported / f'{MODEL}-symbol.json', tmp_path / 'out')
+    (tmp_path / f'{MODEL}.json').unlink()
+    with pytest.raises(InputError, match='no description'):
+        export(tmp_path / f'{MODEL}-symbol.json', tmp_path / 'out')
+
+
+@pytest.mark.parametrize('factor', [1.001, float('nan')])
+def test_a_form_that_differs_is_not_written(trained, tmp_path, monkeypatch, factor):
+    def spoiled(symbol, params):
+        symbol, params = reparametrize(symbol, params)
+        name = next(name for name in params if name.endswith('dense0_weight'))
+        return symbol, {**params, name: params[name] * factor}
+
+    monkeypatch.setattr(export_module, 'reparametrize', spoiled)
+    with pytest.raises(InputError, match='deployed form as mxnet differs'):
+        export(trained, tmp_path, forms=('deployed',))
+    assert not list(tmp_path.iterdir())
+
+
+def test_network_with_nan_is_refused(trained, tmp_path, monkeypatch):
+    def spoiled(path):
+        net, description = load_network(path)
+        net.output.bias.set_data(mx.nd.full(3, float('nan')))
+        return net, description
+
+    monkeypatch.setattr(export_module, 'load_network', spoiled)
+    with pytest.raises(InputError, match='NaN'):
+        export(trained, tmp_path / 'out')
+
+
+def test_bad_arguments(trained, tmp_path, capsys):
+    (tmp_path / 'file').write_text('')
+    assert main(['export', str(trained), '--out', str(tmp_path / 'file')]) == 2
+    assert 'cannot be written to' in capsys.readouterr().err
+    assert main(['export', str(tmp_path / 'nothing'), '--out', str(tmp_path / 'out')]) == 2
+    assert 'nothing' in capsys.readouterr().err
+    assert not (tmp_path / 'out').exists()
+
+
+def test_without_onnx(trained, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'onnxruntime', None)
+    with pytest.raises(InputError, match=r'pip install gluon_lprnet\[onnx\]'):
+        export(trained, tmp_path / 'out', formats=('mxnet', 'onnx'))
+    assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.parametrize('model', [MODEL, 'lprnet_shufflenetv2_x0.5', 'mobilenetv1_x0.25', 'mobilenetv2_x0.5',
+                                   'shufflenetv1_x0.25', 'shufflenetv2_x0.5'])
+def test_onnx(model, tmp_path, onnx):
+    path = write_checkpoint(tmp_path / 'run', model=model, small_image=False,
+                            rank=0.25 if model.startswith('lprnet') else None)
+    expected = outputs_of(path)
+    # export() itself compares at a batch of three.
+    export(path, tmp_path / 'out', formats=('onnx',))
+    assert not list((tmp_path / 'out').glob('*.params'))
+    for prefix in (model, f'{model}-deployed'):
+        file = tmp_path / 'out' / f'{prefix}.onnx'
+        for images in (1, 4):
+            assert_close(onnx_module.run_onnx(file, NORMALIZED[:images]), expected[:images])
+        graph = onnx[0].load(str(file)).graph
+        assert [entry.name for entry in graph.input] == ['data']
+        for entry in (*graph.input, *graph.output):
+            assert entry.type.tensor_type.shape.dim[0].dim_param == 'batch'
+        assert {constant.name for constant in graph.initializer} <= {name for node in graph.node for name in node.input}
+        assert 'LpNormalization' not in {node.op_type for node in graph.node}
+
+
+def test_onnx_from_pixels(trained, tmp_path, onnx):
+    export(trained, tmp_path, formats=('mxnet', 'onnx'), normalize_input=True)
+    for prefix in (MODEL, f'{MODEL}-deployed'):
+        assert_close(onnx_module.run_onnx(tmp_path / f'{prefix}.onnx', PIXELS), outputs_of(trained))
+
+
+def test_the_epsilon_shows(trained, onnx, tmp_path, monkeypatch):
+    """Without the epsilon these activations give another answer, which export() refuses to write."""
+    monkeypatch.setattr(onnx_module, '_normalization', lambda onnx, graph, node, eps: [node])
+    with pytest.raises(InputError, match='as onnx differs'):
+        export(trained, tmp_path, formats=('onnx',))
+
+
+@pytest.mark.parametrize('prefix', [MODEL, f'{MODEL}-deployed'])
+def test_fused_backend_takes_the_files(trained, exported, prefix):
+    """Without an input: the file says how many dimensions it has, which L2Normalization asks for."""
+    symbol, arguments, auxiliary = mx.model.load_checkpoint(str(exported / prefix), 0)
+    fused = symbol.optimize_for('MKLDNN', args=arguments, aux=auxiliary)
+    assert '_sg_mkldnn_conv' in fused.tojson()
+    executor = fused.bind(mx.cpu(), {**arguments, 'data': mx.nd.array(NORMALIZED)}, aux_states=auxiliary,
+                          grad_req='null')
+    assert_close(executor.forward(is_train=False)[0].asnumpy(), outputs_of(trained))
