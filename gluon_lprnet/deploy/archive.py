@@ -1,0 +1,89 @@
+"""``python -m gluon_lprnet archive``: an exported network as a model archive (.mar) of multi-model-server."""
+import json
+import os
+import re
+import zipfile
+from pathlib import Path
+
+from ..data.landmarks import CROP_SCALE
+from ..errors import InputError
+from .artefact import load_network
+
+__all__ = ['archive']
+
+# What the handler reads of a description.
+_REQUIRED = {'classification': ('num_classes', 'input_size', 'crop_ratio', 'rgb_mean', 'rgb_std'),
+             'landmarks': ('input_size', 'rgb_mean', 'rgb_std')}
+# Of the server, and of the last part of the model's address.
+_NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9_.-]*')
+
+
+def archive(artefact, out):
+    """Write an exported network with its handler as ``NAME.mar``.
+
+    Parameters
+    ----------
+    artefact : path
+        ``NAME-symbol.json``, with ``NAME-NNNN.params`` and ``NAME.json`` beside it.
+    out : path
+        Folder, made if it is not there.
+
+    Returns
+    -------
+    Path
+
+    Raises
+    ------
+    InputError
+        If the artefact is not whole, its description lacks something, or ``out`` cannot be written to.
+    """
+    artefact, out = Path(artefact), Path(out)
+    if not artefact.name.endswith('-symbol.json'):
+        raise InputError(f'{artefact} is not an exported network: give its -symbol.json file.')
+    name = artefact.name[:-len('-symbol.json')]
+    if not _NAME.fullmatch(name):
+        raise InputError(f'{artefact}: the server takes names of letters, digits and ._- only; rename its files.')
+    # So that a network that does not load is found now and not by the server.
+    net, description = load_network(artefact)
+    task = description.get('task')
+    missing = [key for key in _REQUIRED.get(task, ('task',)) if key not in description]
+    if missing:
+        raise InputError(f'{artefact}: {name}.json, its description, lacks {", ".join(missing)}: export it again '
+                         'with python -m gluon_lprnet export.')
+    if task == 'landmarks':
+        # Here, since evaluation imports from this folder.
+        from ..evaluate.align import CORRECTIONS
+        description = {'crop_scale': CROP_SCALE, **description, 'corrections': CORRECTIONS}
+    params = max(file for file in artefact.parent.iterdir()
+                 if re.fullmatch(re.escape(name) + r'-\d{4,}\.params', file.name))
+    manifest = {'specificationVersion': '1.0', 'implementationVersion': '1.0', 'modelServerVersion': '1.0',
+                'runtime': 'python', 'engine': {'engineName': 'MXNet'},
+                'model': {'modelName': name, 'handler': 'handler.py:handle', 'modelVersion': '1.0'}}
+    target, scratch = out / f'{name}.mar', out / f'.{name}.mar.part'
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with zipfile.ZipFile(scratch, 'w', zipfile.ZIP_DEFLATED) as mar:
+            mar.writestr('MAR-INF/MANIFEST.json', json.dumps(manifest, indent=1))
+            mar.writestr('description.json', json.dumps(description, indent=1))
+            mar.write(Path(__file__).with_name('handler.py'), 'handler.py')
+            mar.write(artefact, 'network-symbol.json')
+            mar.write(params, 'network-0000.params')
+        os.replace(scratch, target)
+    except OSError as error:
+        raise InputError(f'{out} cannot be written to: {error.strerror}.') from error
+    return target
+
+
+def add_commands(commands):
+    parser = commands.add_parser(
+        'archive', help='an exported network as a model archive (.mar) of multi-model-server',
+        description='Write NAME.mar, the network with a handler that needs mxnet, numpy and cv2 only.')
+    parser.add_argument('artefacts', nargs='+', metavar='NAME-symbol.json', help='what export wrote')
+    parser.add_argument('--out', required=True, metavar='DIR')
+    parser.set_defaults(run=_run)
+
+
+def _run(args):
+    for artefact in args.artefacts:
+        path = archive(artefact, args.out)
+        print(f'{path} ({path.stat().st_size:,} bytes)')

@@ -1,0 +1,424 @@
+"""The handler in a model archive: it runs in the worker processes of multi-model-server, without gluon_lprnet.
+
+A request is the image (JPEG or PNG) as the raw body, or a multipart form with the image as ``data``. Further fields
+of a form, both optional: ``top_k``, how many classes (classification); ``boxes``, JSON, a list of the landmarks'
+boxes as [left, top, right, bottom] in pixels (landmarks; without it OpenCV's cascades look for faces).
+
+The answer is JSON: ``{"classes": [{"label", "index", "probability"}, ...]}``, the most probable first, or
+``{"width", "height", "faces": [{"box", "points", ...}, ...]}`` with 68 points (x, y) in pixels of the image, or
+``{"error": reason}`` with a status of its own for each request of a batch.
+"""
+import json
+import logging
+import math
+import os
+import re
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+for _alias, _builtin in {'bool': bool, 'int': int, 'float': float, 'object': object}.items():
+    # MXNet 1.9.1 reads what NumPy removed.
+    if _alias not in vars(np):
+        setattr(np, _alias, _builtin)
+
+import mxnet as mx
+
+MAX_PIXELS = 50_000_000
+# OpenCV warps no longer ones.
+MAX_SIDE = 32_767
+MAX_FACES = 100
+# In pixels, of a box's numbers: far beyond every image, and no sum or product of them overflows.
+_MAX_COORDINATE = 1e6
+_TOP_K = 5
+# Images or faces that pass the network at once, which bounds memory.
+_MAX_FORWARD = 32
+
+_FORM = 'send a JPEG or PNG as the body (Content-Type: image/jpeg), or as the field "data" of a multipart form'
+_BINARY_TYPES = ('', 'application/octet-stream', 'binary/octet-stream')
+
+# As gluon_lprnet.evaluate.align finds faces.
+_DETECTION_SIDE = 1024
+_SMALLEST_FACE = 30
+_CASCADES = (('frontal', 'frontalface_alt', False), ('profile', 'profileface', False),
+             ('profile, mirrored', 'profileface', True))
+
+_service = None
+
+
+def handle(data, context):
+    """Entry point of the server.
+
+    Parameters
+    ----------
+    data : list of dict or None
+        A batch: of each request its fields, bytes or str. None once, when the worker loads the model.
+    context : mms.context.Context
+
+    Returns
+    -------
+    list of bytes or None
+        JSON, one per request; their statuses are set in ``context``.
+    """
+    global _service
+    if _service is None:
+        # Otherwise the server decodes JSON and text before this function sees it, and invalid ones kill the worker.
+        os.environ['MMS_DECODE_INPUT_REQUEST'] = 'false'
+        # One core per worker.
+        cv2.setNumThreads(1)
+        _service = load(context.system_properties['model_dir'])
+    if data is None:
+        return None
+    answers = []
+    for index, (status, answer) in enumerate(_service.answer(data, [_types(context, index, fields)
+                                                                   for index, fields in enumerate(data)])):
+        if status != 200:
+            context.set_response_status(status, _PHRASES[status], index)
+        context.set_response_content_type(index, 'application/json')
+        answers.append(json.dumps(answer, separators=(',', ':')).encode())
+    return answers
+
+
+def _types(context, index, fields):
+    """The content type of each field of a request, in lower case without parameters."""
+    declared = ((name, context.get_request_header(index, name)) for name in fields)
+    return {name: (entry or {}).get('content-type', '').split(';')[0].strip().lower()
+            for name, entry in declared if entry is None or isinstance(entry, dict)}
+
+
+def load(folder):
+    """The service of an unpacked archive: :class:`Classification` or :class:`Landmarks`."""
+    folder = Path(folder)
+    description = json.loads((folder / 'description.json').read_text())
+    net = mx.gluon.SymbolBlock(mx.sym.load(str(folder / 'network-symbol.json')), mx.sym.var('data', dtype='float32'))
+    net.load_parameters(str(folder / 'network-0000.params'))
+    net.hybridize(static_alloc=True)
+    service = _SERVICES[description['task']](net, description)
+    # The first pass allocates and chooses kernels: not at the expense of the first request.
+    service.forward(np.zeros((1, 3, description['input_size'], description['input_size']), 'float32'))
+    return service
+
+
+class BadRequest(Exception):
+    """A request that cannot be answered, by its sender's fault.
+
+    Parameters
+    ----------
+    reason : str
+        What is wrong and what to do.
+    status : int
+        4xx.
+    """
+
+    def __init__(self, reason, status=400):
+        super().__init__(reason)
+        self.status = status
+
+
+_PHRASES = {400: 'Bad Request', 413: 'Payload Too Large', 415: 'Unsupported Media Type', 500: 'Internal Server Error'}
+
+
+class _Service:
+    def __init__(self, net, description):
+        self._net = net
+        self._size = description['input_size']
+        self._mean, self._std = (np.array(description[key], 'float32') for key in ('rgb_mean', 'rgb_std'))
+
+    def answer(self, requests, types):
+        """Answer a batch; a fault of one request leaves the others alone.
+
+        Parameters
+        ----------
+        requests : list of dict of str to bytes or str
+        types : list of dict of str to str
+            The content types of the fields.
+
+        Returns
+        -------
+        list of (int, dict)
+            Status and answer of each request.
+        """
+        prepared = [self._attempt(self.prepare, fields, of_fields) for fields, of_fields in zip(requests, types)]
+        good = [item for status, item in prepared if status == 200]
+        # Of each request any number of inputs pass the network together.
+        counts = [len(inputs) for inputs, _ in good]
+        inputs = [each for inputs, _ in good for each in inputs]
+        outputs = self.forward(np.stack(inputs)) if inputs else np.zeros((0, 0), 'float32')
+        parts = iter(np.split(outputs, np.cumsum(counts)[:-1])) if counts else None
+        return [self._attempt(self.finish, next(parts), item[1]) if status == 200 else (status, item)
+                for status, item in prepared]
+
+    def forward(self, data):
+        """Outputs (N, outputs) for normalized inputs (N, 3, size, size), float32 ndarrays."""
+        return np.concatenate([self._net(mx.nd.array(data[start:start + _MAX_FORWARD])).asnumpy()
+                               for start in range(0, len(data), _MAX_FORWARD)])
+
+    @staticmethod
+    def _attempt(step, *arguments):
+        try:
+            return 200, step(*arguments)
+        except BadRequest as error:
+            return error.status, {'error': str(error)}
+        except Exception:
+            logging.exception('A request failed.')
+            return 500, {'error': 'the model failed on this request; the server\'s log says why'}
+
+    def _normalize(self, crop):
+        """(size, size, 3) uint8 RGB as (3, size, size) float32."""
+        return ((crop - self._mean) / self._std).transpose(2, 0, 1)
+
+
+class Classification(_Service):
+    """Image to the most probable classes; the centre crop is the one of gluon_lprnet's validation."""
+
+    def __init__(self, net, description):
+        super().__init__(net, description)
+        self._resized = math.ceil(description['input_size'] / description['crop_ratio'])
+        self._names = description.get('class_names') or [str(index) for index in range(description['num_classes'])]
+
+    def prepare(self, fields, types):
+        top_k = _read_top_k(fields.get('top_k'), len(self._names))
+        image = decode(read_image(fields, types))
+        shorter, longer = sorted(image.shape[:2])
+        if longer * self._resized > MAX_SIDE * shorter:
+            raise BadRequest(f'the image is {image.shape[1]}x{image.shape[0]} pixels: too long and narrow')
+        image = mx.image.resize_short(mx.nd.array(image, dtype='uint8'), self._resized, interp=cv2.INTER_LINEAR)
+        crop = mx.image.center_crop(image, (self._size, self._size), interp=cv2.INTER_LINEAR)[0]
+        return [self._normalize(crop.asnumpy())], top_k
+
+    def finish(self, outputs, top_k):
+        _check_finite(outputs)
+        probabilities = np.exp(outputs[0].astype('float64') - outputs[0].max())
+        probabilities /= probabilities.sum()
+        return {'classes': [{'label': self._names[index], 'index': index, 'probability': round(probabilities[index], 7)}
+                            for index in np.argsort(-probabilities, kind='stable')[:top_k].tolist()]}
+
+
+class Landmarks(_Service):
+    """Image and optional boxes to the 68 points of each face, as ``python -m gluon_lprnet align`` finds them."""
+
+    def __init__(self, net, description):
+        super().__init__(net, description)
+        self._scale = description['crop_scale']
+        self._corrections = description['corrections']
+        self._cascades = [(kind, cv2.CascadeClassifier(f'{cv2.data.haarcascades}haarcascade_{name}.xml'), mirrored)
+                          for kind, name, mirrored in _CASCADES]
+
+    def prepare(self, fields, types):
+        boxes = _read_boxes(fields.get('boxes'))
+        image = decode(read_image(fields, types))
+        height, width = image.shape[:2]
+        for left, top, right, bottom in boxes or ():
+            if right < 0 or bottom < 0 or left > width - 1 or top > height - 1:
+                raise BadRequest(f'boxes: [{left}, {top}, {right}, {bottom}] lies outside of the image, which is '
+                                 f'{width}x{height} pixels')
+        faces = self._detect(image) if boxes is None else [{'box': box} for box in boxes]
+        matrices = [self._crop_matrix(face['box']) for face in faces]
+        crops = [self._normalize(_warp_crop(image, matrix, self._size)) for matrix in matrices]
+        return crops, (width, height, faces, matrices)
+
+    def finish(self, outputs, prepared):
+        _check_finite(outputs)
+        width, height, faces, matrices = prepared
+        for face, matrix, output in zip(faces, matrices, outputs):
+            points = output.reshape(-1, 2) * self._size + (self._size - 1) / 2
+            points = _transform(cv2.invertAffineTransform(matrix), points)
+            face.update(box=np.round(face['box'], 4).tolist(), points=np.round(points, 4).tolist())
+        return {'width': width, 'height': height, 'faces': faces}
+
+    def _crop_matrix(self, box):
+        """From image to crop: a square of ``crop_scale`` times the box's longer side, about its centre."""
+        left, top, right, bottom = box
+        factor = self._size / (self._scale * max(right - left, bottom - top))
+        centre = (self._size - 1) / 2
+        return np.array([[factor, 0, centre - factor * (left + right) / 2],
+                         [0, factor, centre - factor * (top + bottom) / 2]])
+
+    def _detect(self, image):
+        """Faces that the cascades find in an RGB image: a list of dict, ``box`` being the expected landmarks'."""
+        height, width = image.shape[:2]
+        factor = min(1, _DETECTION_SIDE / max(height, width))
+        if factor < 1:
+            image = cv2.resize(image, (max(1, round(width * factor)), max(1, round(height * factor))),
+                               interpolation=cv2.INTER_AREA)
+        scale = np.tile([width / image.shape[1], height / image.shape[0]], 2)
+        gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+        found = []
+        for kind, cascade, mirrored in self._cascades:
+            boxes, neighbours = cascade.detectMultiScale2(cv2.flip(gray, 1) if mirrored else gray, 1.1, 3,
+                                                          minSize=(_SMALLEST_FACE, _SMALLEST_FACE))
+            for score, (left, top, side, _) in sorted(zip(neighbours, boxes), key=lambda each: -each[0]):
+                if mirrored:
+                    left = gray.shape[1] - left - side
+                box = (np.array([left, top, left + side - 1, top + side - 1]) + 0.5) * scale - 0.5
+                # Of two that half overlap, the front's stays before a profile's, whose scores do not compare.
+                if len(found) < MAX_FACES and all(_overlap(box, face['detected']) <= 0.5 for face in found):
+                    found.append({'box': self._landmark_box(box, kind), 'detected': np.round(box, 4).tolist(),
+                                  'detector': kind, 'score': float(score)})
+        return found
+
+    def _landmark_box(self, box, kind):
+        x, y, ratio = self._corrections[kind]
+        side = (box[2:] - box[:2]).max()
+        centre = (box[:2] + box[2:]) / 2 + side * np.array([x, y])
+        return np.concatenate([centre - side * ratio / 2, centre + side * ratio / 2])
+
+
+_SERVICES = {'classification': Classification, 'landmarks': Landmarks}
+
+
+def read_image(fields, types):
+    """The image's bytes among the fields of a request.
+
+    Raises
+    ------
+    BadRequest
+        If there is none, or if its content type is another's.
+    """
+    name = next((name for name in ('data', 'body') if name in fields), None)
+    if name is None:
+        raise BadRequest(f'no image: {_FORM}')
+    kind = types.get(name, '')
+    if not (kind in _BINARY_TYPES or kind.startswith('image/')):
+        raise BadRequest(f'the content type {kind} is not that of an image: {_FORM}', 415)
+    if not fields[name]:
+        raise BadRequest(f'the image is empty: {_FORM}')
+    if isinstance(fields[name], str):
+        raise BadRequest(f'the image is text: {_FORM}')
+    return bytes(fields[name])
+
+
+def decode(data):
+    """The pixels of a JPEG or PNG.
+
+    Parameters
+    ----------
+    data : bytes
+
+    Returns
+    -------
+    ndarray (height, width, 3) uint8
+        RGB.
+
+    Raises
+    ------
+    BadRequest
+        If it is neither, is damaged or cut off, or has too many pixels, which its header tells before decoding.
+    """
+    if data.startswith(b'\x89PNG\r\n\x1a\n'):
+        size, whole = _scan_png(data)
+    elif data.startswith(b'\xff\xd8'):
+        size, whole = _scan_jpeg(data)
+    else:
+        raise BadRequest('neither a JPEG nor a PNG')
+    if size is not None and (size[0] * size[1] > MAX_PIXELS or max(size) > MAX_SIDE):
+        raise BadRequest(f'the image is {size[0]}x{size[1]} pixels: at most {MAX_PIXELS:,} pixels and {MAX_SIDE:,} a '
+                         'side are taken, send it smaller', 413)
+    if size is None or not whole:
+        raise BadRequest('the image is damaged or cut off')
+    try:
+        image = cv2.imdecode(np.frombuffer(data, 'uint8'), cv2.IMREAD_COLOR)
+    except cv2.error:
+        image = None
+    if image is None:
+        raise BadRequest('the image is damaged: it does not decode')
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def _scan_png(data):
+    """Size (width, height), None if the header lacks it, and whether all chunks are there and undamaged."""
+    if data[12:16] != b'IHDR' or len(data) < 33:
+        return None, False
+    size = int.from_bytes(data[16:20], 'big'), int.from_bytes(data[20:24], 'big')
+    start = 8
+    while len(data) - start >= 12:
+        end = start + 12 + int.from_bytes(data[start:start + 4], 'big')
+        if zlib.crc32(data[start + 4:end - 4]) != int.from_bytes(data[end - 4:end], 'big') or end > len(data):
+            return size, False
+        if data[start + 4:start + 8] == b'IEND':
+            return size, True
+        start = end
+    return size, False
+
+
+# What ends a stretch of a JPEG's compressed data: 0xFF that is neither stuffed nor fill, and no restart.
+_NEXT_MARKER = re.compile(rb'\xff[^\x00\xff\xd0-\xd7]')
+
+
+def _scan_jpeg(data):
+    """Size (width, height), None if the header lacks it, and whether the data go on to the end marker."""
+    size, at = None, 2
+    while True:
+        marker = _NEXT_MARKER.search(data, at)
+        if marker is None:
+            return size, False
+        kind, at = data[marker.end() - 1], marker.end()
+        if kind == 0xd9:
+            return size, True
+        # SOF0 to SOF15, without the tables and the extension among them.
+        if 0xc0 <= kind <= 0xcf and kind not in (0xc4, 0xc8, 0xcc) and len(data) >= at + 7:
+            size = int.from_bytes(data[at + 5:at + 7], 'big'), int.from_bytes(data[at + 3:at + 5], 'big')
+        at += int.from_bytes(data[at:at + 2], 'big')
+
+
+def _read_top_k(text, classes):
+    """``top_k`` of a request, at most as many as there are classes by default."""
+    if text is None:
+        return min(_TOP_K, classes)
+    text = text if isinstance(text, str) else bytes(text).decode('utf-8', 'replace')
+    if not re.fullmatch('[0-9]{1,9}', text.strip()) or not 1 <= int(text) <= classes:
+        raise BadRequest(f'top_k is {text[:40]!r}: give a whole number from 1 to {classes}')
+    return int(text)
+
+
+def _read_boxes(text):
+    """``boxes`` of a request: a list of lists of four numbers; None if it has none."""
+    if text is None:
+        return None
+    form = 'give [[left, top, right, bottom], ...] in pixels, with left + 1 <= right and top + 1 <= bottom'
+    try:
+        boxes = json.loads(text if isinstance(text, str) else bytes(text).decode())
+    except (ValueError, RecursionError) as error:
+        raise BadRequest(f'boxes is not JSON: {form}') from error
+    if not isinstance(boxes, list) or not all(isinstance(box, list) and len(box) == 4 for box in boxes):
+        raise BadRequest(f'boxes is not a list of boxes: {form}')
+    if len(boxes) > MAX_FACES:
+        raise BadRequest(f'boxes has {len(boxes)} boxes: at most {MAX_FACES} are taken')
+    for box in boxes:
+        # Of type, since True is an int; the comparisons hold for no NaN and for whole numbers of any length.
+        if not (all(type(number) in (int, float) and abs(number) <= _MAX_COORDINATE for number in box)
+                and box[0] + 1 <= box[2] and box[1] + 1 <= box[3]):
+            raise BadRequest(f'boxes: {json.dumps(box)[:80]} is not a box: {form}')
+    return boxes
+
+
+def _check_finite(outputs):
+    if not np.isfinite(outputs).all():
+        raise ArithmeticError('the network gives NaN or infinite outputs')
+
+
+def _warp_crop(image, matrix, size):
+    """The square (size, size, 3) of an image that a matrix (2, 3), from image to crop, cuts out."""
+    reduction = int(1 / matrix[0, 0])
+    if reduction >= 2:
+        # Interpolation takes the 4 nearest pixels: unless the image is averaged first, it would skip others.
+        before = np.array(image.shape[1::-1])
+        after = np.maximum(before // reduction, 1)
+        image = cv2.resize(image, tuple(after.tolist()), interpolation=cv2.INTER_AREA)
+        ratio = before / after
+        matrix = np.column_stack([matrix[:, :2] * ratio, _transform(matrix, (ratio - 1) / 2)])
+    return cv2.warpAffine(image, matrix, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+
+
+def _transform(matrix, points):
+    """Points (..., 2) under an affine map (2, 3)."""
+    return points @ matrix[:, :2].T + matrix[:, 2]
+
+
+def _overlap(box, other):
+    """What two boxes have in common, as a part of the smaller one."""
+    box, other = np.asarray(box), np.asarray(other)
+    common = np.maximum(np.minimum(box[2:], other[2:]) - np.maximum(box[:2], other[:2]), 0).prod()
+    return common / min((box[2:] - box[:2]).prod(), (other[2:] - other[:2]).prod())

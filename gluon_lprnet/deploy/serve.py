@@ -1,0 +1,559 @@
+"""``python -m gluon_lprnet serve`` and ``soak``: networks behind the real multi-model-server, and a test of them."""
+import importlib.util
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import zipfile
+from collections import Counter
+from http.client import HTTPConnection, HTTPException
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import quote, urlencode
+
+import cv2
+import numpy as np
+
+from ..data.drawn_faces import draw_face
+from ..data.pack import encode_jpeg
+from ..errors import InputError
+from ..flags import non_negative_int, positive_int
+from .archive import archive
+
+__all__ = ['Server', 'soak']
+
+LOOPBACK = '127.0.0.1'
+# Larger uploads are refused with 413 before a worker sees them.
+MAX_REQUEST_BYTES = 16 * 2 ** 20
+# The server takes the number for a signed one of 16 bits.
+MAX_PORT = 32_767
+# Requests that wait for a worker; one more is refused with 503.
+QUEUE = 100
+
+_START_SECONDS = 120
+_STOP_SECONDS = 10
+
+
+def find_java():
+    """The path of the Java program.
+
+    Raises
+    ------
+    InputError
+        If there is none.
+    """
+    home = os.environ.get('JAVA_HOME')
+    java = shutil.which(f'{home}/bin/java' if home else 'java')
+    if java is None:
+        raise InputError(f'the server needs Java, and JAVA_HOME has no bin/java: {home} is not Java; mend it.' if home
+                         else 'the server needs Java: install it (on Debian: apt-get install default-jre-headless).')
+    return java
+
+
+class Server:
+    """multi-model-server with some networks, for the length of a ``with`` statement.
+
+    Parameters
+    ----------
+    networks : sequence of path
+        Archives (.mar), or exported networks (``NAME-symbol.json``), which are archived.
+    run_dir : path
+        Gets the configuration, the archives and the logs; made if it is not there.
+    host, management_host : str
+        Addresses to listen on, for requests and for the management of the server: who reaches the latter
+        can have any code run.
+    port, management_port : int
+    workers : int, optional
+        Processes of each network; by default as many as CPUs.
+    batch_size : int
+        Requests that pass a network together at most.
+    max_batch_delay : int
+        Milliseconds that a request waits for others; of no effect with a batch size of 1.
+
+    Raises
+    ------
+    InputError
+        If Java, the package, a network or a port is not to be had, or the server does not start.
+    """
+
+    def __init__(self, networks, run_dir, host=LOOPBACK, port=8080, management_host=LOOPBACK, management_port=8081,
+                 workers=None, batch_size=1, max_batch_delay=10):
+        self.run_dir = Path(run_dir).absolute()
+        self.address, self._management = (host, port), (management_host, management_port)
+        self.workers = workers or _cpus()
+        self._loading = {'batch_size': batch_size, 'max_batch_delay': max_batch_delay, 'initial_workers': self.workers,
+                         'synchronous': 'true'}
+        self._networks = networks
+        self.models = []
+        self._process = self._scratch = None
+
+    def __enter__(self):
+        java = find_java()
+        package = importlib.util.find_spec('mms')
+        if package is None:
+            raise InputError('the server is not installed: pip install gluon_lprnet[serving].')
+        store = self.run_dir / 'models'
+        try:
+            shutil.rmtree(store, ignore_errors=True)
+            (self.run_dir / 'logs').mkdir(parents=True, exist_ok=True)
+            archives = [self._store(network, store) for network in self._networks]
+            self._check_addresses()
+            self._start(java, Path(package.origin).parent, store)
+            for network, name in zip(self._networks, archives):
+                self._load(network, name)
+                self.models.append(name)
+        except OSError as error:
+            self.stop()
+            raise InputError(f'--run-dir {self.run_dir} cannot be written to: {error}.') from error
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *_):
+        self.stop()
+
+    def url(self, model):
+        """Where to POST images to."""
+        return f'http://{_reachable(self.address)}/predictions/{quote(model)}'
+
+    @property
+    def java(self):
+        """The server's own process, a psutil.Process."""
+        import psutil       # comes with the server
+        return psutil.Process(self._process.pid)
+
+    def workers_of(self, model):
+        """A network's workers: a list of psutil.Process."""
+        import psutil
+        processes = []
+        # Each network has one process that has loaded it, and workers are forked from that.
+        for loader in self.java.children():
+            try:
+                if model in loader.cmdline():
+                    processes += [worker for worker in loader.children() if worker.status() != psutil.STATUS_ZOMBIE]
+            except psutil.NoSuchProcess:
+                pass
+        return processes
+
+    def wait(self):
+        """Until the server ends, which it does not by itself.
+
+        Raises
+        ------
+        InputError
+            When it ended.
+        """
+        status = self._process.wait()
+        raise InputError(f'the server ended by itself with status {status}: see {self.run_dir / "logs"}.')
+
+    def stop(self):
+        """End the server and its workers; of no effect if they have ended."""
+        process, self._process = self._process, None
+        try:
+            if process is not None:
+                _signal_group(process, signal.SIGTERM)
+                process.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            pass
+        finally:
+            # Also at a second Ctrl-C.
+            if process is not None:
+                # Workers do not end by SIGTERM.
+                _signal_group(process, signal.SIGKILL)
+                process.wait()
+            if self._scratch is not None:
+                shutil.rmtree(self._scratch, ignore_errors=True)
+
+    @staticmethod
+    def _store(network, store):
+        """Put an archive into the store; returns the model's name."""
+        path = Path(network)
+        if path.suffix == '.mar':
+            if not zipfile.is_zipfile(path):
+                raise InputError(f'{path} {"is not a model archive" if path.exists() else "does not exist"}.')
+            if (store / path.name).exists():
+                raise InputError(f'{path}: there is another network of this name; rename one.')
+            store.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, store / path.name)
+        else:
+            name = path.name[:-len('-symbol.json')]
+            if (store / f'{name}.mar').exists():
+                raise InputError(f'{path}: there is another network of this name; rename one.')
+            path = archive(path, store)
+        return path.stem
+
+    def _check_addresses(self):
+        for flag, (host, port) in (('', self.address), ('management-', self._management)):
+            if port > MAX_PORT:
+                raise InputError(f'--{flag}port {port}: the server takes ports up to {MAX_PORT} only.')
+            with socket.socket() as probe:
+                # As the server binds: a port that was in use a minute ago is free.
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                try:
+                    probe.bind((host, port))
+                except OSError as error:
+                    raise InputError(f'--{flag}host {host} with --{flag}port {port} cannot be listened on: '
+                                     f'{error.strerror}.') from error
+        if self.address[1] == self._management[1]:
+            raise InputError('--port and --management-port are the same: give another one.')
+
+    def _start(self, java, package, store):
+        properties = {
+            'inference_address': 'http://{}:{}'.format(*self.address),
+            'management_address': 'http://{}:{}'.format(*self._management),
+            'model_store': store,
+            'job_queue_size': QUEUE,
+            'max_request_size': MAX_REQUEST_BYTES,
+            'max_response_size': MAX_REQUEST_BYTES,
+            'number_of_gpu': 0,
+            # Workers are forked from a process that has loaded the network: they share its memory, and one that
+            # died is replaced without loading again.
+            'preload_model': 'true',
+        }
+        config = self.run_dir / 'config.properties'
+        config.write_text(''.join(f'{key}={value}\n' for key, value in properties.items()))
+        logs = self.run_dir / 'logs'
+        environment = {key: value for key, value in os.environ.items() if not key.startswith('MMS_')}
+        # A worker is one thread: small networks lose more by threads than they gain.
+        environment.update(OMP_NUM_THREADS='1', MXNET_ENGINE_TYPE='NaiveEngine', LOG_LOCATION=str(logs),
+                           METRICS_LOCATION=str(logs))
+        # Short, since paths of sockets in it may have 108 characters.
+        self._scratch = tempfile.mkdtemp(prefix='mms-')
+        command = [java, f'-Dmodel_server_home={package.parent}', f'-Djava.io.tmpdir={self._scratch}',
+                   '-cp', str(package / 'frontend' / '*'), 'com.amazonaws.ml.mms.ModelServer',
+                   '--python', sys.executable, '-f', str(config)]
+        with open(logs / 'java.log', 'w') as log:
+            # A group of its own, so that Ctrl-C reaches this process alone and stop() reaches all of them.
+            self._process = subprocess.Popen(command, cwd=self.run_dir, env=environment, stdin=subprocess.DEVNULL,
+                                             stdout=subprocess.DEVNULL, stderr=log, start_new_session=True)
+        deadline = time.monotonic() + _START_SECONDS
+        while True:
+            try:
+                self._manage('GET', '/models')
+                return
+            except OSError as error:
+                if self._process.poll() is not None or time.monotonic() > deadline:
+                    raise InputError(f'the server does not start: see {logs}.') from error
+                time.sleep(0.1)
+
+    def _load(self, network, name):
+        try:
+            answer, status = self._manage('POST', '/models?' + urlencode({'url': f'{name}.mar', 'model_name': name,
+                                                                          **self._loading}))
+        except OSError:
+            answer, status = {}, 'no answer'
+        if status != 200:
+            raise InputError(f'{network}: the server does not load it ({answer.get("message", status)}): see '
+                             f'{self.run_dir / "logs" / "model_log.log"}.')
+
+    def _manage(self, method, path):
+        """The answer and the status of the management interface."""
+        connection = HTTPConnection(*_reachable_pair(self._management), timeout=_START_SECONDS)
+        try:
+            connection.request(method, path)
+            response = connection.getresponse()
+            answer = json.loads(response.read())
+            return (answer[0] if isinstance(answer, list) else answer), response.status
+        finally:
+            connection.close()
+
+
+def _cpus():
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on macOS
+        return os.cpu_count() or 1
+
+
+def _reachable_pair(address):
+    host, port = address
+    return (LOOPBACK if host == '0.0.0.0' else host), port
+
+
+def _reachable(address):
+    return '{}:{}'.format(*_reachable_pair(address))
+
+
+def _signal_group(process, number):
+    try:
+        os.killpg(process.pid, number)
+    except ProcessLookupError:
+        pass
+
+
+class Request(NamedTuple):
+    """What a client sends, and the status that is right."""
+
+    name: str
+    body: bytes
+    content_type: str
+    status: int = 200
+
+
+class Answer(NamedTuple):
+    """What a client got: status (0 if the connection broke), body, and how long it took."""
+
+    request: Request
+    status: int
+    body: bytes
+    seconds: float
+
+    def is_right(self, references):
+        """Whether status and, of a good request, the numbers are the expected ones."""
+        if self.status != self.request.status:
+            return False
+        return self.status != 200 or _same(json.loads(self.body), references[self.request.name])
+
+
+def form(image, **fields):
+    """A multipart form: its body and its content type."""
+    boundary = 'part-of-the-form'
+    parts = [f'--{boundary}\r\nContent-Disposition: form-data; name="data"; filename="image"\r\n'
+             'Content-Type: application/octet-stream\r\n\r\n'.encode() + image + b'\r\n']
+    parts += [f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'.encode()
+              for name, value in fields.items()]
+    return b''.join(parts) + f'--{boundary}--\r\n'.encode(), f'multipart/form-data; boundary={boundary}'
+
+
+def bad_requests(image):
+    """One of each kind of bad request, made of a good JPEG."""
+    bomb = cv2.imencode('.png', np.zeros((1, 1), 'uint8'))[1].tobytes()
+    # The header of 20,000 x 20,000 pixels; what follows is not reached.
+    bomb = bomb[:16] + (20_000).to_bytes(4, 'big') * 2 + bomb[24:]
+    return [Request('not an image', b'not an image', 'image/jpeg', 400),
+            Request('truncated JPEG', image[:len(image) // 2], 'image/jpeg', 400),
+            Request('20,000 x 20,000 pixels', bomb, 'image/png', 413),
+            Request('empty body', b'', 'image/jpeg', 400),
+            Request('JSON that is not', b'{not JSON', 'application/json', 415),
+            Request('text that is not', b'\xff\xfe', 'text/plain', 415),
+            Request('form without an image', b'top_k=3', 'application/x-www-form-urlencoded', 400)]
+
+
+def send(server, model, requests, clients=1):
+    """Send requests from clients at once, each over a connection that it keeps.
+
+    Returns
+    -------
+    list of Answer
+        In the requests' order.
+    """
+    requests = list(requests)
+    answers = [None] * len(requests)
+    path = f'/predictions/{quote(model)}'
+    pending = iter(range(len(requests)))
+
+    def client():
+        connection = HTTPConnection(*_reachable_pair(server.address), timeout=60)
+        # Of a range, next() is atomic.
+        for number in pending:
+            request = requests[number]
+            start = time.perf_counter()
+            try:
+                connection.request('POST', path, request.body, {'Content-Type': request.content_type})
+                response = connection.getresponse()
+                status, body = response.status, response.read()
+            except (OSError, HTTPException):
+                status, body = 0, b''
+                connection.close()
+            answers[number] = Answer(request, status, body, time.perf_counter() - start)
+        connection.close()
+
+    threads = [threading.Thread(target=client) for _ in range(clients)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return answers
+
+
+def soak(network, run_dir, images, requests=10_000, clients=8, workers=None, batch_size=1, report=print):
+    """Serve a network to many clients, every fifth request a bad one, then kill a worker.
+
+    Parameters
+    ----------
+    network, run_dir, workers, batch_size
+        As of :class:`Server`.
+    images : sequence of bytes
+        JPEG or PNG.
+    requests, clients : int
+    report : callable
+        Takes a line.
+
+    Returns
+    -------
+    list of str
+        The expectations that failed.
+    """
+    good = [Request(f'image {number}', image, 'image/jpeg') for number, image in enumerate(images)]
+    bad = bad_requests(cv2.imencode('.jpg', np.full((64, 64, 3), 128, 'uint8'))[1].tobytes())
+
+    def plan(count):
+        return [bad[number // 5 % len(bad)] if number % 5 == 4 else good[number % len(good)]
+                for number in range(count)]
+
+    failed = []
+
+    def expect(holds, line):
+        report(line)
+        if not holds:
+            failed.append(line)
+
+    with Server([network], run_dir, port=free_port(), management_port=free_port(), workers=workers,
+                batch_size=batch_size) as server:
+        model, = server.models
+        # Alone and before the others, so that a batch's answers are compared with single ones.
+        references = {answer.request.name: json.loads(answer.body) for answer in send(server, model, good)
+                      if answer.status == 200}
+        if len(references) < len(good):
+            raise InputError(f'{len(good) - len(references)} of the images get no answer: give JPEG or PNG files.')
+        # Until every worker has touched the memory that it needs.
+        send(server, model, plan(max(requests // 10, 50 * server.workers)), clients)
+        before = _resources(server, model)
+        start = time.perf_counter()
+        answers = send(server, model, plan(requests), clients)
+        seconds = time.perf_counter() - start
+        after = _resources(server, model)
+
+        statuses = Counter(answer.status for answer in answers)
+        took = np.percentile([answer.seconds for answer in answers if answer.status == 200] or [np.nan], (50, 99)) * 1e3
+        report(f'{requests:,} requests of {clients} clients to {server.workers} workers in {seconds:.1f} s '
+               f'({requests / seconds:.0f}/s); good ones: p50 {took[0]:.1f} ms, p99 {took[1]:.1f} ms')
+        expect(not any(status == 0 or status >= 500 for status in statuses),
+               'statuses (0: no answer): ' + ', '.join(f'{status}: {count:,}'
+                                                       for status, count in sorted(statuses.items())))
+        wrong = Counter(answer.request.name for answer in answers if not answer.is_right(references))
+        expect(not wrong, f'answers that are not the expected ones: {sum(wrong.values())}'
+               + ''.join(f'; {name}: {count}' for name, count in wrong.most_common(5)))
+        expect(abs(after.memory / before.memory - 1) <= 0.05,
+               f"workers' memory: {before.memory / 2 ** 20:.0f} MiB before, {after.memory / 2 ** 20:.0f} MiB after "
+               f'({after.memory / before.memory - 1:+.1%}, at most 5%)')
+        expect(after.descriptors == before.descriptors,
+               f'open file descriptors of server and workers: {before.descriptors} before, {after.descriptors} after')
+        seconds, lost = _recover(server, model, good[0], references)
+        expect(seconds <= 5, f'after SIGKILL of a worker: all back and right in {seconds:.2f} s (at most 5); requests '
+               f'lost meanwhile: {lost}')
+    return failed
+
+
+class Resources(NamedTuple):
+    """Of the workers: bytes of memory, together; of them and of the server: open file descriptors."""
+
+    memory: int
+    descriptors: int
+
+
+def _resources(server, model):
+    # Until the server has closed the connections of clients that left.
+    time.sleep(2)
+    workers = server.workers_of(model)
+    return Resources(sum(worker.memory_info().rss for worker in workers),
+                     sum(process.num_fds() for process in [*workers, server.java]))
+
+
+def _recover(server, model, request, references):
+    """Kill a worker: seconds until as many as before answer rightly (at most 60), and how many requests failed."""
+    lost = 0
+    server.workers_of(model)[0].kill()
+    start = time.perf_counter()
+    while time.perf_counter() - start < 60:
+        wrong = sum(not answer.is_right(references)
+                    for answer in send(server, model, [request] * server.workers, server.workers))
+        lost += wrong
+        if not wrong and len(server.workers_of(model)) == server.workers:
+            break
+    return time.perf_counter() - start, lost
+
+
+def _same(found, expected):
+    """Equality of JSON, of numbers to 1e-3: a batch's sums are in another order than a single one's."""
+    if isinstance(expected, dict):
+        return found.keys() == expected.keys() and all(_same(found[key], expected[key]) for key in expected)
+    if isinstance(expected, list):
+        return len(found) == len(expected) and all(map(_same, found, expected))
+    return abs(found - expected) <= 1e-3 if isinstance(expected, float) else found == expected
+
+
+def free_port():
+    """A port of the loopback that nothing listens on."""
+    while True:
+        # The system's own choice would be above MAX_PORT.
+        port = random.randrange(20_000, MAX_PORT)
+        with socket.socket() as probe:
+            try:
+                probe.bind((LOOPBACK, port))
+                return port
+            except OSError:
+                continue
+
+
+def add_commands(commands):
+    serve = commands.add_parser(
+        'serve', help='networks behind multi-model-server, until Ctrl-C',
+        description='Serve networks over HTTP: POST a JPEG or PNG to http://HOST:PORT/predictions/NAME. Needs Java and '
+                    'pip install gluon_lprnet[serving].')
+    serve.add_argument('networks', nargs='+', metavar='NETWORK', help='archive (.mar) or -symbol.json of export')
+    serve.add_argument('--host', default=LOOPBACK, help='address to listen on (default: %(default)s, this machine '
+                       'alone; 0.0.0.0: all)')
+    serve.add_argument('--port', type=positive_int, default=8080, help='default: %(default)s')
+    serve.add_argument('--management-host', default=LOOPBACK,
+                       help='likewise for the management of the server; who reaches it can have any code run here '
+                            '(default: %(default)s)')
+    serve.add_argument('--management-port', type=positive_int, default=8081, help='default: %(default)s')
+    serve.add_argument('--max-batch-delay', type=non_negative_int, default=10, metavar='MS',
+                       help='how long a request waits for others of its batch (default: %(default)s)')
+    serve.set_defaults(run=_run_serve)
+
+    soaking = commands.add_parser(
+        'soak', help='a test of serving: many requests, bad ones among them, and a killed worker',
+        description='Serve a network on free ports of this machine and send it requests. Exit status 1 if something '
+                    'was not as it should be.')
+    soaking.add_argument('network', metavar='NETWORK', help='archive (.mar) or -symbol.json of export')
+    soaking.add_argument('--images', nargs='+', metavar='FILE', help='JPEG or PNG to send (default: drawn faces)')
+    soaking.add_argument('--requests', type=positive_int, default=10_000, help='default: %(default)s')
+    soaking.add_argument('--clients', type=positive_int, default=8,
+                         help=f'at once; the server refuses more than {QUEUE} that wait (default: %(default)s)')
+    soaking.set_defaults(run=_run_soak)
+
+    for parser, folder in ((serve, 'runs/serve'), (soaking, 'runs/soak')):
+        parser.add_argument('--workers', type=positive_int, help='processes of each network (default: one per CPU)')
+        parser.add_argument('--batch-size', type=positive_int, default=1,
+                            help='requests that pass a network together at most (default: %(default)s)')
+        parser.add_argument('--run-dir', default=folder, metavar='DIR',
+                            help="the server's configuration, archives and logs (default: %(default)s)")
+
+
+def _run_serve(args):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+    signal.signal(signal.SIGTERM, interrupt)
+    with Server(args.networks, args.run_dir, args.host, args.port, args.management_host, args.management_port,
+                args.workers, args.batch_size, args.max_batch_delay) as server:
+        for model in server.models:
+            print(f'{server.url(model)}\n  curl -F data=@photo.jpg {server.url(model)}')
+        print(f'Workers of each: {server.workers}. Logs: {server.run_dir / "logs"}. Ctrl-C stops the server.',
+              flush=True)
+        try:
+            server.wait()
+        except KeyboardInterrupt:
+            # How a server is meant to end.
+            return 0
+
+
+def _run_soak(args):
+    try:
+        images = [Path(file).read_bytes() for file in args.images or ()]
+    except OSError as error:
+        raise InputError(f'--images {error.filename} cannot be read: {error.strerror}.') from error
+    rng = np.random.default_rng(0)
+    images = images or [encode_jpeg(draw_face(rng)[0], 90) for _ in range(16)]
+    failed = soak(args.network, args.run_dir, images, args.requests, args.clients, args.workers, args.batch_size)
+    print(f'Not as expected: {len(failed)}' if failed else 'All as expected.')
+    return 1 if failed else 0
