@@ -29,9 +29,10 @@ setup(
     extras_require={
         'digits': ['scikit-learn'],
         'tensorboard': ['tensorboardX'],
-        'serving': ['multi-model-server==1.1.11', 'model-archiver==1.0.3'],
+        'serving': ['multi-model-server==1.1.11'],
         'onnx': ['onnx>=1.16,<1.19', 'onnxruntime>=1.18,<1.21'],
         'distributed': ['horovod==0.28.1'],
-        'test': ['pytest', 'gluoncv', 'scikit-learn', 'tensorboardX', 'onnx>=1.16,<1.19', 'onnxruntime>=1.18,<1.21'],
+        'test': ['pytest', 'gluoncv', 'scikit-learn', 'tensorboardX', 'onnx>=1.16,<1.19', 'onnxruntime>=1.18,<1.21',
+                 'multi-model-server==1.1.11'],
     },
 )

@@ -13,11 +13,14 @@ from scipy.optimize import least_squares
 from .landmarks import POINTS, mirror
 
 # One half of the head and its midline: the number of the point, then x, y, z. The proportions are those of the
-# 68-point model that OpenFace and many estimators of head pose use, made symmetric, in half millimetres.
+# 68-point model that OpenFace and many estimators of head pose use, made symmetric, in half millimetres. That model's
+# jaw is flat, as its points are those of frontal contours: its depth is stretched here, so that the first point lies
+# just before the tragus, 76 mm behind the origin. This is what distances of nasion, subnasale and tip of the nose from
+# the middle of the tragi say: 88.5, 91.9 and 103.8 mm at a width of 131.4 (Table 2 of doi 10.1186/2196-1042-14-32).
 _HALF = np.array([
     # jaw, from the ear at the left of the picture to the chin
-    (0, -72.5, -30, 47.5), (1, -71.5, -11.5, 45), (2, -69.5, 7.5, 43.5), (3, -65.5, 26, 42), (4, -58.5, 42.5, 38),
-    (5, -47.5, 56.5, 31), (6, -33.5, 67, 19), (7, -17.5, 75, 4.5), (8, 0, 77, -1),
+    (0, -72.5, -30, 70), (1, -71.5, -11.5, 66.5), (2, -69.5, 7.5, 64), (3, -65.5, 26, 62), (4, -58.5, 42.5, 56),
+    (5, -47.5, 56.5, 46), (6, -33.5, 67, 28.5), (7, -17.5, 75, 7), (8, 0, 77, -1),
     # brow
     (17, -60.5, -50, 13), (18, -51, -59, 6.5), (19, -38, -62.5, -0.5), (20, -24.5, -61.5, -7), (21, -12, -57, -12),
     # nose: bridge to tip, then its underside

@@ -46,12 +46,12 @@ BOX_PART = 0.48
 # and of the half at the picture's right.
 _SKIN = np.array([
     (0, -57, -16), (0, -78, -15), (25, -78, -9), (46, -76, 8), (0, -100, -8), (30, -98, 0),     # forehead
-    (62, -40, 26), (58, -14, 17), (42, -20, 0), (36, 0, -9), (52, 8, 9), (62, 10, 27),          # temple and cheek
-    (40, 22, -3), (51, 30, 16), (36, 44, -2), (47, 44, 19), (25, 54, -9),
+    (62, -40, 30), (58, -14, 18), (42, -20, 0), (36, 0, -9), (52, 8, 10), (62, 10, 32),          # temple and cheek
+    (40, 22, -3), (51, 30, 18), (36, 44, -2), (47, 44, 24), (25, 54, -9),
     (9, -31, -11), (11, -22, -14), (14, -11, -16), (20, 2, -13),                                # sides of the nose
     (0, 50, -17), (0, 63, -19), (14, 62, -14)])                                                 # chin
 # Where the forehead meets the hair and the crown, from the temple at the right to the one at the left.
-_CROWN = np.array([(72, -48, 46), (69, -68, 43), (60, -90, 40), (45, -108, 34), (24, -119, 27), (0, -123, 23)])
+_CROWN = np.array([(72, -48, 64), (69, -68, 58), (60, -90, 50), (45, -108, 40), (24, -119, 30), (0, -123, 25)])
 
 # Beyond the outline of jaw and crown the head recedes, in a picture within a few millimetres: factors of the
 # outline's distance from the middle of the face, and millimetres of depth beyond the outline's.

@@ -44,12 +44,12 @@ def archive(artefact, out):
     if not _NAME.fullmatch(name):
         raise InputError(f'{artefact}: the server takes names of letters, digits and ._- only; rename its files.')
     # So that a network that does not load is found now and not by the server.
-    net, description = load_network(artefact)
+    _, description = load_network(artefact)
     task = description.get('task')
-    missing = [key for key in _REQUIRED.get(task, ('task',)) if key not in description]
-    if missing:
-        raise InputError(f'{artefact}: {name}.json, its description, lacks {", ".join(missing)}: export it again '
-                         'with python -m gluon_lprnet export.')
+    missing = [key for key in _REQUIRED.get(task, ()) if key not in description]
+    if task not in _REQUIRED or missing:
+        raise InputError(f'{artefact}: {name}.json, its description, lacks {", ".join(missing) or "a task"}: export '
+                         'the network with python -m gluon_lprnet export.')
     if task == 'landmarks':
         # Here, since evaluation imports from this folder.
         from ..evaluate.align import CORRECTIONS

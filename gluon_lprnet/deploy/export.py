@@ -9,6 +9,7 @@ import numpy as np
 
 from ..complexity import count
 from ..errors import InputError
+from .archive import archive
 from .artefact import load_network
 from .onnx import require_onnx, run_onnx, write_onnx
 from .reparametrize import reparametrize, trace
@@ -156,10 +157,16 @@ def add_commands(commands):
                         help='symbol and params, or an ONNX file (default: mxnet)')
     parser.add_argument('--normalize-input', action='store_true',
                         help='put (pixel - mean) / std into the graph: its input is RGB from 0 to 255')
+    parser.add_argument('--mar', action='store_true', help='model archives of symbol and params, as of `archive`')
     parser.set_defaults(run=_run)
 
 
 def _run(args):
+    if args.mar and 'mxnet' not in args.format:
+        raise InputError('--mar needs --format mxnet: an archive holds symbol and params.')
     forms = FORMS if args.form == 'both' else (args.form,)
-    for path in export(args.network, args.out, forms, args.format, args.normalize_input, report=print):
+    written = export(args.network, args.out, forms, args.format, args.normalize_input, report=print)
+    if args.mar:
+        written += [archive(path, args.out) for path in written if path.name.endswith('-symbol.json')]
+    for path in written:
         print(f'{path} ({path.stat().st_size:,} bytes)')

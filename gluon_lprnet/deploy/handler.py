@@ -215,6 +215,9 @@ class Landmarks(_Service):
                 raise BadRequest(f'boxes: [{left}, {top}, {right}, {bottom}] lies outside of the image, which is '
                                  f'{width}x{height} pixels')
         faces = self._detect(image) if boxes is None else [{'box': box} for box in boxes]
+        for face in faces:
+            # Before its use: sent again, the box gives the same points.
+            face['box'] = np.round(face['box'], 2).tolist()
         matrices = [self._crop_matrix(face['box']) for face in faces]
         crops = [self._normalize(_warp_crop(image, matrix, self._size)) for matrix in matrices]
         return crops, (width, height, faces, matrices)
@@ -225,7 +228,7 @@ class Landmarks(_Service):
         for face, matrix, output in zip(faces, matrices, outputs):
             points = output.reshape(-1, 2) * self._size + (self._size - 1) / 2
             points = _transform(cv2.invertAffineTransform(matrix), points)
-            face.update(box=np.round(face['box'], 4).tolist(), points=np.round(points, 4).tolist())
+            face['points'] = np.round(points, 4).tolist()
         return {'width': width, 'height': height, 'faces': faces}
 
     def _crop_matrix(self, box):
@@ -255,7 +258,7 @@ class Landmarks(_Service):
                 box = (np.array([left, top, left + side - 1, top + side - 1]) + 0.5) * scale - 0.5
                 # Of two that half overlap, the front's stays before a profile's, whose scores do not compare.
                 if len(found) < MAX_FACES and all(_overlap(box, face['detected']) <= 0.5 for face in found):
-                    found.append({'box': self._landmark_box(box, kind), 'detected': np.round(box, 4).tolist(),
+                    found.append({'box': self._landmark_box(box, kind), 'detected': np.round(box, 2).tolist(),
                                   'detector': kind, 'score': float(score)})
         return found
 
@@ -343,8 +346,8 @@ def _scan_png(data):
     return size, False
 
 
-# What ends a stretch of a JPEG's compressed data: 0xFF that is neither stuffed nor fill, and no restart.
-_NEXT_MARKER = re.compile(rb'\xff[^\x00\xff\xd0-\xd7]')
+# A marker that a segment of its own length follows, or the end: neither stuffed nor fill bytes, no TEM, no restart.
+_NEXT_MARKER = re.compile(rb'\xff[^\x00\x01\xff\xd0-\xd7]')
 
 
 def _scan_jpeg(data):
@@ -357,8 +360,8 @@ def _scan_jpeg(data):
         kind, at = data[marker.end() - 1], marker.end()
         if kind == 0xd9:
             return size, True
-        # SOF0 to SOF15, without the tables and the extension among them.
-        if 0xc0 <= kind <= 0xcf and kind not in (0xc4, 0xc8, 0xcc) and len(data) >= at + 7:
+        # The first of SOF0 to SOF15, as decoders take it, without the tables and the extension among them.
+        if size is None and 0xc0 <= kind <= 0xcf and kind not in (0xc4, 0xc8, 0xcc) and len(data) >= at + 7:
             size = int.from_bytes(data[at + 5:at + 7], 'big'), int.from_bytes(data[at + 3:at + 5], 'big')
         at += int.from_bytes(data[at:at + 2], 'big')
 

@@ -26,6 +26,7 @@ from ..data.pack import encode_jpeg
 from ..errors import InputError
 from ..flags import non_negative_int, positive_int
 from .archive import archive
+from .handler import MAX_PIXELS
 
 __all__ = ['Server', 'soak']
 
@@ -66,10 +67,13 @@ class Server:
         Archives (.mar), or exported networks (``NAME-symbol.json``), which are archived.
     run_dir : path
         Gets the configuration, the archives and the logs; made if it is not there.
-    host, management_host : str
-        Addresses to listen on, for requests and for the management of the server: who reaches the latter
-        can have any code run.
-    port, management_port : int
+    host : str
+        Address to listen on.
+    port : int
+    management_host : str
+    management_port : int, optional
+        Where to listen for the management of the server, too: who reaches it, if only by a web page in this
+        machine's browser, can have any code run. By default a socket in a folder that is this user's alone.
     workers : int, optional
         Processes of each network; by default as many as CPUs.
     batch_size : int
@@ -83,10 +87,11 @@ class Server:
         If Java, the package, a network or a port is not to be had, or the server does not start.
     """
 
-    def __init__(self, networks, run_dir, host=LOOPBACK, port=8080, management_host=LOOPBACK, management_port=8081,
+    def __init__(self, networks, run_dir, host=LOOPBACK, port=8080, management_host=LOOPBACK, management_port=None,
                  workers=None, batch_size=1, max_batch_delay=10):
         self.run_dir = Path(run_dir).absolute()
-        self.address, self._management = (host, port), (management_host, management_port)
+        self.address = host, port
+        self._management = (management_host, management_port) if management_port else None
         self.workers = workers or _cpus()
         self._loading = {'batch_size': batch_size, 'max_batch_delay': max_batch_delay, 'initial_workers': self.workers,
                          'synchronous': 'true'}
@@ -103,12 +108,12 @@ class Server:
         try:
             shutil.rmtree(store, ignore_errors=True)
             (self.run_dir / 'logs').mkdir(parents=True, exist_ok=True)
-            archives = [self._store(network, store) for network in self._networks]
+            models = [self._store(network, store) for network in self._networks]
             self._check_addresses()
             self._start(java, Path(package.origin).parent, store)
-            for network, name in zip(self._networks, archives):
-                self._load(network, name)
-                self.models.append(name)
+            for model in models:
+                self._load(model)
+                self.models.append(model)
         except OSError as error:
             self.stop()
             raise InputError(f'--run-dir {self.run_dir} cannot be written to: {error}.') from error
@@ -127,32 +132,50 @@ class Server:
     @property
     def java(self):
         """The server's own process, a psutil.Process."""
-        import psutil       # comes with the server
-        return psutil.Process(self._process.pid)
+        return self._psutil.Process(self._process.pid)
+
+    def loader_of(self, model):
+        """The process that has loaded a network and that its workers are forked from; None if it died."""
+        for process in self.java.children():
+            try:
+                arguments = process.cmdline()
+                if ('--model-name', model) in zip(arguments, arguments[1:]):
+                    return process
+            except self._psutil.NoSuchProcess:
+                pass
+        return None
 
     def workers_of(self, model):
         """A network's workers: a list of psutil.Process."""
-        import psutil
-        processes = []
-        # Each network has one process that has loaded it, and workers are forked from that.
-        for loader in self.java.children():
-            try:
-                if model in loader.cmdline():
-                    processes += [worker for worker in loader.children() if worker.status() != psutil.STATUS_ZOMBIE]
-            except psutil.NoSuchProcess:
-                pass
-        return processes
+        loader = self.loader_of(model)
+        try:
+            return [worker for worker in loader.children() if worker.status() != 'zombie'] if loader else []
+        except self._psutil.NoSuchProcess:  # between the two calls
+            return self.workers_of(model)
 
     def wait(self):
-        """Until the server ends, which it does not by itself.
+        """Keep the networks served until the server ends, which it does not by itself.
+
+        The server replaces workers that died, but not the process that they are forked from; this does, and loads
+        the network again. Requests that wait for a worker at that moment stay without an answer.
 
         Raises
         ------
         InputError
-            When it ended.
+            When the server ended, or does not load a network again.
         """
-        status = self._process.wait()
-        raise InputError(f'the server ended by itself with status {status}: see {self.run_dir / "logs"}.')
+        while self._process.poll() is None:
+            time.sleep(1)
+            try:
+                for model in self.models:
+                    if self.loader_of(model) is None:
+                        self._manage('DELETE', f'/models/{quote(model)}')
+                        self._load(model)
+            except (OSError, self._psutil.NoSuchProcess):
+                # The server has ended meanwhile, or does not answer: seen to, or tried again, in a second.
+                continue
+        raise InputError(f'the server ended by itself with status {self._process.returncode}: see '
+                         f'{self.run_dir / "logs"}.')
 
     def stop(self):
         """End the server and its workers; of no effect if they have ended."""
@@ -176,22 +199,24 @@ class Server:
     def _store(network, store):
         """Put an archive into the store; returns the model's name."""
         path = Path(network)
-        if path.suffix == '.mar':
-            if not zipfile.is_zipfile(path):
-                raise InputError(f'{path} {"is not a model archive" if path.exists() else "does not exist"}.')
-            if (store / path.name).exists():
-                raise InputError(f'{path}: there is another network of this name; rename one.')
+        archived = path.suffix == '.mar'
+        name = path.stem if archived else path.name[:-len('-symbol.json')]
+        if (store / f'{name}.mar').exists():
+            raise InputError(f'{path}: there is another network of this name; rename one.')
+        if not archived:
+            archive(path, store)
+        elif zipfile.is_zipfile(path):
             store.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, store / path.name)
         else:
-            name = path.name[:-len('-symbol.json')]
-            if (store / f'{name}.mar').exists():
-                raise InputError(f'{path}: there is another network of this name; rename one.')
-            path = archive(path, store)
-        return path.stem
+            raise InputError(f'{path} {"is not a model archive" if path.exists() else "does not exist"}.')
+        return name
 
     def _check_addresses(self):
-        for flag, (host, port) in (('', self.address), ('management-', self._management)):
+        for flag, address in (('', self.address), ('management-', self._management)):
+            if address is None:
+                continue
+            host, port = address
             if port > MAX_PORT:
                 raise InputError(f'--{flag}port {port}: the server takes ports up to {MAX_PORT} only.')
             with socket.socket() as probe:
@@ -202,13 +227,16 @@ class Server:
                 except OSError as error:
                     raise InputError(f'--{flag}host {host} with --{flag}port {port} cannot be listened on: '
                                      f'{error.strerror}.') from error
-        if self.address[1] == self._management[1]:
+        if self._management and self.address[1] == self._management[1]:
             raise InputError('--port and --management-port are the same: give another one.')
 
     def _start(self, java, package, store):
+        # Its path is short, since those of sockets in it may have 108 characters.
+        self._scratch = tempfile.mkdtemp(prefix='mms-')
         properties = {
             'inference_address': 'http://{}:{}'.format(*self.address),
-            'management_address': 'http://{}:{}'.format(*self._management),
+            'management_address': ('http://{}:{}'.format(*self._management) if self._management
+                                   else f'unix:{self._management_socket}'),
             'model_store': store,
             'job_queue_size': QUEUE,
             'max_request_size': MAX_REQUEST_BYTES,
@@ -224,9 +252,7 @@ class Server:
         environment = {key: value for key, value in os.environ.items() if not key.startswith('MMS_')}
         # A worker is one thread: small networks lose more by threads than they gain.
         environment.update(OMP_NUM_THREADS='1', MXNET_ENGINE_TYPE='NaiveEngine', LOG_LOCATION=str(logs),
-                           METRICS_LOCATION=str(logs))
-        # Short, since paths of sockets in it may have 108 characters.
-        self._scratch = tempfile.mkdtemp(prefix='mms-')
+                           METRICS_LOCATION=str(logs), OPENCV_IO_MAX_IMAGE_PIXELS=str(MAX_PIXELS))
         command = [java, f'-Dmodel_server_home={package.parent}', f'-Djava.io.tmpdir={self._scratch}',
                    '-cp', str(package / 'frontend' / '*'), 'com.amazonaws.ml.mms.ModelServer',
                    '--python', sys.executable, '-f', str(config)]
@@ -234,6 +260,8 @@ class Server:
             # A group of its own, so that Ctrl-C reaches this process alone and stop() reaches all of them.
             self._process = subprocess.Popen(command, cwd=self.run_dir, env=environment, stdin=subprocess.DEVNULL,
                                              stdout=subprocess.DEVNULL, stderr=log, start_new_session=True)
+        # It comes with the server.
+        self._psutil = importlib.import_module('psutil')
         deadline = time.monotonic() + _START_SECONDS
         while True:
             try:
@@ -244,19 +272,24 @@ class Server:
                     raise InputError(f'the server does not start: see {logs}.') from error
                 time.sleep(0.1)
 
-    def _load(self, network, name):
+    @property
+    def _management_socket(self):
+        return f'{self._scratch}/management'
+
+    def _load(self, model):
         try:
-            answer, status = self._manage('POST', '/models?' + urlencode({'url': f'{name}.mar', 'model_name': name,
+            answer, status = self._manage('POST', '/models?' + urlencode({'url': f'{model}.mar', 'model_name': model,
                                                                           **self._loading}))
         except OSError:
             answer, status = {}, 'no answer'
         if status != 200:
-            raise InputError(f'{network}: the server does not load it ({answer.get("message", status)}): see '
+            raise InputError(f'{model}.mar: the server does not load it ({answer.get("message", status)}): see '
                              f'{self.run_dir / "logs" / "model_log.log"}.')
 
     def _manage(self, method, path):
         """The answer and the status of the management interface."""
-        connection = HTTPConnection(*_reachable_pair(self._management), timeout=_START_SECONDS)
+        connection = (HTTPConnection(*_reachable_pair(self._management), timeout=_START_SECONDS) if self._management
+                      else _SocketConnection(self._management_socket, timeout=_START_SECONDS))
         try:
             connection.request(method, path)
             response = connection.getresponse()
@@ -264,6 +297,15 @@ class Server:
             return (answer[0] if isinstance(answer, list) else answer), response.status
         finally:
             connection.close()
+
+
+class _SocketConnection(HTTPConnection):
+    """HTTP over a socket of the file system; the host is its path."""
+
+    def connect(self):
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self.host)
 
 
 def _cpus():
@@ -337,8 +379,8 @@ def bad_requests(image):
             Request('form without an image', b'top_k=3', 'application/x-www-form-urlencoded', 400)]
 
 
-def send(server, model, requests, clients=1):
-    """Send requests from clients at once, each over a connection that it keeps.
+def send(server, model, requests, clients=1, timeout=60):
+    """Send requests from clients at once, each over a connection that it keeps; ``timeout`` is in seconds.
 
     Returns
     -------
@@ -351,7 +393,7 @@ def send(server, model, requests, clients=1):
     pending = iter(range(len(requests)))
 
     def client():
-        connection = HTTPConnection(*_reachable_pair(server.address), timeout=60)
+        connection = HTTPConnection(*_reachable_pair(server.address), timeout=timeout)
         # Of a range, next() is atomic.
         for number in pending:
             request = requests[number]
@@ -406,8 +448,7 @@ def soak(network, run_dir, images, requests=10_000, clients=8, workers=None, bat
         if not holds:
             failed.append(line)
 
-    with Server([network], run_dir, port=free_port(), management_port=free_port(), workers=workers,
-                batch_size=batch_size) as server:
+    with Server([network], run_dir, port=free_port(), workers=workers, batch_size=batch_size) as server:
         model, = server.models
         # Alone and before the others, so that a batch's answers are compared with single ones.
         references = {answer.request.name: json.loads(answer.body) for answer in send(server, model, good)
@@ -464,8 +505,9 @@ def _recover(server, model, request, references):
     server.workers_of(model)[0].kill()
     start = time.perf_counter()
     while time.perf_counter() - start < 60:
+        # What the worker died with gets an error or, if its batch was not full, never an answer.
         wrong = sum(not answer.is_right(references)
-                    for answer in send(server, model, [request] * server.workers, server.workers))
+                    for answer in send(server, model, [request] * server.workers, server.workers, timeout=3))
         lost += wrong
         if not wrong and len(server.workers_of(model)) == server.workers:
             break
@@ -503,10 +545,10 @@ def add_commands(commands):
     serve.add_argument('--host', default=LOOPBACK, help='address to listen on (default: %(default)s, this machine '
                        'alone; 0.0.0.0: all)')
     serve.add_argument('--port', type=positive_int, default=8080, help='default: %(default)s')
-    serve.add_argument('--management-host', default=LOOPBACK,
-                       help='likewise for the management of the server; who reaches it can have any code run here '
-                            '(default: %(default)s)')
-    serve.add_argument('--management-port', type=positive_int, default=8081, help='default: %(default)s')
+    serve.add_argument('--management-port', type=positive_int,
+                       help='listen for the management of the server, too: who reaches it can have any code run here '
+                            '(default: none, only a socket of this user)')
+    serve.add_argument('--management-host', default=LOOPBACK, help='address of that port (default: %(default)s)')
     serve.add_argument('--max-batch-delay', type=non_negative_int, default=10, metavar='MS',
                        help='how long a request waits for others of its batch (default: %(default)s)')
     serve.set_defaults(run=_run_serve)
@@ -533,18 +575,23 @@ def add_commands(commands):
 def _run_serve(args):
     def interrupt(*_):
         raise KeyboardInterrupt
-    signal.signal(signal.SIGTERM, interrupt)
-    with Server(args.networks, args.run_dir, args.host, args.port, args.management_host, args.management_port,
-                args.workers, args.batch_size, args.max_batch_delay) as server:
-        for model in server.models:
-            print(f'{server.url(model)}\n  curl -F data=@photo.jpg {server.url(model)}')
-        print(f'Workers of each: {server.workers}. Logs: {server.run_dir / "logs"}. Ctrl-C stops the server.',
-              flush=True)
-        try:
-            server.wait()
-        except KeyboardInterrupt:
-            # How a server is meant to end.
-            return 0
+    # The server does not outlive this process when a service manager or a closed terminal ends it.
+    previous = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        with Server(args.networks, args.run_dir, args.host, args.port, args.management_host, args.management_port,
+                    args.workers, args.batch_size, args.max_batch_delay) as server:
+            for model in server.models:
+                print(f'{server.url(model)}\n  curl -F data=@photo.jpg {server.url(model)}')
+            print(f'Workers of each: {server.workers}. Logs: {server.run_dir / "logs"}. Ctrl-C stops the server.',
+                  flush=True)
+            try:
+                server.wait()
+            except KeyboardInterrupt:
+                # How a server is meant to end.
+                return 0
+    finally:
+        for number, action in previous.items():
+            signal.signal(number, action)
 
 
 def _run_soak(args):
