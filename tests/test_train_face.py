@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from conftest import epoch_records
 
+from gluon_lprnet.__main__ import main
 from gluon_lprnet.data.face_records import FaceRecord, encode_record, read_face_records
 from gluon_lprnet.data.landmarks import CROP_SCALE, crop_matrix, landmark_box, transform
 from gluon_lprnet.data.pack import encode_jpeg, write_records
@@ -56,7 +57,7 @@ def test_the_papers_recipe_is_the_default():
     assert (half.lr, half.lr_mode, half.lr_decay, half.lr_decay_epoch) == (4e-4, 'step', 0.5, [15])
 
 
-def test_training_learns_records_and_exports(face_flags, face_records, tmp_path):
+def test_training_learns_records_and_exports(face_flags, face_records, tmp_path, capsys):
     assert face.main([*face_flags, '--num-epochs', '10', '--lr', '0.004', '--tuning-epochs', '10',
                       '--tuning-lr', '0.003']) == 0
     run = tmp_path / 'run'
@@ -70,6 +71,8 @@ def test_training_learns_records_and_exports(face_flags, face_records, tmp_path)
     assert net(mx.nd.zeros((2, 3, 32, 32))).shape == (2, 136)
     exported = json.loads((run / 'export' / 'lprnet_mobilenet_x0.25.json').read_text())
     assert exported == description and exported['num_classes'] == 136
+    assert main(['evaluate', str(run), '--rec-val', face_records]) == 2
+    assert 'network of landmarks' in capsys.readouterr().err
 
 
 def test_several_validation_sets_are_reported_by_name(face_flags, face_records, tmp_path):

@@ -97,7 +97,7 @@ def reparametrize(symbol, params):
         The new symbol with the same inputs, and what it needs. Weights keep their names; the bias of a convolution
         gets the name of the shift (beta) that it takes the place of.
     """
-    network = _Network(symbol, params)
+    network = SymbolGraph(symbol, params)
     for index, node in enumerate(network.nodes):
         if node['op'] == 'BatchNorm':
             network.fold_batch_norm(node)
@@ -106,7 +106,7 @@ def reparametrize(symbol, params):
     return network.result()
 
 
-class _Network:
+class SymbolGraph:
     """The nodes of a symbol's JSON, rewritten in place: those that fall out of use are dropped at the end."""
 
     def __init__(self, symbol, params):
@@ -120,7 +120,7 @@ class _Network:
 
     def fold_batch_norm(self, norm):
         convolution = self._sole_convolution(norm)
-        eps, axis, fix_gamma = _attributes(norm, eps=1e-3, axis=1, fix_gamma=True)
+        eps, axis, fix_gamma = attributes(norm, eps=1e-3, axis=1, fix_gamma=True)
         if convolution is None or axis != 1 or not self._has_own_parameters(norm):
             return
         gamma, beta, mean, variance = (self._value(norm, slot) for slot in (1, 2, 3, 4))
@@ -136,7 +136,7 @@ class _Network:
         norm = self.nodes[index]
         p2 = self._sole_convolution(norm)
         p1 = p2 and self._sole_convolution(p2)
-        if not (_attributes(norm, mode='instance') == ['channel'] and p1 and _is_matrix(p1) and _is_matrix(p2)):
+        if not (attributes(norm, mode='instance') == ['channel'] and p1 and _is_matrix(p1) and _is_matrix(p2)):
             return
         matrix1, matrix2 = (self._value(convolution, 1)[:, :, 0, 0] for convolution in (p1, p2))
         q, r = np.linalg.qr(matrix2)
@@ -177,7 +177,7 @@ class _Network:
         self.params[name] = mx.nd.array(value, ctx=self.params[name].context, dtype='float32')
 
 
-def _attributes(node, **defaults):
+def attributes(node, **defaults):
     """Values of a node's attributes, as a list in the order of ``defaults``."""
     found = node.get('attrs', {})
     return [type(default)(_literal(found[name])) if name in found else default
@@ -193,4 +193,4 @@ def _literal(text):
 
 def _is_matrix(convolution):
     """Whether it multiplies the channels of each position with one matrix, and does nothing else."""
-    return _attributes(convolution, kernel=(), num_group=1, no_bias=False) == [(1, 1), 1, True]
+    return attributes(convolution, kernel=(), num_group=1, no_bias=False) == [(1, 1), 1, True]

@@ -125,8 +125,17 @@ def add_commands(commands):
         parser.add_argument('--rgb-std', type=float, nargs=3, help="likewise (default: ImageNet's)")
 
 
-def _load(args):
+def load_described(args):
+    """The network of ``args`` and its description, completed and overruled by the flags.
+
+    Raises
+    ------
+    InputError
+        If it is no network or one of landmarks.
+    """
     net, description = load_network(args.network)
+    if description.get('task') == 'landmarks':
+        raise InputError(f'{args.network} is a network of landmarks, not of classes: see the commands nme and align.')
     if not description:
         description = dict(input_size=224, crop_ratio=0.875, rgb_mean=IMAGENET_MEAN, rgb_std=IMAGENET_STD)
     for key in ('input_size', 'crop_ratio', 'rgb_mean', 'rgb_std'):
@@ -136,7 +145,7 @@ def _load(args):
 
 
 def _run_evaluate(args):
-    net, description = _load(args)
+    net, description = load_described(args)
     size = description['input_size']
     classes = net(mx.nd.zeros((1, 3, size, size))).shape[1]
     summary = check_records(args.rec_val, args.rec_val_idx, num_classes=classes)
@@ -148,7 +157,7 @@ def _run_evaluate(args):
 
 
 def _run_predict(args):
-    net, description = _load(args)
+    net, description = load_described(args)
     names = description.get('class_names')
     for path in args.images:
         probabilities = net(preprocess(path, description)).softmax().asnumpy()[0]

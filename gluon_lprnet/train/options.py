@@ -20,7 +20,7 @@ def add_network_flags(parser, model):
     network.add_argument('--model', default=model, help='name in gluon_lprnet.list_models() (default: %(default)s)')
     network.add_argument('--input-size', type=positive_int, help='height and width of the crop, in pixels')
     network.add_argument('--small-image', action='store_true', help='stem for images of 32x32')
-    network.add_argument('--rank', type=_rank, help='rank of LPR modules: a fraction of the width (1/8, 0.125) '
+    network.add_argument('--rank', type=rank, help='rank of LPR modules: a fraction of the width (1/8, 0.125) '
                                                     'or a number of channels')
     network.add_argument('--no-residual', action='store_true', help='LPR without its residual (Table 4)')
     network.add_argument('--no-l2-norm', action='store_true', help='LPR without its L2 normalization (Table 4)')
@@ -138,7 +138,8 @@ def write_config(config):
     (Path(config.save_dir) / 'config.json').write_text(text + '\n')
 
 
-def _rank(text):
+def rank(text):
+    """The rank of LPR modules, of a flag: a fraction of the width or a number of channels."""
     numerator, slash, denominator = text.partition('/')
     try:
         return int(numerator) / int(denominator) if slash else float(text) if '.' in text else int(text)

@@ -1,0 +1,247 @@
+"""``python -m gluon_lprnet compress``: from a trained network to a smaller one, measured and written as files."""
+import argparse
+import itertools
+import json
+import math
+import statistics
+import time
+from pathlib import Path
+
+import mxnet as mx
+import numpy as np
+from mxnet import gluon
+from tqdm import tqdm
+
+from ..complexity import render_table
+from ..data.imagenet import ImageBatches, Normalization, paper_augmentation
+from ..data.records import check_records
+from ..deploy.artefact import export_network, load_network
+from ..deploy.reparametrize import deploy
+from ..errors import InputError
+from ..evaluate.classification import correct_in_top, evaluate_classification, load_described, validation_batches
+from ..flags import non_negative_float, non_negative_int, positive_float, positive_int
+from ..train import checkpoint, options
+from ..train.journal import start_log, stop_log
+from ..train.loop import Experiment, Interrupted, NonFiniteLoss, Run
+from .network import compress, reestimate_statistics
+from .tuning import distill
+
+# Forward passes of each network when its latency is measured, and those before them that do not count.
+_PASSES = 60
+_WARM_UP = 10
+
+
+def add_commands(commands):
+    parser = commands.add_parser(
+        'compress', help='turn a trained network into one of LPR modules, without training from nothing',
+        description='Turn the depthwise + pointwise pairs of equal width into LPR modules, in closed form from the '
+                    'activations on calibration images; tune the result, if wanted, with the original as teacher; '
+                    'write it as MXNet files and print before and after.')
+    parser.add_argument('network', metavar='CHECKPOINT', help='run folder, checkpoint folder or -symbol.json')
+    parser.add_argument('--out', required=True, metavar='DIR')
+    parser.add_argument('-j', '--num-data-workers', type=positive_int, default=2)
+    parser.add_argument('--batch-size', type=positive_int, default=64)
+    parser.add_argument('--seed', type=int, default=0, help='of the calibration images and of the tuning')
+
+    rank = parser.add_argument_group('rank').add_mutually_exclusive_group()
+    rank.add_argument('--rank', type=options.rank, default=1 / 8,
+                      help='a fraction of the width (1/8, 0.125) or a number of channels (default: 1/8)')
+    rank.add_argument('--energy', type=positive_float, metavar='SHARE',
+                      help="by layer: keep this share of each output's mean square, as 0.95")
+    rank.add_argument('--budget', type=_budget, metavar='MULTIPLY_ADDS',
+                      help='by layer: at most so many multiply-adds of the network, or this fraction (0.5) of them')
+    module = parser.add_argument_group('modules')
+    module.add_argument('--layers', nargs='+', metavar='NAME',
+                        help='pointwise convolutions, or patterns (default: all)')
+    module.add_argument('--exclude', nargs='+', metavar='NAME', default=(), help='those that stay')
+    module.add_argument('--no-residual', action='store_true', help='truncated SVD without the residual')
+    module.add_argument('--l2-norm', action='store_true', help="the paper's normalized form, which needs tuning")
+
+    data = parser.add_argument_group('data')
+    data.add_argument('--calibrate', metavar='REC', help='RecordIO file of images like those of the training')
+    data.add_argument('--images', type=positive_int, default=512, help='taken from it (default: %(default)s)')
+    data.add_argument('--rec-val', metavar='REC', help='measure accuracy before and after')
+    data.add_argument('--input-size', type=positive_int, help='for a -symbol.json without its description')
+    data.add_argument('--crop-ratio', type=positive_float, help='likewise (default: 0.875)')
+    data.add_argument('--rgb-mean', type=float, nargs=3, help="likewise (default: ImageNet's)")
+    data.add_argument('--rgb-std', type=float, nargs=3, help="likewise (default: ImageNet's)")
+
+    tuning = parser.add_argument_group('tuning')
+    tuning.add_argument('--tune-epochs', type=non_negative_int, default=0, metavar='N', help='default: %(default)s')
+    tuning.add_argument('--rec-train', metavar='REC', help='images to tune on')
+    tuning.add_argument('--lr', type=positive_float, default=0.02, help='falls along a cosine (default: %(default)s)')
+    tuning.add_argument('--wd', type=non_negative_float, default=1e-4, help='weight decay (default: %(default)s)')
+    tuning.add_argument('--temperature', type=positive_float, default=4.0,
+                        help='at which the original teaches (default: %(default)s)')
+    tuning.add_argument('--pad', type=non_negative_int, default=0, help='pixels at each side before the random crop')
+    tuning.add_argument('--min-random-scale', type=positive_float, default=1.0,
+                        help='smallest factor by which a record is scaled before it (default: %(default)s)')
+    tuning.add_argument('--no-mirror', action='store_true', help='do not flip left and right at random')
+    tuning.add_argument('--resume', action='store_true', help='go on from the newest checkpoint in DIR/tuning')
+    parser.set_defaults(run=_run)
+
+
+def _budget(text):
+    """A share of all multiply-adds as a float, their number as an int."""
+    value = float(text)
+    if not 0 < value < math.inf or value > 1 and value != int(value):
+        raise argparse.ArgumentTypeError(f'{text!r} is neither a fraction up to 1 nor a number of multiply-adds')
+    return int(value) if value > 1 else value
+
+
+def _run(args):
+    original, description = load_described(args)
+    if args.tune_epochs and not (args.rec_train and args.rec_val):
+        raise InputError('--tune-epochs needs --rec-train and --rec-val.')
+    out = Path(args.out)
+    if checkpoint.newest(out / 'tuning') and not args.resume:
+        raise InputError(f'--out {out} holds a tuning: give --resume to go on, or another folder.')
+    name = f"{description.get('model', Path(args.network).name.replace('-symbol.json', ''))}-compressed"
+    size = description['input_size']
+    shape = (1, 3, size, size)
+    classes = original(mx.nd.zeros(shape)).shape[1]
+    records = {flag: _checked(flag, getattr(args, flag), classes) for flag in ('calibrate', 'rec_train', 'rec_val')}
+
+    net, report = _compressed(original, args, description, records['calibrate'], shape)
+    print(report.table())
+    if not any(layer.rank for layer in report.layers):
+        raise InputError('nothing was replaced, for the reasons above; nothing was written.')
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f'--out {out} cannot be written to: {error.strerror}.') from error
+    validation = records['rec_val'] and validation_batches(*records['rec_val'], description, args.batch_size,
+                                                           args.num_data_workers)
+    columns = {'original': _accuracy(original, validation), 'compressed': _accuracy(net, validation)}
+    if args.tune_epochs:
+        status, columns['tuned'] = _tune(net, original, args, description, records['rec_train'], validation)
+        if status:
+            return status
+    latencies = _latencies(original, net, shape)
+    print(f'\n{_table(columns, report, latencies)}')
+    _write(net, dict(description, model=name), out, report, columns, latencies, shape)
+
+
+def _checked(flag, rec, classes):
+    """(rec, idx, count) of a sound RecordIO file, or None if the flag was not given."""
+    if rec is None:
+        return None
+    summary = check_records(rec, Path(rec).with_suffix('.idx'), num_classes=classes)
+    return rec, Path(rec).with_suffix('.idx'), summary.count
+
+
+def _compressed(original, args, description, records, shape):
+    rank = ({'energy': args.energy} if args.energy else {'budget': args.budget} if args.budget else args.rank)
+
+    def images():
+        batches = ImageBatches(*records, description['input_size'], args.batch_size,
+                               Normalization(description['rgb_mean'], description['rgb_std']), shuffle=True,
+                               resize=math.ceil(description['input_size'] / description['crop_ratio']),
+                               threads=args.num_data_workers, seed=args.seed)
+        return itertools.islice(batches.epoch(0), math.ceil(args.images / batches.batch_size))
+
+    net, report = compress(original, rank, args.layers, args.exclude, args.l2_norm, not args.no_residual,
+                           images() if records else None, shape)
+    if records:
+        reestimate_statistics(net, images())
+    return net, report
+
+
+def _accuracy(net, validation):
+    return evaluate_classification(net, validation, mx.cpu()) if validation else {}
+
+
+def _tune(net, teacher, args, description, records, validation):
+    """Tune ``net`` in place: exit status, and the accuracy where that is 0."""
+    normalization = Normalization(description['rgb_mean'], description['rgb_std'])
+    images = ImageBatches(*records, description['input_size'], args.batch_size, normalization, shuffle=True,
+                          threads=args.num_data_workers, seed=args.seed,
+                          augmentation=paper_augmentation(args.pad, args.min_random_scale, mirror=not args.no_mirror))
+    # In a block of its own: MXNet cannot read back the parameters that a bare SymbolBlock saves.
+    whole = gluon.nn.HybridSequential()
+    whole.add(net)
+    experiment = Experiment(
+        net=whole, contexts=[mx.cpu()], batches=images.epoch, batches_per_epoch=len(images),
+        loss=gluon.loss.SoftmaxCrossEntropyLoss(),
+        count=lambda outputs, label: {'top1': correct_in_top(outputs, label, 1)},
+        evaluate=lambda: evaluate_classification(net, validation, mx.cpu()))
+    parser = argparse.ArgumentParser()
+    options.add_common_flags(parser)
+    config = parser.parse_args([])
+    for key, value in vars(args).items():
+        if key != 'run':
+            setattr(config, key, value)
+    config.num_epochs, config.tuning_epochs, config.save_dir = args.tune_epochs, 0, str(Path(args.out) / 'tuning')
+    found = checkpoint.newest(config.save_dir) if args.resume else None
+    if args.resume:
+        _check_same(found, config)
+    options.write_config(config)
+    logger = start_log(config.save_dir)
+    try:
+        return 0, Run(distill(experiment, teacher, args.temperature), config, logger, found).fit()
+    except NonFiniteLoss as error:
+        logger.error('%s', error)
+        return 1, None
+    except Interrupted as stop:
+        logger.warning('%s', stop)
+        return 128 + stop.signal_number, None
+    finally:
+        stop_log(logger)
+
+
+def _check_same(found, config):
+    if found is None:
+        raise InputError(f'--resume: there is no whole checkpoint in {config.save_dir}.')
+    changed = [f'--{key.replace("_", "-")}' for key, value in json.loads(json.dumps(vars(config))).items()
+               if key not in ('resume', 'num_data_workers') and value != found.state['config'].get(key)]
+    if changed:
+        raise InputError(f'--resume continues a tuning; {", ".join(changed)} would change it: leave it as it was, or '
+                         'give another --out.')
+
+
+def _latencies(original, net, shape):
+    """Median milliseconds of one image, original and compressed, in their deployed forms.
+
+    The networks take turns, so that whatever else the machine does slows both.
+    """
+    networks = [deploy(original), deploy(net)]
+    image = mx.nd.array(np.random.default_rng(0).normal(0, 1, shape))
+    times = [[], []]
+    for _ in tqdm(range(_WARM_UP + _PASSES), 'latency', leave=False, disable=None):
+        for network, taken in zip(networks, times):
+            begin = time.perf_counter()
+            network(image).wait_to_read()
+            taken.append(1000 * (time.perf_counter() - begin))
+    return tuple(statistics.median(taken[_WARM_UP:]) for taken in times)
+
+
+def _table(columns, report, latencies):
+    """Before, after and their ratio; the accuracy of each column as a row."""
+    last = list(columns)[-1]
+
+    def row(name, before, after, form):
+        return (name, form.format(before), *[form.format(after)] * (len(columns) - 1), f'{after / before:.3f}')
+
+    rows = [(key, *(f'{values[key]:.4f}' for values in columns.values()),
+             f'{columns[last][key] - columns["original"][key]:+.4f}') for key in columns['original']]
+    rows += [row('parameters', report.before.params, report.after.params, '{:,}'),
+             row('multiply-adds', report.before.multiply_adds, report.after.multiply_adds, '{:,}'),
+             row('milliseconds, one image', *latencies, '{:.2f}')]
+    return render_table(('', *columns, 'ratio or difference'), rows, 'text')
+
+
+def _write(net, description, out, report, columns, latencies, shape):
+    image = mx.nd.array(np.random.default_rng(0).normal(0, 1, shape))
+    expected = net(image).asnumpy()
+    symbol = export_network(net, description, out)
+    (out / f'{description["model"]}-report.json').write_text(json.dumps({
+        'accuracy': columns, 'milliseconds': dict(zip(('original', 'compressed'), latencies)),
+        **{when: {'params': complexity.params, 'multiply_adds': complexity.multiply_adds}
+           for when, complexity in (('before', report.before), ('after', report.after))},
+        'layers': [layer._asdict() for layer in report.layers]}, indent=1) + '\n')
+    difference = abs(load_network(symbol)[0](image).asnumpy() - expected).max() / abs(expected).max()
+    # Not >, which a NaN would pass.
+    if not difference <= 1e-5:
+        raise InputError(f'{symbol} gives other outputs than the network that was written (by {difference:.1e} of the '
+                         'largest): do not use it.')
+    print(symbol)

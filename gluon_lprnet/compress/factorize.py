@@ -1,0 +1,163 @@
+"""The closed form: a matrix as a diagonal plus a product of low rank, in the metric of the data; and the ranks.
+
+For inputs d of covariance C the mean squared error of ``B`` in place of ``W`` is ``tr((W - B) C (W - B)')``, once a
+bias has taken over the mean. Everything here is float64 NumPy.
+"""
+import math
+from typing import NamedTuple
+
+import numpy as np
+from scipy import linalg
+
+from ..errors import InputError
+
+__all__ = ['Factors', 'factorize', 'spectrum', 'ranks_within']
+
+# Of the two steps of factorize(); it ends earlier where a round takes less than this share off the error.
+_ROUNDS = 100
+_GAIN = 1e-3
+
+
+class Factors(NamedTuple):
+    """``W ~ p2 @ p1 + diag(scale)``.
+
+    Attributes
+    ----------
+    p1 : ndarray (rank, m)
+    p2 : ndarray (m, rank)
+    scale : ndarray (m,)
+        Of the residual; zeros without it.
+    error : float
+        Mean squared error over the mean square of ``W d``, 0 to 1.
+    """
+
+    p1: np.ndarray
+    p2: np.ndarray
+    scale: np.ndarray
+    error: float
+
+    @property
+    def matrix(self):
+        """What stands for W, ndarray (m, m)."""
+        return self.p2 @ self.p1 + np.diag(self.scale)
+
+
+def factorize(matrix, rank, covariance=None, residual=True):
+    """The best product of rank r and, with ``residual``, the diagonal beside it.
+
+    For a given diagonal S the best product is ``U U' (W - S)``, where the columns of U are the eigenvectors of
+    ``(W - S) C (W - S)'`` with the r largest eigenvalues: truncated SVD in the metric of C, which need not be
+    invertible. For a given U the best S solves ``((I - U U') * C) s = diag((I - U U') W C)``, ``*`` elementwise. The
+    two steps take turns from S = 0 on, and as none can raise the error, it ends at or below that of the SVD alone.
+
+    Parameters
+    ----------
+    matrix : ndarray (m, m)
+    rank : int
+        From 1 to m.
+    covariance : ndarray (m, m), optional
+        C, symmetric and positive semidefinite; the identity if it is not given.
+    residual : bool
+
+    Returns
+    -------
+    Factors
+        Row k of ``p1`` is as long as column k of ``p2``, which is good for gradients.
+    """
+    matrix = np.asarray(matrix, dtype='float64')
+    m = len(matrix)
+    covariance = np.eye(m) if covariance is None else np.asarray(covariance, dtype='float64')
+    total = _energy(matrix, covariance)
+    scale, best = np.zeros(m), None
+    for _ in range(_ROUNDS if residual else 1):
+        rest = matrix - np.diag(scale)
+        u = linalg.eigh(rest @ covariance @ rest.T, subset_by_index=[m - rank, m - 1])[1]
+        p1 = u.T @ rest
+        error = _energy(rest - u @ p1, covariance) / total if total else 0.0
+        before = math.inf if best is None else best.error
+        if error < before:
+            best = Factors(p1, u, scale, error)
+        if not error < before * (1 - _GAIN):
+            break
+        if residual:
+            scale = _best_scale(matrix, u, covariance)
+    length = np.sqrt(np.linalg.norm(best.p1, axis=1))
+    length[length == 0] = 1
+    return best._replace(p1=best.p1 / length[:, None], p2=best.p2 * length)
+
+
+def _best_scale(matrix, u, covariance):
+    outside = np.eye(len(u)) - u @ u.T
+    system = outside * covariance
+    # A channel that is always 0, or that U spans, leaves its scale open: it becomes 0.
+    system[np.diag_indices_from(system)] += 1e-10 * np.trace(covariance) / len(u)
+    return linalg.solve(system, np.einsum('ij,ji->i', outside @ matrix, covariance), assume_a='pos')
+
+
+def _energy(matrix, covariance):
+    return float(np.sum((matrix @ covariance) * matrix))
+
+
+def spectrum(matrix, covariance=None):
+    """Shares of the mean square of ``W d`` that rank 1, 2, ... m add, descending; they sum to 1."""
+    gram = matrix @ matrix.T if covariance is None else matrix @ covariance @ matrix.T
+    values = np.maximum(np.linalg.eigvalsh(gram)[::-1], 0)
+    return values / max(values.sum(), np.finfo('float64').tiny)
+
+
+def ranks_within(budget, spectra, costs, full_costs):
+    """The rank of each layer that keeps the sum of relative errors low within a budget.
+
+    All layers begin at rank 1; then the step, of any layer to any higher rank or to the matrix as it is, that takes off
+    most error for its cost is taken until none fits any more.
+
+    Parameters
+    ----------
+    budget : float
+        Of all layers together, in the unit of the costs.
+    spectra : sequence of ndarray
+        As :func:`spectrum` gives them.
+    costs : sequence of callable
+        The cost of a layer from its rank, an int or an array of them.
+    full_costs : sequence of int
+        The cost of each layer as it is.
+
+    Returns
+    -------
+    list of (int or None)
+        None where a layer stays as it is.
+
+    Raises
+    ------
+    InputError
+        If rank 1 everywhere costs more than the budget.
+    """
+    options = []
+    for spectral, cost, full in zip(spectra, costs, full_costs):
+        ranks = np.arange(1, len(spectral) + 1)
+        errors = 1 - np.cumsum(spectral)
+        cheaper = cost(ranks) < full
+        if not cheaper.any():
+            options.append(([None], np.array([full]), np.zeros(1)))
+        else:
+            options.append(([*ranks[cheaper].tolist(), None], np.append(cost(ranks[cheaper]), full),
+                            np.append(errors[cheaper], 0.0)))
+    chosen = [0] * len(options)
+    left = budget - sum(cost[0] for _, cost, _ in options)
+    if left < 0:
+        raise InputError(f'the budget is {-left:,.0f} multiply-adds too small even at rank 1 in every layer: give '
+                         'more, or exclude fewer layers.')
+    while True:
+        best_rate, step = 0.0, None
+        for layer, (at, (_, cost, error)) in enumerate(zip(chosen, options)):
+            extra = cost[at + 1:] - cost[at]
+            fits = np.flatnonzero(extra <= left)
+            if len(fits):
+                rates = (error[at] - error[at + 1:][fits]) / extra[fits]
+                if rates.max() > best_rate:
+                    best_rate, step = rates.max(), (layer, at + 1 + fits[rates.argmax()])
+        if step is None:
+            return [ranks[at] for (ranks, _, _), at in zip(options, chosen)]
+        layer, to = step
+        left -= options[layer][1][to] - options[layer][1][chosen[layer]]
+        chosen[layer] = to

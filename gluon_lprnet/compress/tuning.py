@@ -1,0 +1,62 @@
+"""Distillation: what the original network says becomes a part of the labels, so that any training loop can use it."""
+from dataclasses import replace
+
+import mxnet as mx
+from mxnet import gluon
+
+from ..data.imagenet import Batch
+
+__all__ = ['distill', 'distillation_loss']
+
+
+def distillation_loss(temperature=4.0):
+    """The loss of Hinton et al. 2015 (arXiv 1503.02531), section 2, with equal weights.
+
+    Half the cross entropy with the label, half ``T^2`` times the Kullback-Leibler divergence of the softened outputs
+    ``softmax(z / T)`` from the teacher's.
+
+    Parameters
+    ----------
+    temperature : float
+        T.
+
+    Returns
+    -------
+    callable
+        (outputs (N, classes), targets (N, 1 + classes)) to losses (N,): NDArrays, where the targets are a label and
+        the teacher's outputs, as :func:`distill` puts them together.
+    """
+    hard = gluon.loss.SoftmaxCrossEntropyLoss()
+    soft = gluon.loss.KLDivLoss(from_logits=False)
+
+    def loss(outputs, targets):
+        label, taught = targets[:, 0], targets[:, 1:]
+        divergence = soft(outputs / temperature, mx.nd.softmax(taught / temperature))
+        return 0.5 * hard(outputs, label) + 0.5 * temperature ** 2 * divergence
+    return loss
+
+
+def distill(experiment, teacher, temperature=4.0):
+    """An experiment that learns from the labels and from a teacher's outputs.
+
+    Parameters
+    ----------
+    experiment : gluon_lprnet.train.loop.Experiment
+        Of classification, with labels (N,).
+    teacher : HybridBlock
+        From the same data to the same classes, on the first of the experiment's contexts.
+    temperature : float
+        See :func:`distillation_loss`.
+
+    Returns
+    -------
+    gluon_lprnet.train.loop.Experiment
+    """
+    def batches(epoch, start):
+        for data, label in experiment.batches(epoch, start):
+            taught = teacher(data.as_in_context(experiment.contexts[0]))
+            label = label.as_in_context(taught.context).astype('float32', copy=False)
+            yield Batch(data, mx.nd.concat(label.expand_dims(1), taught, dim=1))
+
+    return replace(experiment, batches=batches, loss=distillation_loss(temperature),
+                   count=lambda outputs, targets: experiment.count(outputs, targets[:, 0]))
