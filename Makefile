@@ -28,11 +28,10 @@ face: $(VENV)/installed
 	$(RUN) -m gluon_lprnet draw-faces $(FACES)/drawn --count 1500
 	for part in train test; do \
 	    $(RUN) -m gluon_lprnet pack faces $(FACES)/drawn/$$part --layout 300w-lp --out $(FACES)/$$part || exit 1; done
-	$(RUN) train_face.py --model lprnet_mobilenet_x0.25 --num-epochs 30 --lr 0.004 --warmup-epochs 1 \
+	$(RUN) train_face.py --model lprnet_mobilenet_x0.25 --num-epochs 50 --lr 0.004 --warmup-epochs 1 \
 	    --rec-train $(FACES)/train.rec --rec-val $(FACES)/test.rec --save-dir $(FACES)/run
 	$(RUN) -m gluon_lprnet nme $(FACES)/run/export/*-symbol.json --rec $(FACES)/test.rec --mean-face $(FACES)/train.rec \
 	    --out $(FACES)/figures
-	$(RUN) -m gluon_lprnet align $(FACES)/run/export/*-symbol.json $(FACES)/drawn/test/OTHER --out $(FACES)/aligned
 	@echo "Drawn faces: figures in $(FACES)/figures, exported network in $(FACES)/run/export."
 
 test: $(VENV)/installed

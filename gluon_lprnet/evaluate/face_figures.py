@@ -40,8 +40,7 @@ def draw_ced(results, path, title):
                   drawstyle='steps-post', linestyle='--' if label == MEAN_FACE else '-')
         rows += [(label, 100 * error, fraction) for error, fraction in zip(errors, fractions)]
     axis.set(xlabel='NME in percent', ylabel='faces in percent', xlim=(0, 100 * limit), ylim=(0, 100))
-    axis.legend(fontsize='small', loc='lower right')
-    _save(figure, path)
+    _save(figure, path, legend=True)
     _write_csv(path, ('network', 'nme_percent', 'fraction_of_faces'), rows)
 
 
@@ -64,8 +63,7 @@ def draw_error_by_yaw(results, path, title):
         rows += [(label, *row) for row in means]
         highest = max(highest, *(mean for *_, mean in means))
     axis.set(xlabel='yaw in degrees', ylabel='NME in percent', ylim=(0, 1.6 * highest))
-    axis.legend(fontsize='small')
-    _save(figure, path)
+    _save(figure, path, legend=True)
     _write_csv(path, ('network', 'yaw_from', 'yaw_to', 'faces', 'mean_nme_percent'), rows)
 
 
@@ -164,8 +162,13 @@ def _figure(title):
     return figure, axis
 
 
-def _save(figure, path):
+def _save(figure, path, legend=False):
     from matplotlib import rc_context
+    if legend:
+        # Below, where it covers no curve however many there are.
+        handles, labels = figure.axes[0].get_legend_handles_labels()
+        figure.set_figheight(figure.get_figheight() + 0.2 * len(labels))
+        figure.legend(handles, labels, loc='outside lower center', fontsize='small')
     figure.savefig(f'{path}.png', dpi=150)
     # Without date and random names, so that equal numbers give equal files.
     with rc_context({'svg.hashsalt': 'gluon_lprnet'}):
