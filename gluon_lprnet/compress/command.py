@@ -18,7 +18,8 @@ from ..data.records import check_records
 from ..deploy.artefact import export_network, load_network
 from ..deploy.reparametrize import deploy
 from ..errors import InputError
-from ..evaluate.classification import correct_in_top, evaluate_classification, load_described, validation_batches
+from ..evaluate.classification import (add_description_flags, correct_in_top, evaluate_classification,
+                                       load_described, validation_batches)
 from ..flags import non_negative_float, non_negative_int, positive_float, positive_int
 from ..train import checkpoint, options
 from ..train.journal import start_log, stop_log
@@ -61,10 +62,7 @@ def add_commands(commands):
     data.add_argument('--calibrate', metavar='REC', help='RecordIO file of images like those of the training')
     data.add_argument('--images', type=positive_int, default=512, help='taken from it (default: %(default)s)')
     data.add_argument('--rec-val', metavar='REC', help='measure accuracy before and after')
-    data.add_argument('--input-size', type=positive_int, help='for a -symbol.json without its description')
-    data.add_argument('--crop-ratio', type=positive_float, help='likewise (default: 0.875)')
-    data.add_argument('--rgb-mean', type=float, nargs=3, help="likewise (default: ImageNet's)")
-    data.add_argument('--rgb-std', type=float, nargs=3, help="likewise (default: ImageNet's)")
+    add_description_flags(data)
 
     tuning = parser.add_argument_group('tuning')
     tuning.add_argument('--tune-epochs', type=non_negative_int, default=0, metavar='N', help='default: %(default)s')

@@ -8,13 +8,12 @@ from typing import NamedTuple, Optional
 import mxnet as mx
 import numpy as np
 from mxnet import autograd
-from mxnet.gluon import SymbolBlock
 from mxnet.gluon.parameter import DeferredInitializationError
 from tqdm import tqdm
 
 from ..blocks import resolve_rank
 from ..complexity import Complexity, count, render_table
-from ..deploy.reparametrize import SymbolGraph, attributes, trace
+from ..deploy.reparametrize import SymbolGraph, as_block, attributes, trace
 from ..errors import InputError
 from .factorize import factorize, ranks_within, spectrum
 
@@ -159,7 +158,7 @@ def compress(net, rank=1 / 8, layers=None, exclude=(), l2_norm=False, residual=T
 
     symbol, params = network.result()
     after = count(symbol, input_shape)
-    block = _block(symbol, params)
+    block = as_block(symbol, params)
     block.hybridize(static_alloc=True, static_shape=True)
     counted = {layer.name: layer for layer in after.layers}
     return block, Report([_layer_report(pair, skipped.get(pair.name, pair.skipped), costs, counted, errors)
@@ -185,7 +184,7 @@ def reestimate_statistics(net, batches):
         if node['op'] == 'BatchNorm':
             # The running statistics are then those of the last batch alone.
             node['attrs'] = {**node.get('attrs', {}), 'momentum': '0'}
-    block = _block(mx.sym.load_json(json.dumps(graph)), params)
+    block = as_block(mx.sym.load_json(json.dumps(graph)), params)
     sums = {name: 0.0 for name in symbol.list_auxiliary_states()}
     images = 0
     for data in _Batches(batches, 'estimating statistics'):
@@ -198,12 +197,6 @@ def reestimate_statistics(net, batches):
             sums[name] += len(data) * block.collect_params()[name].data().asnumpy().astype('float64')
     for name, total in sums.items():
         net.collect_params()[name].set_data(mx.nd.array(total / images))
-
-
-def _block(symbol, params):
-    block = SymbolBlock(symbol, mx.sym.var('data', dtype='float32'))
-    block.collect_params().load_dict(params, ctx=_context(params))
-    return block
 
 
 def _context(params):
@@ -242,15 +235,11 @@ class _Modules(SymbolGraph):
     def folded(self, pair):
         """Weight (m, m) and bias (m,) of the pointwise convolution with its BatchNorm."""
         convolution = self.nodes[pair.index]
-        weight = self._value(convolution, 1)[:, :, 0, 0]
-        bias = self._value(convolution, 2) if len(convolution['inputs']) > 2 else np.zeros(len(weight))
         if pair.norm is None:
-            return weight, bias
-        norm = self.nodes[pair.norm]
-        eps, fix_gamma = attributes(norm, eps=1e-3, fix_gamma=True)
-        gamma, beta, mean, variance = (self._value(norm, slot) for slot in (1, 2, 3, 4))
-        scale = (1 if fix_gamma else gamma) / np.sqrt(variance + eps)
-        return weight * scale[:, None], beta + (bias - mean) * scale
+            weight, bias = self._value(convolution, 1), self._bias(convolution) + np.zeros(pair.shape[0])
+        else:
+            weight, bias = self._folded(convolution, self.nodes[pair.norm])
+        return weight[:, :, 0, 0], bias
 
     def replace(self, pair, factors, bias, norm_scale, residual):
         """Put the LPR module in the place of the pointwise convolution and of the BatchNorm that is folded."""
@@ -409,7 +398,7 @@ def _statistics(symbol, params, pairs, batches):
     internals = symbol.get_internals()
     inputs = mx.sym.Group([internals[pair.name + '_output'].get_children()[0] for pair in pairs])
     names = set(inputs.list_inputs())
-    block = _block(inputs, {name: value for name, value in params.items() if name in names})
+    block = as_block(inputs, {name: value for name, value in params.items() if name in names})
     images = 0
     positions = [0] * len(pairs)
     sums = [np.zeros(pair.shape[0]) for pair in pairs]

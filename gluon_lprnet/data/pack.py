@@ -333,10 +333,10 @@ def check_ranges(*ranges):
             raise InputError(f'{flag} is {value}: it must be from {low} to {high}.')
 
 
-def listing(lines):
+def listing(lines, shown=_NAMES_SHOWN):
     """Lines for a message, indented, and cut where there are too many."""
-    more = [f'and {len(lines) - _NAMES_SHOWN} more'] if len(lines) > _NAMES_SHOWN else []
-    return '\n'.join(f'  {line}' for line in lines[:_NAMES_SHOWN] + more)
+    more = [f'and {len(lines) - shown} more'] if len(lines) > shown else []
+    return '\n'.join(f'  {line}' for line in lines[:shown] + more)
 
 
 def _read_source(source, root):

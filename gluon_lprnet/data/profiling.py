@@ -26,7 +26,7 @@ from .face_model import JAW, MODEL, Fit, fit_pose, mirror_points, rotation
 from .faces import LAYOUTS, read_faces
 from .landmarks import landmark_box
 from .lp_layout import new_folder, write_face
-from .pack import encode_jpeg
+from .pack import encode_jpeg, listing
 from .records import decode_image, default_workers, map_in_processes
 
 # Faces turned farther hide too much of a cheek to be turned.
@@ -270,8 +270,7 @@ def _run(args):
 
 
 def _listing(faults):
-    more = [f'  and {len(faults) - _FAULTS_SHOWN} more'] if len(faults) > _FAULTS_SHOWN else []
-    return '\n'.join([f'  {file} {what}' for file, what in faults[:_FAULTS_SHOWN]] + more)
+    return listing([f'{file} {what}' for file, what in faults], _FAULTS_SHOWN)
 
 
 def _named(faces, faults):

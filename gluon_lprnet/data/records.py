@@ -262,11 +262,15 @@ def default_workers(count):
 
     As many as CPUs, but one for few: each takes seconds to start, as it imports MXNet.
     """
+    return max(1, min(available_cpus(), count // 2000))
+
+
+def available_cpus():
+    """The number of CPUs that this process may use."""
     try:
-        cpus = len(os.sched_getaffinity(0))
+        return len(os.sched_getaffinity(0))
     except AttributeError:  # not on macOS
-        cpus = os.cpu_count() or 1
-    return max(1, min(cpus, count // 2000))
+        return os.cpu_count() or 1
 
 
 def map_in_processes(function, tasks, workers):

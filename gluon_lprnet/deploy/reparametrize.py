@@ -45,10 +45,15 @@ def deploy(net):
     InputError
         If a parameter is not float32.
     """
-    symbol, params = reparametrize(*trace(net))
+    block = as_block(*reparametrize(*trace(net)))
+    block.hybridize(static_alloc=True, static_shape=True)
+    return block
+
+
+def as_block(symbol, params):
+    """The SymbolBlock of a symbol with the input ``data`` and its parameters, on the device of these."""
     block = SymbolBlock(symbol, mx.sym.var('data', dtype='float32'))
     block.collect_params().load_dict(params, ctx=next(iter(params.values())).context)
-    block.hybridize(static_alloc=True, static_shape=True)
     return block
 
 
@@ -120,15 +125,11 @@ class SymbolGraph:
 
     def fold_batch_norm(self, norm):
         convolution = self._sole_convolution(norm)
-        eps, axis, fix_gamma = attributes(norm, eps=1e-3, axis=1, fix_gamma=True)
-        if convolution is None or axis != 1 or not self._has_own_parameters(norm):
+        if convolution is None or attributes(norm, axis=1) != [1] or not self._has_own_parameters(norm):
             return
-        gamma, beta, mean, variance = (self._value(norm, slot) for slot in (1, 2, 3, 4))
-        scale = (1 if fix_gamma else gamma) / np.sqrt(variance + eps)
-        weight = self._value(convolution, 1)
-        bias = self._value(convolution, 2) if len(convolution['inputs']) > 2 else 0
-        self._set(convolution, 1, weight * scale.reshape((-1,) + (1,) * (weight.ndim - 1)))
-        self._set(norm, 2, beta + (bias - mean) * scale)
+        weight, bias = self._folded(convolution, norm)
+        self._set(convolution, 1, weight)
+        self._set(norm, 2, bias)
         norm.update(op='Convolution', attrs={**convolution['attrs'], 'no_bias': 'False'},
                     inputs=convolution['inputs'][:2] + norm['inputs'][2:3])
 
@@ -151,6 +152,17 @@ class SymbolGraph:
     def result(self):
         symbol = mx.sym.load_json(json.dumps(self.graph))
         return symbol, {name: self.params[name] for name in symbol.list_inputs() if name in self.params}
+
+    def _folded(self, convolution, norm):
+        """Weight and bias, float64, of a convolution with the BatchNorm that follows it."""
+        eps, fix_gamma = attributes(norm, eps=1e-3, fix_gamma=True)
+        gamma, beta, mean, variance = (self._value(norm, slot) for slot in (1, 2, 3, 4))
+        scale = (1 if fix_gamma else gamma) / np.sqrt(variance + eps)
+        weight = self._value(convolution, 1)
+        return weight * scale.reshape((-1,) + (1,) * (weight.ndim - 1)), beta + (self._bias(convolution) - mean) * scale
+
+    def _bias(self, convolution):
+        return self._value(convolution, 2) if len(convolution['inputs']) > 2 else 0
 
     def _sole_convolution(self, node):
         """The convolution whose output ``node`` and nothing else takes, if its weights serve it alone; or None."""

@@ -23,6 +23,7 @@ import numpy as np
 
 from ..data.drawn_faces import draw_face
 from ..data.pack import encode_jpeg
+from ..data.records import available_cpus
 from ..errors import InputError
 from ..flags import non_negative_int, positive_int
 from .archive import archive
@@ -92,7 +93,7 @@ class Server:
         self.run_dir = Path(run_dir).absolute()
         self.address = host, port
         self._management = (management_host, management_port) if management_port else None
-        self.workers = workers or _cpus()
+        self.workers = workers or available_cpus()
         self._loading = {'batch_size': batch_size, 'max_batch_delay': max_batch_delay, 'initial_workers': self.workers,
                          'synchronous': 'true'}
         self._networks = networks
@@ -306,13 +307,6 @@ class _SocketConnection(HTTPConnection):
         self.sock = socket.socket(socket.AF_UNIX)
         self.sock.settimeout(self.timeout)
         self.sock.connect(self.host)
-
-
-def _cpus():
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not on macOS
-        return os.cpu_count() or 1
 
 
 def _reachable_pair(address):

@@ -119,10 +119,15 @@ def add_commands(commands):
     predict.set_defaults(run=_run_predict)
 
     for parser in (evaluate, predict):
-        parser.add_argument('--input-size', type=positive_int, help='for a -symbol.json without its description')
-        parser.add_argument('--crop-ratio', type=positive_float, help='likewise (default: 0.875)')
-        parser.add_argument('--rgb-mean', type=float, nargs=3, help="likewise (default: ImageNet's)")
-        parser.add_argument('--rgb-std', type=float, nargs=3, help="likewise (default: ImageNet's)")
+        add_description_flags(parser)
+
+
+def add_description_flags(parser):
+    """Flags that :func:`load_described` reads beside ``network``."""
+    parser.add_argument('--input-size', type=positive_int, help='for a -symbol.json without its description')
+    parser.add_argument('--crop-ratio', type=positive_float, help='likewise (default: 0.875)')
+    parser.add_argument('--rgb-mean', type=float, nargs=3, help="likewise (default: ImageNet's)")
+    parser.add_argument('--rgb-std', type=float, nargs=3, help="likewise (default: ImageNet's)")
 
 
 def load_described(args):
