@@ -3,7 +3,7 @@ import argparse
 import sys
 
 from . import __version__, complexity, tables
-from .compress import command as compress
+from .compression import command as compression
 from .data import digits, drawn_faces, face_records, pack, profiling, records
 from .deploy import archive, export, serve
 from .errors import InputError
@@ -13,7 +13,7 @@ from .zoo import symbols
 
 # Each module adds the parsers of its commands and sets `run`, a function of the parsed arguments.
 _COMMAND_MODULES = (tables, table6, complexity, symbols, digits, drawn_faces, profiling, records, journal,
-                    classification, landmarks, align, export, archive, serve, compress)
+                    classification, landmarks, align, export, archive, serve, compression)
 # `pack KIND`: each module adds the parser of a kind of data set.
 _PACK_MODULES = (pack, face_records)
 

@@ -15,8 +15,8 @@ from test_reparametrize import random_images, random_network, relative_error
 from gluon_lprnet import get_model
 from gluon_lprnet.blocks import DSC
 from gluon_lprnet.complexity import count
-from gluon_lprnet.compress import command, compress, distill, distillation_loss, reestimate_statistics
-from gluon_lprnet.compress.factorize import factorize, ranks_within, spectrum
+from gluon_lprnet.compression import command, compress, distill, distillation_loss, reestimate_statistics
+from gluon_lprnet.compression.factorize import factorize, ranks_within, spectrum
 from gluon_lprnet.deploy.artefact import load_network
 from gluon_lprnet.deploy.reparametrize import trace
 from gluon_lprnet.errors import InputError
@@ -130,6 +130,16 @@ def test_ranks_within_a_budget():
 
 
 # --- networks
+
+def test_it_is_a_public_name_that_costs_nothing_until_used():
+    script = """
+import sys, gluon_lprnet
+assert not any(name.startswith('gluon_lprnet.compression') for name in sys.modules)
+import gluon_lprnet.compression
+assert gluon_lprnet.compress is gluon_lprnet.compression.compress and not hasattr(gluon_lprnet, 'compres')
+"""
+    subprocess.run([sys.executable, '-c', script], check=True)
+
 
 SHAPE = (1, 3, 64, 64)
 

@@ -68,7 +68,7 @@ def compress(net, rank=1 / 8, layers=None, exclude=(), l2_norm=False, residual=T
     activation that the network has between D and P. The residual has a scale s and a bias b for each channel and is a
     depthwise 1x1 convolution. The best s of a trained network has both signs, so that it cannot be moved in front of
     the ReLU before it; one number for all channels, the plain identity included, is no better than no residual. See
-    :func:`gluon_lprnet.compress.factorize.factorize` for P1, P2 and s.
+    :func:`gluon_lprnet.compression.factorize.factorize` for P1, P2 and s.
 
     Follow it with :func:`reestimate_statistics` on the same images.
 
