@@ -137,6 +137,9 @@ class LPR(HybridBlock):
             y = self.p2(q)
             if self._l2_norm:
                 y = self._normalize(F, y)
+        return self._output(F, y, d)
+
+    def _output(self, F, y, d):
         return self.activation(y + d if self._residual else y)
 
     def _normalize(self, F, y):

@@ -1,4 +1,5 @@
 """MobileNetV1 (arXiv 1704.04861, its Table 1), and LPRNet-MobileNet (the paper's "Implementations")."""
+import itertools
 from collections import namedtuple
 
 from mxnet.gluon import nn
@@ -25,18 +26,22 @@ LAYOUT = (
 
 
 class MobileNetV1(HybridBlock):
-    """The layout, with ``module`` where stride is 1 and input and output are equally wide, DSC elsewhere."""
+    """The layout, with ``module`` where stride is 1 and input and output are equally wide, DSC elsewhere.
 
-    def __init__(self, module, width, classes, small_image):
+    ``places`` narrows it down to some of those modules, numbered from 0 to 7.
+    """
+
+    def __init__(self, module, width, classes, small_image, places=range(8)):
         super().__init__()
         with self.name_scope():
             self.features = nn.HybridSequential()
             in_channels = scale_channels(STEM_CHANNELS, width)
             self.features.add(ConvBNReLU(in_channels, 3, 1 if small_image else 2, in_channels=3))
+            place = itertools.count()
             for row in without_first_down_sampling(LAYOUT) if small_image else LAYOUT:
                 channels = scale_channels(row.channels, width)
                 for _ in range(row.repeats):
-                    if row.stride == 1 and in_channels == channels:
+                    if row.stride == 1 and in_channels == channels and next(place) in places:
                         self.features.add(module(channels))
                     else:
                         self.features.add(DSC(in_channels, channels, row.stride))

@@ -1,0 +1,131 @@
+"""The networks of Table 4, and LPRNet-MobileNet with what the paper leaves open decided otherwise.
+
+They are built by name, for the experiments on them, and are not among :func:`gluon_lprnet.list_models`: each
+``lprnet_with_...`` is LPRNet-MobileNet with one thing changed in all its modules.
+"""
+import mxnet as mx
+from mxnet.gluon import nn
+from mxnet.gluon.block import HybridBlock
+
+from ..blocks import LPR, SConv
+from .mobilenetv1 import MobileNetV1
+from .registry import register
+
+# Four of the five modules of width 512: this gives Table 4's 11M, 3.1M and 2.4M parameters.
+TABLE_4_PLACES = range(2, 6)
+
+
+@register(widths=(), any_width=True)
+def table4_sconv(width=1.0, classes=10, small_image=False):
+    return MobileNetV1(lambda channels: SConv(channels, channels), width, classes, small_image, TABLE_4_PLACES)
+
+
+@register(widths=(), any_width=True)
+def table4_lpr(width=1.0, classes=10, small_image=False, rank=1 / 8, residual=True, l2_norm=True):
+    return MobileNetV1(lambda channels: LPR(channels, rank, residual, l2_norm), width, classes, small_image,
+                       TABLE_4_PLACES)
+
+
+class DepthwiseReLU(LPR):
+    """``d = ReLU(BN(D x))``, and ReLU after the sum as before."""
+
+    def __init__(self, channels, **kwargs):
+        super().__init__(channels, **kwargs)
+        with self.depthwise.name_scope():
+            self.depthwise.add(nn.Activation('relu'))
+
+
+class DepthwiseReLUAlone(DepthwiseReLU):
+    """``d = ReLU(BN(D x))``, and no ReLU after the sum."""
+
+    def _output(self, F, y, d):
+        return y + d
+
+
+class BatchNormAfterL2Norm(LPR):
+    """``ReLU(BN(L2norm(P2 P1 d)) + d)``."""
+
+    def __init__(self, channels, **kwargs):
+        super().__init__(channels, **kwargs)
+        with self.name_scope():
+            self.batch_norm = nn.BatchNorm(in_channels=channels)
+
+    def _output(self, F, y, d):
+        return super()._output(F, self.batch_norm(y), d)
+
+
+class BatchNormForL2Norm(BatchNormAfterL2Norm):
+    """``ReLU(BN(P2 P1 d) + d)``."""
+
+    def __init__(self, channels, **kwargs):
+        super().__init__(channels, l2_norm=False, **kwargs)
+
+
+class Scale(HybridBlock):
+    """Multiplication by one learned number."""
+
+    def __init__(self, initial, **kwargs):
+        super().__init__(**kwargs)
+        with self.name_scope():
+            self.scale = self.params.get('scale', shape=(1, 1, 1, 1), init=mx.init.Constant(initial))
+
+    def hybrid_forward(self, F, x, scale):
+        return F.broadcast_mul(x, scale)
+
+
+class LearnedScale(LPR):
+    """``ReLU(s L2norm(P2 P1 d) + d)``; s begins as 1, equation (6)."""
+
+    def __init__(self, channels, **kwargs):
+        super().__init__(channels, **kwargs)
+        with self.name_scope():
+            self.scale = Scale(1.0)
+
+    def _output(self, F, y, d):
+        return super()._output(F, self.scale(y), d)
+
+
+class OrthogonalInit(LPR):
+    """P1 and P2 begin with orthonormal rows and columns."""
+
+    def __init__(self, channels, **kwargs):
+        super().__init__(channels, **kwargs)
+        for convolution in (self.p1, self.p2):
+            convolution.weight.init = mx.init.Orthogonal(scale=1.0)
+
+
+class SmallInit(LPR):
+    """P1 and P2 begin small: since the norm takes away their size, they turn faster at the same rate."""
+
+    def __init__(self, channels, **kwargs):
+        super().__init__(channels, **kwargs)
+        for convolution in (self.p1, self.p2):
+            convolution.weight.init = mx.init.Normal(0.01)
+
+
+class NoDecay(LPR):
+    """No weight decay on P1 and P2."""
+
+    def __init__(self, channels, **kwargs):
+        super().__init__(channels, **kwargs)
+        for convolution in (self.p1, self.p2):
+            convolution.weight.wd_mult = 0.0
+
+
+def _register_choice(name, module):
+    def build(width=1.0, classes=1000, small_image=False):
+        return MobileNetV1(module, width, classes, small_image)
+    build.__name__ = name
+    register(widths=(), any_width=True)(build)
+
+
+for _name, _module in {
+        'lprnet_with_depthwise_relu': DepthwiseReLU,
+        'lprnet_with_depthwise_relu_alone': DepthwiseReLUAlone,
+        'lprnet_with_batch_norm_after_l2_norm': BatchNormAfterL2Norm,
+        'lprnet_with_batch_norm_for_l2_norm': BatchNormForL2Norm,
+        'lprnet_with_learned_scale': LearnedScale,
+        'lprnet_with_orthogonal_init': OrthogonalInit,
+        'lprnet_with_small_init': SmallInit,
+        'lprnet_without_decay_of_p': NoDecay}.items():
+    _register_choice(_name, _module)
