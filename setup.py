@@ -14,6 +14,7 @@ setup(
     long_description_content_type='text/markdown',
     python_requires='>=3.9,<3.14',
     packages=find_packages(include=['gluon_lprnet', 'gluon_lprnet.*']),
+    package_data={'gluon_lprnet.deploy': ['page.html']},
     install_requires=[
         'mxnet==1.9.1',
         'numpy>=1.23,<2',
@@ -33,6 +34,6 @@ setup(
         'onnx': ['onnx>=1.16,<1.19', 'onnxruntime>=1.18,<1.21'],
         'distributed': ['horovod==0.28.1'],
         'test': ['pytest', 'gluoncv', 'scikit-learn', 'tensorboardX', 'onnx>=1.16,<1.19', 'onnxruntime>=1.18,<1.21',
-                 'multi-model-server==1.1.11'],
+                 'multi-model-server==1.1.11', 'selenium'],
     },
 )

@@ -223,15 +223,29 @@ def answers_within(seconds, address, photo):
     return False
 
 
-def test_serve_command_mends_itself_and_ends_without_orphans(artefacts, photos, tmp_path):
-    port, management = serve.free_port(), serve.free_port()
+def start_command(artefact, folder, *flags):
+    """``serve`` as a process of its own."""
     script = ('import argparse, sys\nfrom gluon_lprnet.deploy import serve\nparser = argparse.ArgumentParser()\n'
               'serve.add_commands(parser.add_subparsers())\nargs = parser.parse_args()\nsys.exit(args.run(args))')
-    process = subprocess.Popen(
-        [sys.executable, '-c', script, 'serve', str(artefacts[1]), '--port', str(port), '--management-port',
-         str(management), '--workers', '2', '--run-dir', str(tmp_path / 'run')], stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, text=True, cwd=tmp_path,
+    return subprocess.Popen(
+        [sys.executable, '-c', script, 'serve', str(artefact), '--run-dir', str(folder / 'run'), *map(str, flags)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder,
         env={**os.environ, 'PYTHONPATH': str(Path(serve.__file__).parents[2])})
+
+
+def started_by(process):
+    """The server, its loader and its workers."""
+    java, = (child for child in psutil.Process(process.pid).children() if child.name() == 'java')
+    return [java, *java.children(recursive=True)]
+
+
+def runs(process):
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+
+
+def test_serve_command_mends_itself_and_ends_without_orphans(artefacts, photos, tmp_path):
+    port, management = serve.free_port(), serve.free_port()
+    process = start_command(artefacts[1], tmp_path, '--port', port, '--management-port', management, '--workers', 2)
     try:
         url = f'http://127.0.0.1:{port}/predictions/{LANDMARKS}'
         lines = [process.stdout.readline() for _ in range(3)]
@@ -241,19 +255,38 @@ def test_serve_command_mends_itself_and_ends_without_orphans(artefacts, photos, 
         connection.request('GET', '/models')
         assert json.loads(connection.getresponse().read())['models'][0]['modelName'] == LANDMARKS
         connection.close()
-        started = psutil.Process(process.pid).children(recursive=True)
-        java, loader, *workers = started
+        java, loader, *workers = started_by(process)
         assert len(workers) == 2 and loader.ppid() == java.pid
         # Without the process that workers are forked from, none of them is replaced until that is.
         for each in (*workers, loader):
             each.kill()
         assert answers_within(30, ('127.0.0.1', port), photos[0])
-        started = psutil.Process(process.pid).children(recursive=True)
-        assert len(started) == 4
+        started = started_by(process)
+        watching = [child for child in psutil.Process(process.pid).children() if child not in started]
+        assert len(started) == 4 and len(watching) == 1
         process.terminate()
         _, error = process.communicate(timeout=30)
         assert process.returncode == 0, error
-        assert not any(each.is_running() and each.status() != psutil.STATUS_ZOMBIE for each in started)
+        assert not any(map(runs, [*started, *watching]))
     finally:
         process.terminate()
         process.wait(30)
+
+
+def test_nothing_survives_a_serve_command_that_was_killed(artefacts, tmp_path):
+    port, page_port = serve.free_port(), serve.free_port()
+    process = start_command(artefacts[1], tmp_path, '--port', port, '--page-port', page_port, '--workers', 1)
+    try:
+        lines = [process.stdout.readline() for _ in range(4)]
+        assert lines[2] == f'In a browser: http://127.0.0.1:{page_port}/\n' and 'Ctrl-C' in lines[3]
+        started = psutil.Process(process.pid).children(recursive=True)
+        watching, = (each for each in started if each.name() == 'sh')
+        scratch = watching.cmdline()[-1]
+        assert len(started) == 4 and os.path.isdir(scratch)
+    finally:
+        process.kill()
+        process.communicate(timeout=30)
+    deadline = time.monotonic() + 30
+    while (any(map(runs, started)) or os.path.isdir(scratch)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(map(runs, started)) and not os.path.isdir(scratch)

@@ -46,10 +46,14 @@ def archive(artefact, out):
     # So that a network that does not load is found now and not by the server.
     _, description = load_network(artefact)
     task = description.get('task')
-    missing = [key for key in _REQUIRED.get(task, ()) if key not in description]
-    if task not in _REQUIRED or missing:
-        raise InputError(f'{artefact}: {name}.json, its description, lacks {", ".join(missing) or "a task"}: export '
-                         'the network with python -m gluon_lprnet export.')
+    if task not in _REQUIRED:
+        # That of a checkpoint from before tasks were written down is exported without one.
+        raise InputError(f'{artefact}: {name}.json, its description, lacks a task: write "task": "classification" or '
+                         '"task": "landmarks" into it, or export the network with python -m gluon_lprnet export.')
+    missing = [key for key in _REQUIRED[task] if key not in description]
+    if missing:
+        raise InputError(f'{artefact}: {name}.json, its description, lacks {", ".join(missing)}: export the network '
+                         'with python -m gluon_lprnet export.')
     if task == 'landmarks':
         # Here, since evaluation imports from this folder.
         from ..evaluate.align import CORRECTIONS

@@ -14,6 +14,7 @@ import time
 import zipfile
 from collections import Counter
 from http.client import HTTPConnection, HTTPException
+from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote, urlencode
@@ -28,6 +29,7 @@ from ..errors import InputError
 from ..flags import non_negative_int, positive_int
 from .archive import archive
 from .handler import MAX_PIXELS
+from .page import Page
 
 __all__ = ['Server', 'soak']
 
@@ -41,6 +43,10 @@ QUEUE = 100
 
 _START_SECONDS = 120
 _STOP_SECONDS = 10
+
+# Ends the processes of a group when its own standard input does, which is when the process that writes to it has died
+# in whatever way.
+_WATCH = 'read -r _; kill -s KILL -- "-$1"; rm -rf -- "$2"'
 
 
 def find_java():
@@ -81,6 +87,8 @@ class Server:
         Requests that pass a network together at most.
     max_batch_delay : int
         Milliseconds that a request waits for others; of no effect with a batch size of 1.
+    page_port : int, optional
+        Where to listen for browsers, too, at the same host: a page to try the networks.
 
     Raises
     ------
@@ -89,16 +97,17 @@ class Server:
     """
 
     def __init__(self, networks, run_dir, host=LOOPBACK, port=8080, management_host=LOOPBACK, management_port=None,
-                 workers=None, batch_size=1, max_batch_delay=10):
+                 workers=None, batch_size=1, max_batch_delay=10, page_port=None):
         self.run_dir = Path(run_dir).absolute()
         self.address = host, port
         self._management = (management_host, management_port) if management_port else None
+        self._page_address = (host, page_port) if page_port else None
         self.workers = workers or available_cpus()
         self._loading = {'batch_size': batch_size, 'max_batch_delay': max_batch_delay, 'initial_workers': self.workers,
                          'synchronous': 'true'}
         self._networks = networks
         self.models = []
-        self._process = self._scratch = None
+        self._process = self._watch = self._scratch = self._page = None
 
     def __enter__(self):
         java = find_java()
@@ -110,7 +119,7 @@ class Server:
             shutil.rmtree(store, ignore_errors=True)
             (self.run_dir / 'logs').mkdir(parents=True, exist_ok=True)
             models = [self._store(network, store) for network in self._networks]
-            self._check_addresses()
+            self._listen()
             self._start(java, Path(package.origin).parent, store)
             for model in models:
                 self._load(model)
@@ -129,6 +138,11 @@ class Server:
     def url(self, model):
         """Where to POST images to."""
         return f'http://{_reachable(self.address)}/predictions/{quote(model)}'
+
+    @property
+    def page_url(self):
+        """The page's address for a browser; None if there is no page."""
+        return f'http://{_reachable(self._page_address)}/' if self._page_address else None
 
     @property
     def java(self):
@@ -180,8 +194,11 @@ class Server:
 
     def stop(self):
         """End the server and its workers; of no effect if they have ended."""
-        process, self._process = self._process, None
+        process, watch, page = self._process, self._watch, self._page
+        self._process = self._watch = self._page = None
         try:
+            if page is not None:
+                page.stop()
             if process is not None:
                 _signal_group(process, signal.SIGTERM)
                 process.wait(_STOP_SECONDS)
@@ -193,6 +210,9 @@ class Server:
                 # Workers do not end by SIGTERM.
                 _signal_group(process, signal.SIGKILL)
                 process.wait()
+            if watch is not None:
+                watch.kill()
+                watch.communicate()
             if self._scratch is not None:
                 shutil.rmtree(self._scratch, ignore_errors=True)
 
@@ -213,23 +233,25 @@ class Server:
             raise InputError(f'{path} {"is not a model archive" if path.exists() else "does not exist"}.')
         return name
 
-    def _check_addresses(self):
-        for flag, address in (('', self.address), ('management-', self._management)):
-            if address is None:
-                continue
-            host, port = address
+    def _listen(self):
+        """Take the page's port, and see that the server will get its own."""
+        given = [each for each in (('host', 'port', self.address, _probe),
+                                   ('management-host', 'management-port', self._management, _probe),
+                                   ('host', 'page-port', self._page_address, self._open_page)) if each[2]]
+        for (_, flag, (_, port), _), (_, other, (_, same), _) in combinations(given, 2):
+            if port == same:
+                raise InputError(f'--{flag} and --{other} are the same: give another one.')
+        for host_flag, port_flag, (host, port), listen in given:
             if port > MAX_PORT:
-                raise InputError(f'--{flag}port {port}: the server takes ports up to {MAX_PORT} only.')
-            with socket.socket() as probe:
-                # As the server binds: a port that was in use a minute ago is free.
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                try:
-                    probe.bind((host, port))
-                except OSError as error:
-                    raise InputError(f'--{flag}host {host} with --{flag}port {port} cannot be listened on: '
-                                     f'{error.strerror}.') from error
-        if self._management and self.address[1] == self._management[1]:
-            raise InputError('--port and --management-port are the same: give another one.')
+                raise InputError(f'--{port_flag} {port}: the server takes ports up to {MAX_PORT} only.')
+            try:
+                listen((host, port))
+            except OSError as error:
+                raise InputError(f'--{host_flag} {host} with --{port_flag} {port} cannot be listened on: '
+                                 f'{error.strerror}.') from error
+
+    def _open_page(self, address):
+        self._page = Page(address, _reachable_pair(self.address), self.models, MAX_REQUEST_BYTES)
 
     def _start(self, java, package, store):
         # Its path is short, since those of sockets in it may have 108 characters.
@@ -261,6 +283,9 @@ class Server:
             # A group of its own, so that Ctrl-C reaches this process alone and stop() reaches all of them.
             self._process = subprocess.Popen(command, cwd=self.run_dir, env=environment, stdin=subprocess.DEVNULL,
                                              stdout=subprocess.DEVNULL, stderr=log, start_new_session=True)
+        self._watch = subprocess.Popen(['/bin/sh', '-c', _WATCH, 'sh', str(self._process.pid), self._scratch],
+                                       stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                                       start_new_session=True)
         # It comes with the server.
         self._psutil = importlib.import_module('psutil')
         deadline = time.monotonic() + _START_SECONDS
@@ -307,6 +332,13 @@ class _SocketConnection(HTTPConnection):
         self.sock = socket.socket(socket.AF_UNIX)
         self.sock.settimeout(self.timeout)
         self.sock.connect(self.host)
+
+
+def _probe(address):
+    with socket.socket() as probe:
+        # As the server binds: a port that was in use a minute ago is free.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(address)
 
 
 def _reachable_pair(address):
@@ -539,6 +571,9 @@ def add_commands(commands):
     serve.add_argument('--host', default=LOOPBACK, help='address to listen on (default: %(default)s, this machine '
                        'alone; 0.0.0.0: all)')
     serve.add_argument('--port', type=positive_int, default=8080, help='default: %(default)s')
+    serve.add_argument('--page-port', type=positive_int,
+                       help='serve a page, too, on which a browser tries the networks: drop a picture, see its classes '
+                            'or landmarks (default: none)')
     serve.add_argument('--management-port', type=positive_int,
                        help='listen for the management of the server, too: who reaches it can have any code run here '
                             '(default: none, only a socket of this user)')
@@ -573,9 +608,11 @@ def _run_serve(args):
     previous = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
         with Server(args.networks, args.run_dir, args.host, args.port, args.management_host, args.management_port,
-                    args.workers, args.batch_size, args.max_batch_delay) as server:
+                    args.workers, args.batch_size, args.max_batch_delay, args.page_port) as server:
             for model in server.models:
                 print(f'{server.url(model)}\n  curl -F data=@photo.jpg {server.url(model)}')
+            if server.page_url:
+                print(f'In a browser: {server.page_url}')
             print(f'Workers of each: {server.workers}. Logs: {server.run_dir / "logs"}. Ctrl-C stops the server.',
                   flush=True)
             try:

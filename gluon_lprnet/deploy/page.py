@@ -1,0 +1,158 @@
+"""The page of ``python -m gluon_lprnet serve --page-port``, on which a browser tries the served networks.
+
+multi-model-server serves no files, and a browser lets a page read the answers of its own origin alone. So what serves
+the page, threads of the command, hands its pictures on to the server. The alternative was to allow the page's origin in
+the server (its ``cors_`` settings): two addresses for a browser to reach, and a server that answers to web pages. Here
+nothing of the server is opened: what is handed on is a POST to the networks' own addresses, and bodies that the server
+itself answers with 500 get a 4xx with the reason. Programs take the server's port, which has no Python in between.
+"""
+import base64
+import hashlib
+import json
+import re
+import socketserver
+import sys
+import threading
+from http import HTTPStatus
+from http.client import HTTPConnection, HTTPException
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from urllib.parse import quote, unquote
+
+__all__ = ['Page']
+
+_HTML = Path(__file__).with_name('page.html').read_text(encoding='utf-8')
+# Seconds: of a client that neither sends nor goes, and of a request that the server lost with a killed worker.
+_IDLE_SECONDS = 60
+_ANSWER_SECONDS = 60
+
+
+def _source(element):
+    """The page's only script or style, as its security policy names it."""
+    text = re.search(f'<{element}>(.*?)</{element}>', _HTML, re.DOTALL)[1]
+    return "'sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() + "'"
+
+
+_HEADERS = {
+    # Nothing of other origins, and no other script: not even a label that is one would run.
+    'Content-Security-Policy': f"default-src 'none'; connect-src 'self'; img-src blob: data:; base-uri 'none'; "
+                               f"form-action 'none'; frame-ancestors 'none'; script-src {_source('script')}; "
+                               f"style-src {_source('style')}",
+    'X-Content-Type-Options': 'nosniff',
+    'Referrer-Policy': 'no-referrer',
+    'Cache-Control': 'no-store',
+}
+
+
+class Page(socketserver.ThreadingTCPServer):
+    """The page, served from the construction to :meth:`stop`.
+
+    ``GET /`` is the page, ``GET /networks`` what it must know as JSON, ``POST /predictions/NAME`` as of the server.
+
+    Parameters
+    ----------
+    address : (str, int)
+        Host and port to listen on.
+    server : (str, int)
+        Where the model server answers.
+    models : sequence of str
+        The names of the networks.
+    max_request_bytes : int
+        Larger pictures are refused with 413.
+
+    Raises
+    ------
+    OSError
+        If the address cannot be listened on.
+    """
+
+    allow_reuse_address = True
+    daemon_threads = True
+    # Connections that wait until a thread is started.
+    request_queue_size = 64
+
+    def __init__(self, address, server, models, max_request_bytes):
+        super().__init__(address, _Handler)
+        self.model_server = server
+        self.models = models
+        self.max_request_bytes = max_request_bytes
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    def stop(self):
+        self.shutdown()
+        self.server_close()
+
+    def handle_error(self, request, client_address):
+        # A browser leaves in the middle when another picture is dropped.
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = 'HTTP/1.1'
+    timeout = _IDLE_SECONDS
+
+    def do_GET(self):
+        if self.path == '/':
+            self._answer(200, _HTML.encode(), 'text/html; charset=utf-8')
+        elif self.path == '/networks':
+            self._answer(200, json.dumps({'networks': list(self.server.models),
+                                          'max_request_bytes': self.server.max_request_bytes}).encode())
+        else:
+            self.send_error(404, 'there is nothing at this address')
+
+    def do_POST(self):
+        length, most = self.headers.get('Content-Length', ''), self.server.max_request_bytes
+        if not re.fullmatch('[0-9]{1,15}', length):
+            self.send_error(411, 'the request does not say how long it is: send a Content-Length')
+            return
+        if int(length) > most:
+            self.send_error(413, f'the request has {int(length):,} bytes, at most {most:,} are taken: send a smaller '
+                                 'picture')
+            return
+        # Also of what is refused: a client that is cut off while it sends does not see why.
+        body = self.rfile.read(int(length))
+        kind = self.headers.get('Content-Type', '')
+        model = unquote(self.path[len('/predictions/'):]) if self.path.startswith('/predictions/') else None
+        if model not in self.server.models:
+            self.send_error(404, f'no such network: POST to /predictions/ and one of {", ".join(self.server.models)}')
+        elif kind.split(';')[0].strip().lower() == 'application/x-www-form-urlencoded':
+            self.send_error(415, 'application/x-www-form-urlencoded holds no image: send a JPEG or PNG as the body '
+                                 '(Content-Type: image/jpeg), or as the field "data" of a multipart form')
+        else:
+            self._hand_on(model, kind, body)
+
+    def _hand_on(self, model, kind, body):
+        connection = HTTPConnection(*self.server.model_server, timeout=_ANSWER_SECONDS)
+        try:
+            connection.request('POST', f'/predictions/{quote(model)}', body, {'Content-Type': kind} if kind else {})
+            response = connection.getresponse()
+            answer = response.read()
+        except (OSError, HTTPException):
+            self.send_error(502, 'the model server does not answer: see its logs, and send the picture again')
+        else:
+            self._answer(response.status, answer)
+        finally:
+            connection.close()
+
+    def send_error(self, code, message=None, explain=None):
+        """A refusal, as the handler in the archive words it; also those that the base class sends, in HTML."""
+        # What the client may still send is not read.
+        self.close_connection = True
+        self._answer(code, json.dumps({'error': message or HTTPStatus(code).phrase}).encode())
+
+    def _answer(self, status, body, kind='application/json'):
+        self.send_response(status)
+        for name, value in {**_HEADERS, 'Content-Type': kind, 'Content-Length': str(len(body))}.items():
+            self.send_header(name, value)
+        if self.close_connection:
+            self.send_header('Connection', 'close')
+        self.end_headers()
+        self.wfile.write(body)
+
+    def version_string(self):
+        """For the header Server: not which Python this is."""
+        return 'gluon_lprnet'
+
+    def log_message(self, *_):
+        """The model server logs accesses."""
