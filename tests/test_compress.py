@@ -15,7 +15,8 @@ from test_reparametrize import random_images, random_network, relative_error
 from gluon_lprnet import get_model
 from gluon_lprnet.blocks import DSC
 from gluon_lprnet.complexity import count
-from gluon_lprnet.compression import command, compress, distill, distillation_loss, reestimate_statistics
+from gluon_lprnet.compression import (command, compress, distill, distillation_loss, latency,
+                                      reestimate_statistics)
 from gluon_lprnet.compression.factorize import factorize, ranks_within, spectrum
 from gluon_lprnet.deploy.artefact import load_network
 from gluon_lprnet.deploy.reparametrize import trace
@@ -110,7 +111,7 @@ def test_ranks_within_a_budget():
     random = np.random.default_rng(1)
     spectra = [np.sort(random.dirichlet(np.full(6, 0.3)))[::-1] for _ in range(3)]
     unit, full = [3, 5, 8], [9, 15, 24]
-    costs = [lambda rank, unit=unit: rank * unit for unit in unit]
+    costs = [{None: whole, **{rank: rank * one for rank in range(1, 7)}} for one, whole in zip(unit, full)]
 
     def error(ranks):
         return sum(0 if rank is None else 1 - shares[:rank].sum() for rank, shares in zip(ranks, spectra))
@@ -120,13 +121,13 @@ def test_ranks_within_a_budget():
 
     combinations = [(a, b, c) for a in (1, 2, None) for b in (1, 2, None) for c in (1, 2, None)]
     for budget in range(16, 49):
-        found = ranks_within(budget, spectra, costs, full)
+        found = ranks_within(budget, spectra, costs)
         assert cost(found) <= budget
         best = min(error(ranks) for ranks in combinations if cost(ranks) <= budget)
         assert best <= error(found) <= best + 0.35
-    assert ranks_within(48, spectra, costs, full) == [None] * 3
+    assert ranks_within(48, spectra, costs) == [None] * 3
     with pytest.raises(InputError, match='1 multiply-adds too small'):
-        ranks_within(15, spectra, costs, full)
+        ranks_within(15, spectra, costs)
 
 
 # --- networks
@@ -360,10 +361,67 @@ def test_ranks_by_energy_budget_and_layer():
         None, 'excluded', 'not among the layers to compress', 'its input and output differ in width'}
 
 
+def clock(monkeypatch, milliseconds):
+    """A time for each network from its multiply-adds, in place of the measured one; returns what was timed."""
+    timed = []
+
+    def measured(networks, shape, passes):
+        timed.extend(networks)
+        return [[milliseconds(count(network, shape))] * passes for network in networks]
+    monkeypatch.setattr(latency, '_milliseconds', measured)
+    return timed
+
+
+def test_ranks_by_latency(monkeypatch):
+    net = random_network('mobilenetv1_x0.25')
+    # As if all of the time was that of multiply-adds.
+    timed = clock(monkeypatch, lambda network: network.multiply_adds / 1e6)
+    sums = []
+    for target in ({'latency': 0.7}, {'latency': 0.9}):
+        _, report = compress(net, target, input_shape=SHAPE)
+        before, after = report.milliseconds
+        assert (before, after) == (report.before.multiply_adds / 1e6, report.after.multiply_adds / 1e6)
+        assert 0.95 * target['latency'] < after / before <= target['latency']
+        sums.append(sum(layer.error or 0 for layer in report.layers))
+    assert sums[1] < sums[0]
+    _, report = compress(net, {'milliseconds': 0.7 * before}, input_shape=SHAPE)
+    assert sum(layer.error or 0 for layer in report.layers) == sums[0]
+    # In the deployed form: no BatchNorm is left, and the layers in series have what the module has.
+    assert not any('gamma' in name for network in timed for name in network.collect_params())
+    stays = {layer.skipped for layer in compress(net, {'latency': 1.0}, input_shape=SHAPE)[1].layers}
+    assert stays == {'the latency holds it as it is', 'its input and output differ in width'}
+
+
+def test_latency_of_the_whole_corrects_that_of_the_layers(monkeypatch):
+    """Where modules cost more within the network than in series, ranks fall until the whole meets the target."""
+    net = random_network('mobilenetv1_x0.25')
+
+    def milliseconds(network):
+        series = network.layers[0].name.startswith('layer')
+        modules = sum(layer.name.endswith('_p2') for layer in network.layers)
+        return network.multiply_adds / 1e6 + (0 if series else 0.02 * modules)
+    clock(monkeypatch, milliseconds)
+    _, report = compress(net, {'latency': 0.8}, input_shape=SHAPE)
+    assert report.milliseconds[1] <= 0.8 * report.milliseconds[0]
+    assert report.after.multiply_adds < 0.8 * report.before.multiply_adds
+
+    clock(monkeypatch, lambda network: 5.0)
+    with pytest.raises(InputError, match='the fastest network .* takes 5 ms, the original 5 ms'):
+        compress(net, {'latency': 0.8}, input_shape=SHAPE)
+
+
+def test_networks_take_turns_on_the_clock():
+    nets = [random_network('mobilenetv1_x0.25'), random_network('lprnet_mobilenet_x0.25')]
+    times = latency.median_milliseconds(nets, SHAPE)
+    assert len(times) == 2 and min(times) > 0
+
+
 @pytest.mark.parametrize('arguments, message', [
     (dict(rank=0), 'rank 0 does not fit'), (dict(rank=257), 'rank 257 does not fit'), (dict(rank=1.5), 'rank 1.5'),
     (dict(rank={'energy': 2}), 'energy'), (dict(rank={'budget': -1}), 'budget'),
-    (dict(rank={'budget': 0.01}), 'too small'), (dict(rank={'*dsc2_*': 33}), 'rank 33 does not fit'),
+    (dict(rank={'budget': 0.01}), 'too small'), (dict(rank={'latency': 1.1}), 'latency is a share'),
+    (dict(rank={'milliseconds': 0.0}), 'milliseconds is a positive number'),
+    (dict(rank={'*dsc2_*': 33}), 'rank 33 does not fit'),
     (dict(rank={'dsc99': 3}), "rank: 'dsc99' is the name of no layer.*dsc12"),
     (dict(layers=['nothing']), "layers: 'nothing'"), (dict(exclude=['nothing']), "exclude: 'nothing'"),
     (dict(l2_norm=True, residual=False), 'residual=True'), (dict(calibration=[]), 'no images'),
@@ -480,9 +538,9 @@ def test_command(trained, records, tmp_path, capsys):
     assert min(report['milliseconds'].values()) > 0
     for text in ('top1', 'parameters', 'multiply-adds', 'milliseconds', f'{found.multiply_adds:,}', 'excluded'):
         assert text in printed
-    with pytest.raises(InputError, match='holds a tuning'):
+    with pytest.raises(InputError, match='tuning holds checkpoints'):
         run(*flags)
-    with pytest.raises(InputError, match='--lr would change it'):
+    with pytest.raises(InputError, match='--lr .was 0.02, is 0.5. would bend it'):
         run(*flags, '--resume', '--lr', '0.5')
     (tmp_path / 'out' / f'{name}-symbol.json').unlink()
     assert not run(*flags, '--resume')
@@ -502,5 +560,17 @@ def test_command_refuses(trained, records, tmp_path):
     with pytest.raises(InputError, match='--resume: there is no whole checkpoint'):
         run(trained, *out, '--tune-epochs', '1', '--rec-train', records, '--rec-val', records, '--resume')
     assert not (tmp_path / 'out' / 'mobilenetv1_x0.25-compressed-symbol.json').exists()
-    with pytest.raises(SystemExit):
-        run(trained, *out, '--budget', '2.5')
+    for flags in (('--budget', '2.5'), ('--rank', '*dsc2_*=one'), ('--rank', '1/4', '--latency', '0.5')):
+        with pytest.raises(SystemExit):
+            run(trained, *out, *flags)
+
+
+@pytest.mark.parametrize('flags, expected', [
+    ([], {2: 4, 12: 32}), (['--rank', '5'], {2: 5, 12: 5}), (['--rank', '*dsc2_*=1/4'], {2: 8}),
+    (['--rank', '1/8', '--rank', '*dsc2_*=7'], {2: 7, 12: 32}), (['--latency', '0.9'], {2: 8, 12: 32})])
+def test_ranks_of_the_command(trained, tmp_path, monkeypatch, flags, expected):
+    clock(monkeypatch, lambda network: network.multiply_adds / 1e6)
+    assert not run(trained, '--layers', '*dsc2_*', '*dsc12_*', '--out', tmp_path / 'out', *flags)
+    report = json.loads((tmp_path / 'out' / 'mobilenetv1_x0.25-compressed-report.json').read_text())
+    assert {int(layer['name'].split('_')[1][len('dsc'):]): layer['rank'] for layer in report['layers']
+            if layer['rank']} == expected

@@ -3,14 +3,12 @@ import argparse
 import itertools
 import json
 import math
-import statistics
-import time
+import os
 from pathlib import Path
 
 import mxnet as mx
 import numpy as np
 from mxnet import gluon
-from tqdm import tqdm
 
 from ..complexity import render_table
 from ..data.imagenet import ImageBatches, Normalization, paper_augmentation
@@ -21,15 +19,12 @@ from ..errors import InputError
 from ..evaluate.classification import (add_description_flags, correct_in_top, evaluate_classification,
                                        load_described, validation_batches)
 from ..flags import non_negative_float, non_negative_int, positive_float, positive_int
-from ..train import checkpoint, options
-from ..train.journal import start_log, stop_log
-from ..train.loop import Experiment, Interrupted, NonFiniteLoss, Run
+from ..train import options
+from ..train.command import fit
+from ..train.loop import Experiment
+from .latency import median_milliseconds
 from .network import compress, reestimate_statistics
 from .tuning import distill
-
-# Forward passes of each network when its latency is measured, and those before them that do not count.
-_PASSES = 60
-_WARM_UP = 10
 
 
 def add_commands(commands):
@@ -45,12 +40,18 @@ def add_commands(commands):
     parser.add_argument('--seed', type=int, default=0, help='of the calibration images and of the tuning')
 
     rank = parser.add_argument_group('rank').add_mutually_exclusive_group()
-    rank.add_argument('--rank', type=options.rank, default=1 / 8,
-                      help='a fraction of the width (1/8, 0.125) or a number of channels (default: 1/8)')
+    rank.add_argument('--rank', type=_rank, action='append', metavar='[NAME=]RANK',
+                      help='a fraction of the width (1/8, 0.125) or a number of channels (default: 1/8); with the name '
+                           'of a layer or a pattern ("*dsc2_*=1/4"), and given again, by layer: the last that fits '
+                           'counts, and layers that none fits stay')
     rank.add_argument('--energy', type=positive_float, metavar='SHARE',
                       help="by layer: keep this share of each output's mean square, as 0.95")
     rank.add_argument('--budget', type=_budget, metavar='MULTIPLY_ADDS',
                       help='by layer: at most so many multiply-adds of the network, or this fraction (0.5) of them')
+    rank.add_argument('--latency', type=positive_float, metavar='SHARE',
+                      help="by layer: at most this share of the original's measured time (0.8), for one image on "
+                           'OMP_NUM_THREADS threads')
+    rank.add_argument('--milliseconds', type=positive_float, metavar='TIME', help='likewise: at most so long')
     module = parser.add_argument_group('modules')
     module.add_argument('--layers', nargs='+', metavar='NAME',
                         help='pointwise convolutions, or patterns (default: all)')
@@ -87,22 +88,44 @@ def _budget(text):
     return int(value) if value > 1 else value
 
 
+def _rank(text):
+    """(name or pattern, rank) of one layer's flag; the pattern that fits all where it has no name."""
+    pattern, _, rank = text.rpartition('=')
+    return pattern or '*', options.rank(rank)
+
+
+def _rank_of(args):
+    """The rank as :func:`gluon_lprnet.compress` takes it."""
+    for target in ('energy', 'budget', 'latency', 'milliseconds'):
+        if getattr(args, target):
+            return {target: getattr(args, target)}
+    ranks = dict(args.rank or [('*', 1 / 8)])
+    return ranks['*'] if set(ranks) == {'*'} else ranks
+
+
 def _run(args):
-    original, description = load_described(args)
+    # Ranks are given and saved by names, which Gluon numbers by what the process has made before.
+    with mx.name.NameManager():
+        original, description = load_described(args)
     if args.tune_epochs and not (args.rec_train and args.rec_val):
         raise InputError('--tune-epochs needs --rec-train and --rec-val.')
     out = Path(args.out)
-    if checkpoint.newest(out / 'tuning') and not args.resume:
-        raise InputError(f'--out {out} holds a tuning: give --resume to go on, or another folder.')
+    config = _tuning_config(args, out / 'tuning')
+    found = options.checkpoint_to_resume(config.save_dir, args.resume)
+    if found:
+        options.check_same_curve(config, found)
     name = f"{description.get('model', Path(args.network).name.replace('-symbol.json', ''))}-compressed"
     size = description['input_size']
     shape = (1, 3, size, size)
     classes = original(mx.nd.zeros(shape)).shape[1]
     records = {flag: _checked(flag, getattr(args, flag), classes) for flag in ('calibrate', 'rec_train', 'rec_val')}
 
-    net, report = _compressed(original, args, description, records['calibrate'], shape)
+    # Measured anew, ranks by latency might be others than those that were tuned.
+    rank = found.state['config']['ranks'] if found else _rank_of(args)
+    net, report = _compressed(original, rank, args, description, records['calibrate'], shape)
+    config.ranks = {layer.name: layer.rank for layer in report.layers if layer.rank}
     print(report.table())
-    if not any(layer.rank for layer in report.layers):
+    if not config.ranks:
         raise InputError('nothing was replaced, for the reasons above; nothing was written.')
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -112,10 +135,14 @@ def _run(args):
                                                            args.num_data_workers)
     columns = {'original': _accuracy(original, validation), 'compressed': _accuracy(net, validation)}
     if args.tune_epochs:
-        status, columns['tuned'] = _tune(net, original, args, description, records['rec_train'], validation)
+        images = ImageBatches(*records['rec_train'], size, args.batch_size, _normalization(description), shuffle=True,
+                              threads=args.num_data_workers, seed=args.seed, augmentation=paper_augmentation(
+                                  args.pad, args.min_random_scale, mirror=not args.no_mirror))
+        status = fit(_tuning(net, original, args.temperature, images, validation), config, found,
+                     lambda accuracy, logger: columns.update(tuned=accuracy))
         if status:
             return status
-    latencies = _latencies(original, net, shape)
+    latencies = median_milliseconds([deploy(original), deploy(net)], shape)
     print(f'\n{_table(columns, report, latencies)}')
     _write(net, dict(description, model=name), out, report, columns, latencies, shape)
 
@@ -128,13 +155,14 @@ def _checked(flag, rec, classes):
     return rec, Path(rec).with_suffix('.idx'), summary.count
 
 
-def _compressed(original, args, description, records, shape):
-    rank = ({'energy': args.energy} if args.energy else {'budget': args.budget} if args.budget else args.rank)
+def _normalization(description):
+    return Normalization(description['rgb_mean'], description['rgb_std'])
 
+
+def _compressed(original, rank, args, description, records, shape):
     def images():
-        batches = ImageBatches(*records, description['input_size'], args.batch_size,
-                               Normalization(description['rgb_mean'], description['rgb_std']), shuffle=True,
-                               resize=math.ceil(description['input_size'] / description['crop_ratio']),
+        batches = ImageBatches(*records, description['input_size'], args.batch_size, _normalization(description),
+                               shuffle=True, resize=math.ceil(description['input_size'] / description['crop_ratio']),
                                threads=args.num_data_workers, seed=args.seed)
         return itertools.islice(batches.epoch(0), math.ceil(args.images / batches.batch_size))
 
@@ -149,73 +177,30 @@ def _accuracy(net, validation):
     return evaluate_classification(net, validation, mx.cpu()) if validation else {}
 
 
-def _tune(net, teacher, args, description, records, validation):
-    """Tune ``net`` in place: exit status, and the accuracy where that is 0."""
-    normalization = Normalization(description['rgb_mean'], description['rgb_std'])
-    images = ImageBatches(*records, description['input_size'], args.batch_size, normalization, shuffle=True,
-                          threads=args.num_data_workers, seed=args.seed,
-                          augmentation=paper_augmentation(args.pad, args.min_random_scale, mirror=not args.no_mirror))
+def _tuning_config(args, folder):
+    """The flags of a training, with what this command's own say."""
+    parser = argparse.ArgumentParser()
+    options.add_common_flags(parser)
+    own = {name: value for name, value in vars(args).items() if name not in ('run', 'out')}
+    return parser.parse_args([], argparse.Namespace(**own, num_epochs=args.tune_epochs, tuning_epochs=0,
+                                                    save_dir=str(folder)))
+
+
+def _tuning(net, teacher, temperature, images, validation):
     # In a block of its own: MXNet cannot read back the parameters that a bare SymbolBlock saves.
     whole = gluon.nn.HybridSequential()
     whole.add(net)
-    experiment = Experiment(
+    return distill(Experiment(
         net=whole, contexts=[mx.cpu()], batches=images.epoch, batches_per_epoch=len(images),
         loss=gluon.loss.SoftmaxCrossEntropyLoss(),
         count=lambda outputs, label: {'top1': correct_in_top(outputs, label, 1)},
-        evaluate=lambda: evaluate_classification(net, validation, mx.cpu()))
-    parser = argparse.ArgumentParser()
-    options.add_common_flags(parser)
-    config = parser.parse_args([])
-    for key, value in vars(args).items():
-        if key != 'run':
-            setattr(config, key, value)
-    config.num_epochs, config.tuning_epochs, config.save_dir = args.tune_epochs, 0, str(Path(args.out) / 'tuning')
-    found = checkpoint.newest(config.save_dir) if args.resume else None
-    if args.resume:
-        _check_same(found, config)
-    options.write_config(config)
-    logger = start_log(config.save_dir)
-    try:
-        return 0, Run(distill(experiment, teacher, args.temperature), config, logger, found).fit()
-    except NonFiniteLoss as error:
-        logger.error('%s', error)
-        return 1, None
-    except Interrupted as stop:
-        logger.warning('%s', stop)
-        return 128 + stop.signal_number, None
-    finally:
-        stop_log(logger)
-
-
-def _check_same(found, config):
-    if found is None:
-        raise InputError(f'--resume: there is no whole checkpoint in {config.save_dir}.')
-    changed = [f'--{key.replace("_", "-")}' for key, value in json.loads(json.dumps(vars(config))).items()
-               if key not in ('resume', 'num_data_workers') and value != found.state['config'].get(key)]
-    if changed:
-        raise InputError(f'--resume continues a tuning; {", ".join(changed)} would change it: leave it as it was, or '
-                         'give another --out.')
-
-
-def _latencies(original, net, shape):
-    """Median milliseconds of one image, original and compressed, in their deployed forms.
-
-    The networks take turns, so that whatever else the machine does slows both.
-    """
-    networks = [deploy(original), deploy(net)]
-    image = mx.nd.array(np.random.default_rng(0).normal(0, 1, shape))
-    times = [[], []]
-    for _ in tqdm(range(_WARM_UP + _PASSES), 'latency', leave=False, disable=None):
-        for network, taken in zip(networks, times):
-            begin = time.perf_counter()
-            network(image).wait_to_read()
-            taken.append(1000 * (time.perf_counter() - begin))
-    return tuple(statistics.median(taken[_WARM_UP:]) for taken in times)
+        evaluate=lambda: evaluate_classification(net, validation, mx.cpu())), teacher, temperature)
 
 
 def _table(columns, report, latencies):
     """Before, after and their ratio; the accuracy of each column as a row."""
     last = list(columns)[-1]
+    threads = os.environ.get('OMP_NUM_THREADS', "MXNet's default of")
 
     def row(name, before, after, form):
         return (name, form.format(before), *[form.format(after)] * (len(columns) - 1), f'{after / before:.3f}')
@@ -224,7 +209,7 @@ def _table(columns, report, latencies):
              f'{columns[last][key] - columns["original"][key]:+.4f}') for key in columns['original']]
     rows += [row('parameters', report.before.params, report.after.params, '{:,}'),
              row('multiply-adds', report.before.multiply_adds, report.after.multiply_adds, '{:,}'),
-             row('milliseconds, one image', *latencies, '{:.2f}')]
+             row(f'milliseconds, one image ({threads} threads)', *latencies, '{:.2f}')]
     return render_table(('', *columns, 'ratio or difference'), rows, 'text')
 
 

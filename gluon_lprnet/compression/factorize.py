@@ -73,7 +73,8 @@ def factorize(matrix, rank, covariance=None, residual=True):
         rest = matrix - np.diag(scale)
         u = linalg.eigh(rest @ covariance @ rest.T, subset_by_index=[m - rank, m - 1])[1]
         p1 = u.T @ rest
-        error = _energy(rest - u @ p1, covariance) / total if total else 0.0
+        # Rounding can take a sum that should be 0 below it.
+        error = max(_energy(rest - u @ p1, covariance), 0.0) / total if total else 0.0
         before = math.inf if best is None else best.error
         if error < before:
             best = Factors(p1, u, scale, error)
@@ -105,11 +106,11 @@ def spectrum(matrix, covariance=None):
     return values / max(values.sum(), np.finfo('float64').tiny)
 
 
-def ranks_within(budget, spectra, costs, full_costs):
+def ranks_within(budget, spectra, costs):
     """The rank of each layer that keeps the sum of relative errors low within a budget.
 
-    All layers begin at rank 1; then the step, of any layer to any higher rank or to the matrix as it is, that takes off
-    most error for its cost is taken until none fits any more.
+    All layers begin at their cheapest rank; then the step, of any layer to any higher rank or to the matrix as it is,
+    that takes off most error for its cost is taken until none fits any more.
 
     Parameters
     ----------
@@ -117,10 +118,8 @@ def ranks_within(budget, spectra, costs, full_costs):
         Of all layers together, in the unit of the costs.
     spectra : sequence of ndarray
         As :func:`spectrum` gives them.
-    costs : sequence of callable
-        The cost of a layer from its rank, an int or an array of them.
-    full_costs : sequence of int
-        The cost of each layer as it is.
+    costs : sequence of dict
+        By layer: the cost of each rank that it may have and, for None, of the layer as it is.
 
     Returns
     -------
@@ -130,18 +129,9 @@ def ranks_within(budget, spectra, costs, full_costs):
     Raises
     ------
     InputError
-        If rank 1 everywhere costs more than the budget.
+        If the cheapest ranks cost more than the budget.
     """
-    options = []
-    for spectral, cost, full in zip(spectra, costs, full_costs):
-        ranks = np.arange(1, len(spectral) + 1)
-        errors = 1 - np.cumsum(spectral)
-        cheaper = cost(ranks) < full
-        if not cheaper.any():
-            options.append(([None], np.array([full]), np.zeros(1)))
-        else:
-            options.append(([*ranks[cheaper].tolist(), None], np.append(cost(ranks[cheaper]), full),
-                            np.append(errors[cheaper], 0.0)))
+    options = [_worth_their_cost(spectral, cost) for spectral, cost in zip(spectra, costs)]
     chosen = [0] * len(options)
     left = budget - sum(cost[0] for _, cost, _ in options)
     if left < 0:
@@ -161,3 +151,13 @@ def ranks_within(budget, spectra, costs, full_costs):
         layer, to = step
         left -= options[layer][1][to] - options[layer][1][chosen[layer]]
         chosen[layer] = to
+
+
+def _worth_their_cost(spectral, cost):
+    """The ranks that are cheaper than every higher one, None being the highest: ranks, costs and errors, ascending."""
+    ranks = [*sorted(rank for rank in cost if rank is not None), None]
+    costs = np.array([cost[rank] for rank in ranks])
+    errors = np.array([0.0 if rank is None else 1 - spectral[:rank].sum() for rank in ranks])
+    cheapest_above = np.minimum.accumulate(np.append(costs[1:], np.inf)[::-1])[::-1]
+    kept = np.flatnonzero(costs < cheapest_above)
+    return [ranks[number] for number in kept], costs[kept], errors[kept]

@@ -13,14 +13,23 @@ from tqdm import tqdm
 
 from ..blocks import resolve_rank
 from ..complexity import Complexity, count, render_table
-from ..deploy.reparametrize import SymbolGraph, as_block, attributes, trace
+from ..deploy.reparametrize import SymbolGraph, as_block, attributes, deploy, trace
 from ..errors import InputError
-from .factorize import factorize, ranks_within, spectrum
+from .factorize import Factors, factorize, ranks_within, spectrum
+from .latency import COPIES, ranks_by_latency
 
 __all__ = ['compress', 'reestimate_statistics', 'Report', 'LayerReport']
 
 # Between the depthwise convolution and the pointwise one, element by element.
 _BETWEEN = ('BatchNorm', 'Activation', 'clip', 'relu', 'LeakyReLU')
+
+# What ranks can be chosen by, in a dictionary of one of these alone: its largest value, and what it is.
+_TARGETS = {
+    'energy': (1, 'a share above 0 and up to 1'),
+    'budget': (math.inf, 'a positive number of multiply-adds, or a fraction'),
+    'latency': (1, "a share of the original's, above 0 and up to 1"),
+    'milliseconds': (math.inf, 'a positive number'),
+}
 
 
 class LayerReport(NamedTuple):
@@ -42,11 +51,15 @@ class LayerReport(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What :func:`compress` did: a LayerReport for each pointwise convolution, and the networks' Complexity."""
+    """What :func:`compress` did: a LayerReport for each pointwise convolution, and the networks' Complexity.
+
+    ``milliseconds`` are those of the original and of the network where the ranks were chosen by latency, else None.
+    """
 
     layers: list
     before: Complexity
     after: Complexity
+    milliseconds: Optional[tuple] = None
 
     def table(self, format='text'):
         """The layers and the totals, as text or Markdown."""
@@ -80,7 +93,10 @@ def compress(net, rank=1 / 8, layers=None, exclude=(), l2_norm=False, residual=T
         A number of channels, or a fraction of the width (see :func:`gluon_lprnet.blocks.resolve_rank`);
         ``{'energy': e}``: the lowest rank that keeps the share e of the output's mean square; ``{'budget': b}``: the
         ranks with the least sum of relative errors for which the network has at most b multiply-adds (a float up to 1
-        is a fraction of what it has); or ranks by layer, from names or patterns: other layers stay.
+        is a fraction of what it has); ``{'latency': l}`` or ``{'milliseconds': t}``: likewise, for which it takes at
+        most the share l of the original's time, or t, measured here and now in the deployed form (see
+        :func:`gluon_lprnet.compression.latency.median_milliseconds`); or ranks by layer, from names or patterns, of
+        which the last that fits counts: other layers stay.
     layers, exclude : sequence of str
         Names or patterns (``*conv3*``) of the pointwise convolutions to take (default: all) and not to take.
     l2_norm : bool, default False
@@ -94,7 +110,8 @@ def compress(net, rank=1 / 8, layers=None, exclude=(), l2_norm=False, residual=T
         begins with one. Their covariance in front of each P is the metric. Without them errors count alike in all
         directions, which on real activations is about half as good.
     input_shape : tuple of int, optional
-        For which multiply-adds are counted (default: one calibration image, or (1, 3, 224, 224)).
+        For which multiply-adds are counted and latency is measured (default: one calibration image, or
+        (1, 3, 224, 224)).
     only_cheaper : bool, default True
         Replace only where multiply-adds fall.
 
@@ -106,8 +123,8 @@ def compress(net, rank=1 / 8, layers=None, exclude=(), l2_norm=False, residual=T
     Raises
     ------
     InputError
-        If there is no pair, a name fits none, a rank is out of range, the budget is too small, or the calibration
-        images give fewer positions than a layer has channels.
+        If there is no pair, a name fits none, a rank is out of range, no ranks meet the budget or the latency, or the
+        calibration images give fewer positions than a layer has channels.
     """
     if l2_norm and not residual:
         raise InputError('l2_norm=True needs residual=True: the bias of the module is with its residual.')
@@ -122,7 +139,7 @@ def compress(net, rank=1 / 8, layers=None, exclude=(), l2_norm=False, residual=T
     if not pairs:
         raise InputError('nothing to compress: the network has no depthwise 3x3 convolution that a pointwise one of '
                          'the same width follows.')
-    ranks_by_layer = _checked_rank(rank, pairs)
+    ranks_by_layer = _ranks_by_layer(rank, pairs)
     skipped = _not_wanted(pairs, layers, exclude, ranks_by_layer)
     wanted = [pair for pair in pairs if pair.name not in skipped]
     statistics = _statistics(symbol, params, wanted, batches) if batches and wanted else {}
@@ -132,21 +149,47 @@ def compress(net, rank=1 / 8, layers=None, exclude=(), l2_norm=False, residual=T
             raise InputError(f'the parameters of {name} and its BatchNorm are NaN or infinite: take an earlier '
                              'checkpoint.')
 
-    def positions(pair):
-        return math.prod(costs[pair.index].output_shape) // pair.shape[0]
-
-    def cost(pair):
-        return lambda rank: positions(pair) * pair.shape[0] * (2 * rank + residual)
+    def cost(pair, rank):
+        return math.prod(costs[pair.index].output_shape) * (2 * rank + residual)
 
     def covariance(pair):
         return statistics[pair.name][1] if statistics else None
 
-    ranks = _ranks(rank, ranks_by_layer, wanted, before.multiply_adds, covariance, cost, folded, costs)
+    def timed(graph, pairs, ranks):
+        for pair, rank in zip(pairs, ranks):
+            if rank is not None:
+                width = pair.shape[0]
+                zeros = Factors(np.zeros((rank, width)), np.zeros((width, rank)), np.zeros(width), 0.0)
+                graph.replace(pair, zeros, zeros.scale, 1.0 if l2_norm else None, residual)
+        return deploy(as_block(*graph.result()))
+
+    def timed_layers(shape, rank):
+        graph = _Modules(*_pointwise_in_series(shape[1], COPIES))
+        return timed(graph, graph.pointwise(), [rank] * COPIES)
+
+    milliseconds = None
+    if ranks_by_layer is not None:
+        ranks = [ranks_by_layer[pair.name] for pair in wanted]
+    else:
+        spectra = [spectrum(folded[pair.name][0], covariance(pair)) for pair in wanted]
+        if 'energy' in rank:
+            # Of equal rounding errors in a sum of 1.
+            ranks = [min(len(shares), int(np.searchsorted(np.cumsum(shares), rank['energy'] - 1e-12)) + 1)
+                     for shares in spectra]
+        elif 'budget' in rank:
+            fixed = before.multiply_adds - sum(costs[pair.index].multiply_adds for pair in wanted)
+            ranks = ranks_within(_multiply_adds(rank['budget'], before) - fixed, spectra, [
+                {None: costs[pair.index].multiply_adds, **{r: cost(pair, r) for r in range(1, pair.shape[0] + 1)}}
+                for pair in wanted])
+        else:
+            ranks, milliseconds = ranks_by_latency(
+                rank, spectra, [costs[pair.index].output_shape for pair in wanted], input_shape, deploy(net),
+                lambda ranks: timed(_Modules(symbol, params), wanted, ranks), timed_layers)
     errors = {}
     for pair, chosen in zip(tqdm(wanted, 'factorizing', leave=False, disable=None), ranks):
         if chosen is None:
-            skipped[pair.name] = 'the budget holds it as it is'
-        elif only_cheaper and cost(pair)(chosen) >= costs[pair.index].multiply_adds:
+            skipped[pair.name] = f'the {next(iter(rank))} holds it as it is'
+        elif only_cheaper and cost(pair, chosen) >= costs[pair.index].multiply_adds:
             skipped[pair.name] = f'rank {chosen} would not lower its multiply-adds'
         else:
             weight, bias = folded[pair.name]
@@ -162,7 +205,7 @@ def compress(net, rank=1 / 8, layers=None, exclude=(), l2_norm=False, residual=T
     block.hybridize(static_alloc=True, static_shape=True)
     counted = {layer.name: layer for layer in after.layers}
     return block, Report([_layer_report(pair, skipped.get(pair.name, pair.skipped), costs, counted, errors)
-                          for pair in candidates], before, after)
+                          for pair in candidates], before, after, milliseconds)
 
 
 def reestimate_statistics(net, batches):
@@ -299,6 +342,16 @@ class _Modules(SymbolGraph):
         self.nodes[pair.index if pair.norm is None else pair.norm] = self.nodes.pop(entry[0])
 
 
+def _pointwise_in_series(width, copies):
+    """Symbol and parameters, all 0, of 1x1 convolutions with a bias."""
+    symbol, params = mx.sym.var('data'), {}
+    for number in range(copies):
+        symbol = mx.sym.Convolution(symbol, kernel=(1, 1), num_filter=width, name=f'layer{number}')
+        params.update({f'layer{number}_weight': mx.nd.zeros((width, width, 1, 1)),
+                       f'layer{number}_bias': mx.nd.zeros(width)})
+    return symbol, params
+
+
 def _is_plain(node):
     stride, dilate, pad, layout = attributes(node, stride=(1, 1), dilate=(1, 1), pad=(0, 0), layout='None')
     return (stride, dilate, pad) == ((1, 1), (1, 1), (0, 0)) and layout in ('None', 'NCHW')
@@ -308,24 +361,26 @@ def _stem(pair):
     return pair.name[:-len('_fwd')] if pair.name.endswith('_fwd') else pair.name
 
 
-def _checked_rank(rank, pairs):
-    """The ranks of a dictionary by layer, by full name; None for the other forms, which are checked here."""
+def _ranks_by_layer(rank, pairs):
+    """Ranks by the full name of a layer, or None where a target chooses them, which is checked here."""
     if not isinstance(rank, dict):
         resolve_rank(rank, max(pair.shape[0] for pair in pairs))
-        return None
-    if set(rank) == {'energy'}:
-        if not 0 < rank['energy'] <= 1:
-            raise InputError(f'rank {rank}: the energy is a share above 0 and up to 1.')
-        return None
-    if set(rank) == {'budget'}:
-        if not rank['budget'] > 0:
-            raise InputError(f'rank {rank}: the budget is a positive number of multiply-adds, or a fraction.')
+        return {pair.name: resolve_rank(min(rank, pair.shape[0]), pair.shape[0]) for pair in pairs}
+    if len(rank) == 1 and set(rank) <= set(_TARGETS):
+        (kind, value), = rank.items()
+        largest, meaning = _TARGETS[kind]
+        if not 0 < value <= largest:
+            raise InputError(f'rank {rank}: {kind} is {meaning}.')
         return None
     by_layer = {}
     for pattern, value in rank.items():
         for pair in _matching(pairs, pattern, 'rank'):
             by_layer[pair.name] = resolve_rank(value, pair.shape[0])
     return by_layer
+
+
+def _multiply_adds(budget, network):
+    return budget * network.multiply_adds if isinstance(budget, float) and budget <= 1 else budget
 
 
 def _matching(pairs, pattern, what):
@@ -347,25 +402,6 @@ def _not_wanted(pairs, layers, exclude, ranks_by_layer):
     return {pair.name: 'excluded' if pair.name in excluded else 'not among the layers to compress' for pair in pairs
             if pair.name in excluded or pair.name not in taken
             or ranks_by_layer is not None and pair.name not in ranks_by_layer}
-
-
-def _ranks(rank, by_layer, pairs, network_cost, covariance, cost, folded, costs):
-    """The rank of each pair; None where a budget leaves it as it is."""
-    if by_layer is not None:
-        return [by_layer[pair.name] for pair in pairs]
-    if not isinstance(rank, dict):
-        return [min(rank, pair.shape[0]) if isinstance(rank, int) else resolve_rank(rank, pair.shape[0])
-                for pair in pairs]
-    spectra = [spectrum(folded[pair.name][0], covariance(pair)) for pair in pairs]
-    if 'energy' in rank:
-        # Of equal rounding errors in a sum of 1.
-        return [min(len(shares), int(np.searchsorted(np.cumsum(shares), rank['energy'] - 1e-12)) + 1)
-                for shares in spectra]
-    budget = rank['budget']
-    if isinstance(budget, float) and budget <= 1:
-        budget *= network_cost
-    full = [costs[pair.index].multiply_adds for pair in pairs]
-    return ranks_within(budget - network_cost + sum(full), spectra, [cost(pair) for pair in pairs], full)
 
 
 class _Batches:

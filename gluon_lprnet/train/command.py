@@ -59,31 +59,51 @@ def run_command(parser, argv, presets, preset_for, build_experiment):
     int
         Exit status: 0; 1 where the loss is not finite; 2 for bad input; 128 + signal when stopped.
     """
-    logger = None
     try:
         config, resume_from = options.parse(parser, argv, presets, preset_for)
         mx.random.seed(config.seed)
         if config.dtype == 'bfloat16':
             amp.init(target_dtype='bfloat16')
         experiment = build_experiment(config)
-        options.write_config(config)
-        logger = start_log(config.save_dir)
-        logger.info('configuration:%s', ''.join(f'\n  {name} {value}' for name, value in sorted(vars(config).items())))
-        logger.info('MXNet %s on %s, %s; engine %s, %s OpenMP threads', mx.__version__, experiment.contexts,
-                    platform.processor() or platform.machine(),
-                    os.environ.get('MXNET_ENGINE_TYPE', 'ThreadedEnginePerDevice'),
-                    os.environ.get('OMP_NUM_THREADS', "MXNet's default of"))
-        metrics = Run(experiment, config, logger, resume_from).fit()
-        symbol = export_network(experiment.net, vars(config), os.path.join(config.save_dir, 'export'))
-        logger.info('final validation: %s; exported %s',
-                    ', '.join(f'{name} {value:.4f}' for name, value in metrics.items()), symbol)
-        return 0
+
+        def export(metrics, logger):
+            symbol = export_network(experiment.net, vars(config), os.path.join(config.save_dir, 'export'))
+            logger.info('final validation: %s; exported %s',
+                        ', '.join(f'{name} {value:.4f}' for name, value in metrics.items()), symbol)
+        return fit(experiment, config, resume_from, export)
     except InputError as error:
         print(f'{parser.prog}: {error}', file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         # Before the first step, while the records are checked: there is nothing to save.
         return 128 + signal.SIGINT
+
+
+def fit(experiment, config, resume_from, finish):
+    """Train in the folder ``config.save_dir``, which gets the configuration and a log.
+
+    Parameters
+    ----------
+    experiment, config, resume_from
+        As :class:`gluon_lprnet.train.loop.Run` takes them.
+    finish : callable
+        (validation metrics after the last epoch, logger), called when the training is at its end.
+
+    Returns
+    -------
+    int
+        Exit status: 0; 1 where the loss is not finite; 128 + signal when stopped.
+    """
+    options.write_config(config)
+    logger = start_log(config.save_dir)
+    try:
+        logger.info('configuration:%s', ''.join(f'\n  {name} {value}' for name, value in sorted(vars(config).items())))
+        logger.info('MXNet %s on %s, %s; engine %s, %s OpenMP threads', mx.__version__, experiment.contexts,
+                    platform.processor() or platform.machine(),
+                    os.environ.get('MXNET_ENGINE_TYPE', 'ThreadedEnginePerDevice'),
+                    os.environ.get('OMP_NUM_THREADS', "MXNet's default of"))
+        finish(Run(experiment, config, logger, resume_from).fit(), logger)
+        return 0
     except NonFiniteLoss as error:
         logger.error('%s', error)
         return 1
@@ -91,5 +111,4 @@ def run_command(parser, argv, presets, preset_for, build_experiment):
         logger.warning('%s', stop)
         return 128 + stop.signal_number
     finally:
-        if logger:
-            stop_log(logger)
+        stop_log(logger)

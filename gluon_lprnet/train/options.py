@@ -10,7 +10,7 @@ from ..flags import non_negative_float, non_negative_int, positive_float, positi
 from . import checkpoint
 
 # Flags that do not change what is learned: a resumed run may give them another value.
-_FREE = {'resume', 'log_interval', 'save_frequency', 'num_data_workers', 'tensorboard', 'data_check',
+_FREE = {'save_dir', 'resume', 'log_interval', 'save_frequency', 'num_data_workers', 'tensorboard', 'data_check',
          'rec_train', 'rec_train_idx', 'rec_val', 'rec_val_idx'}
 
 
@@ -99,23 +99,12 @@ def parse(parser, argv, presets, preset_for):
         fresh run in a folder that holds one.
     """
     args = parser.parse_args(argv)
-    found = checkpoint.newest(args.save_dir)
-    if args.resume:
-        if found is None:
-            raise InputError(f'--resume: there is no whole checkpoint in {Path(args.save_dir) / "checkpoints"}.')
-        saved = found.state['config']
-        parser.set_defaults(**{name: value for name, value in saved.items() if name != 'resume'})
+    found = checkpoint_to_resume(args.save_dir, args.resume)
+    if found:
+        parser.set_defaults(**{name: value for name, value in found.state['config'].items() if name != 'resume'})
         args = parser.parse_args(argv)
-        changed = [f'--{name.replace("_", "-")} (was {saved[name]!r}, is {value!r})'
-                   for name, value in vars(args).items()
-                   if name not in _FREE | {'save_dir'} and name in saved and value != saved[name]]
-        if changed:
-            raise InputError(f'--resume continues a curve; {", ".join(changed)} would bend it: leave it out, or '
-                             'train in a new --save-dir.')
+        check_same_curve(args, found)
     else:
-        if found is not None:
-            raise InputError(f'--save-dir {args.save_dir} holds checkpoints (the newest: {found.path.name}): '
-                             'give --resume to go on, or another folder.')
         preset = args.preset or preset_for(args.model)
         parser.set_defaults(preset=preset, **presets[preset])
         args = parser.parse_args(argv)
@@ -123,7 +112,49 @@ def parse(parser, argv, presets, preset_for):
         raise InputError(f'--warmup-epochs {args.warmup_epochs} leaves nothing of --num-epochs {args.num_epochs}.')
     if (args.lr_mode == 'step') != bool(args.lr_decay_epoch):
         raise InputError('--lr-mode step and --lr-decay-epoch need each other: give both or none.')
-    return args, found if args.resume else None
+    return args, found
+
+
+def checkpoint_to_resume(save_dir, resume):
+    """The newest whole Checkpoint of a run's folder where ``resume`` asks for it, else None.
+
+    Raises
+    ------
+    InputError
+        For a resume without a checkpoint, and for a fresh run in a folder that holds one.
+    """
+    found = checkpoint.newest(save_dir)
+    if resume and found is None:
+        raise InputError(f'--resume: there is no whole checkpoint in {Path(save_dir) / "checkpoints"}.')
+    if found and not resume:
+        raise InputError(f'{save_dir} holds checkpoints (the newest: {found.path.name}): give --resume to go on, or '
+                         'another folder.')
+    return found
+
+
+def check_same_curve(config, found):
+    """Refuse another value of a flag that shapes the curve than the Checkpoint ``found`` was made with.
+
+    Raises
+    ------
+    InputError
+    """
+    saved = found.state['config']
+    # As it is saved: JSON has no tuples.
+    config = json.loads(json.dumps(vars(config)))
+    changed = [f'--{name.replace("_", "-")} (was {saved[name]!r}, is {value!r})' for name, value in config.items()
+               if name not in _FREE and name in saved and value != saved[name]]
+    if changed:
+        raise InputError(f'--resume continues a curve; {", ".join(changed)} would bend it: leave it out, or '
+                         'train in a new folder.')
+
+
+def common_config(args, **values):
+    """The flags of a training, for a command that has some of them: ``values`` over its own over the defaults."""
+    parser = argparse.ArgumentParser()
+    add_common_flags(parser)
+    own = {name: value for name, value in vars(args).items() if name not in ('run', 'out')}
+    return parser.parse_args([], argparse.Namespace(**{**own, **values}))
 
 
 def input_dtype(config):
