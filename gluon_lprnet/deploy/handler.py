@@ -124,7 +124,8 @@ class _Service:
     def __init__(self, net, description):
         self._net = net
         self._size = description['input_size']
-        self._mean, self._std = (np.array(description[key], 'float32') for key in ('rgb_mean', 'rgb_std'))
+        self._mean, self._std = (np.array(description[key], 'float32').reshape(3, 1, 1)
+                                 for key in ('rgb_mean', 'rgb_std'))
 
     def answer(self, requests, types):
         """Answer a batch; a fault of one request leaves the others alone.
@@ -167,7 +168,8 @@ class _Service:
 
     def _normalize(self, crop):
         """(size, size, 3) uint8 RGB as (3, size, size) float32."""
-        return ((crop - self._mean) / self._std).transpose(2, 0, 1)
+        # Whole channels at a time: NumPy is several times slower on runs of three numbers.
+        return (np.ascontiguousarray(crop.transpose(2, 0, 1)) - self._mean) / self._std
 
 
 class Classification(_Service):
