@@ -110,7 +110,7 @@ def _run(args):
     if args.tune_epochs and not (args.rec_train and args.rec_val):
         raise InputError('--tune-epochs needs --rec-train and --rec-val.')
     out = Path(args.out)
-    config = _tuning_config(args, out / 'tuning')
+    config = options.common_config(args, num_epochs=args.tune_epochs, tuning_epochs=0, save_dir=str(out / 'tuning'))
     found = options.checkpoint_to_resume(config.save_dir, args.resume)
     if found:
         options.check_same_curve(config, found)
@@ -175,15 +175,6 @@ def _compressed(original, rank, args, description, records, shape):
 
 def _accuracy(net, validation):
     return evaluate_classification(net, validation, mx.cpu()) if validation else {}
-
-
-def _tuning_config(args, folder):
-    """The flags of a training, with what this command's own say."""
-    parser = argparse.ArgumentParser()
-    options.add_common_flags(parser)
-    own = {name: value for name, value in vars(args).items() if name not in ('run', 'out')}
-    return parser.parse_args([], argparse.Namespace(**own, num_epochs=args.tune_epochs, tuning_epochs=0,
-                                                    save_dir=str(folder)))
 
 
 def _tuning(net, teacher, temperature, images, validation):
