@@ -42,7 +42,7 @@ class Journal:
     def __exit__(self, *_):
         if self._board:
             self._board.close()
-        if _epochs(self.run_dir):
+        if read_epochs(self.run_dir):
             draw_curves([self.run_dir], self.run_dir / 'curves.png')
 
 
@@ -77,6 +77,11 @@ def read_metrics(path):
     return records
 
 
+def read_epochs(run_dir):
+    """The records of a run's whole epochs, as dicts with ``epoch``, ``loss``, ``val_top1`` and others."""
+    return [record for record in read_metrics(Path(run_dir) / 'metrics.jsonl') if record['kind'] == 'epoch']
+
+
 def draw_curves(run_dirs, path):
     """Draw loss, validation metrics and learning rate by epoch, a colour a run.
 
@@ -94,7 +99,7 @@ def draw_curves(run_dirs, path):
     """
     # The object interface: no display is needed, and nothing global of matplotlib changes.
     from matplotlib.figure import Figure
-    runs = {Path(run_dir).name: _epochs(run_dir) for run_dir in run_dirs}
+    runs = {Path(run_dir).name: read_epochs(run_dir) for run_dir in run_dirs}
     for run_dir, epochs in zip(run_dirs, runs.values()):
         if not epochs:
             raise InputError(f'{run_dir} holds no run with a whole epoch.')
@@ -121,8 +126,6 @@ def add_commands(commands):
     parser.set_defaults(run=lambda args: draw_curves(args.runs, args.out))
 
 
-def _epochs(run_dir):
-    return [record for record in read_metrics(Path(run_dir) / 'metrics.jsonl') if record['kind'] == 'epoch']
 
 
 def _summary_writer(folder):

@@ -56,6 +56,8 @@ class Experiment:
         (outputs, label), as NumPy arrays, to a dict of sums over the samples, reported as means.
     evaluate : callable
         () to a dict of validation metrics; raises ArithmeticError where they are not defined.
+    reached : callable
+        (validation metrics) to whether the training may end before its last epoch.
     """
     net: gluon.HybridBlock
     contexts: list
@@ -64,6 +66,7 @@ class Experiment:
     loss: Callable
     count: Callable
     evaluate: Callable
+    reached: Callable = lambda metrics: False
 
 
 class Schedule:
@@ -132,7 +135,7 @@ class Run:
         self._clock = _Clock(self.schedule.epochs * self.schedule.steps_per_epoch - self.state['step'])
 
     def fit(self):
-        """Train to the end of the schedule.
+        """Train to the end of the schedule, or until the experiment has ``reached`` what it is for.
 
         Returns
         -------
@@ -145,7 +148,7 @@ class Run:
         """
         metrics = None
         with self.journal, _noted_signals() as signals, logging_redirect_tqdm([self.logger]):
-            while self.state['epoch'] < self.schedule.epochs:
+            while self.state['epoch'] < self.schedule.epochs and not (metrics and self.experiment.reached(metrics)):
                 self._train_epoch(signals)
                 self._check_parameters()
                 self._average_statistics()

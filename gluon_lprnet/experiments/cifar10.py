@@ -1,0 +1,182 @@
+"""``python -m gluon_lprnet experiment``: Table 4, the module's open choices and Table 3's ranks, on CIFAR-10."""
+import sys
+from typing import NamedTuple
+
+from ..complexity import render_table
+from ..data.records import check_records
+from ..errors import InputError
+from ..flags import non_negative_int, positive_float, positive_int
+from .grid import Grid, Row, mean_and_deviation
+
+
+class Experiment(NamedTuple):
+    """What is trained, and what its rows are compared with.
+
+    Attributes
+    ----------
+    title : str
+    rows : tuple of Row
+        ``printed``: accuracy in percent and parameters.
+    reference : str
+        Name of the row that the others are compared with, seed by seed.
+    """
+
+    title: str
+    rows: tuple
+    reference: str
+
+
+def _row(name, title, model, flags='', printed=()):
+    return Row(name, title, f'--model {model} {flags}', printed)
+
+
+def table4(width):
+    """Modules of one kind in MobileNetV1's layout: four of the five places of width 512, as printed, or all eight."""
+    lpr, all_lpr = f'table4_lpr_x{width}', f'lprnet_mobilenet_x{width}'
+    dsc = _row(f'mobilenetv1_x{width}', 'DSC Module', f'mobilenetv1_x{width}', '', (91.8, '3.1M'))
+    return Experiment(f'Table 4, x{width}', (
+        _row(f'table4_sconv_x{width}', 'SConv', f'table4_sconv_x{width}', '', (92.1, '11M')),
+        dsc,
+        _row(f'{lpr}_no_residual', 'LPR Module (no Residual)', lpr, '--no-residual', (88.5, '2.4M')),
+        _row(f'{lpr}_no_l2_norm', 'LPR Module (no L2Norm)', lpr, '--no-l2-norm', (90.6, '2.4M')),
+        _row(lpr, 'LPR Module', lpr, '', (91.8, '2.4M')),
+        _row(f'{all_lpr}_no_residual', 'in all eight places: no Residual', all_lpr, '--no-residual'),
+        _row(f'{all_lpr}_no_l2_norm', 'in all eight places: no L2Norm', all_lpr, '--no-l2-norm'),
+        _row(all_lpr, 'in all eight places: LPR Module', all_lpr)), dsc.name)
+
+
+def choices(width):
+    """What equation (6) leaves open, decided otherwise in all modules of LPRNet-MobileNet."""
+    default = _row(f'lprnet_mobilenet_x{width}', 'equation (6) as it is here', f'lprnet_mobilenet_x{width}')
+    return Experiment(f'Open choices of the module, LPRNet-MobileNet x{width}', (
+        default, *(_row(f'{family}_x{width}', title, f'{family}_x{width}') for family, title in (
+            ('lprnet_with_depthwise_relu', 'ReLU after BN(D x) too'),
+            ('lprnet_with_depthwise_relu_alone', 'ReLU after BN(D x) in place of after the sum'),
+            ('lprnet_with_batch_norm_after_l2_norm', 'BatchNorm after the L2 norm'),
+            ('lprnet_with_batch_norm_for_l2_norm', 'BatchNorm in place of the L2 norm'),
+            ('lprnet_with_learned_scale', 'learned scale of the L2 norm'),
+            ('lprnet_with_orthogonal_init', 'P1, P2 begin orthogonal'),
+            ('lprnet_with_small_init', 'P1, P2 begin small (0.01)'),
+            ('lprnet_without_decay_of_p', 'no weight decay on P1, P2')))), default.name)
+
+
+def rank(width):
+    """Table 3's ranks beside MobileNetV1 at widths of about equal multiply-adds."""
+    default = _row(f'lprnet_mobilenet_x{width}', 'LPRNet-MobileNet r = m/8', f'lprnet_mobilenet_x{width}')
+    return Experiment(f'Ranks of LPRNet-MobileNet x{width} beside widths of MobileNetV1', (
+        _row(f'{default.name}_r4', 'LPRNet-MobileNet r = m/4', f'{default.name}_r4'),
+        default,
+        _row(f'{default.name}_r16', 'LPRNet-MobileNet r = m/16', f'{default.name}_r16'),
+        *(_row(f'mobilenetv1_x{narrow}', f'MobileNetV1 x{narrow}', f'mobilenetv1_x{narrow}')
+          for narrow in (round(share * width, 4) for share in (1, 0.8, 0.7, 0.6)))), default.name)
+
+
+EXPERIMENTS = {build.__name__: build for build in (table4, choices, rank)}
+
+
+def table(experiment, results, format='text'):
+    """The experiment's table, as a string.
+
+    Parameters
+    ----------
+    experiment : Experiment
+    results : dict of str to gluon_lprnet.experiments.grid.Result
+        By the names of rows.
+    format : str
+        ``text`` or ``markdown``.
+    """
+    reference = results[experiment.reference].accuracies
+    printed = any(row.printed for row in experiment.rows)
+    cells = []
+    for row in experiment.rows:
+        result = results[row.name]
+        shared = sorted(set(result.accuracies) & set(reference))
+        difference = '' if row.name == experiment.reference else mean_and_deviation(
+            [result.accuracies[seed] - reference[seed] for seed in shared], '+.2f')
+        speed = result.images_per_second
+        cells.append((row.title, *((row.printed or (None, None)) if printed else ()),
+                      mean_and_deviation(list(result.accuracies.values()), '.2f'), difference,
+                      len(result.accuracies), result.params, result.multiply_adds, speed and f'{speed:.0f}'))
+    columns = ('', *(('printed %', 'printed params') if printed else ()), 'top-1 %', 'against the reference', 'seeds',
+               'parameters', 'multiply-adds', 'images/s')
+    title = next(row.title for row in experiment.rows if row.name == experiment.reference)
+    return '\n\n'.join([experiment.title, render_table(columns, cells, format),
+                        f'Reference, seed by seed: {title}. Mean ± standard deviation over the seeds. Images/s: in '
+                        'training, beside whatever else ran.'])
+
+
+def draw(experiment, results, path):
+    """Draw accuracy against multiply-adds, a curve a family of networks (the first word of a row's title).
+
+    Parameters
+    ----------
+    experiment : Experiment
+    results : dict of str to gluon_lprnet.experiments.grid.Result
+    path : path
+        Its extension is the format.
+    """
+    # The object interface: no display is needed, and nothing global of matplotlib changes.
+    from matplotlib.figure import Figure
+    figure = Figure(figsize=(6, 4), layout='constrained')
+    axis = figure.subplots()
+    families = {}
+    for row in experiment.rows:
+        if results[row.name].accuracies:
+            families.setdefault(row.title.split()[0], []).append((row, results[row.name]))
+    for family, members in families.items():
+        accuracies = [list(result.accuracies.values()) for _, result in members]
+        means = [sum(values) / len(values) for values in accuracies]
+        axis.errorbar([result.multiply_adds / 1e6 for _, result in members], means,
+                      [[mean - min(values) for mean, values in zip(means, accuracies)],
+                       [max(values) - mean for mean, values in zip(means, accuracies)]],
+                      marker='o', capsize=3, label=family)
+        for (row, result), mean in zip(members, means):
+            axis.annotate(row.title[len(family):].strip(' ,'), (result.multiply_adds / 1e6, mean), fontsize='small',
+                          xytext=(4, -12), textcoords='offset points')
+    axis.set_xlabel('multiply-adds (millions)')
+    axis.set_ylabel('top-1 (%), mean and range over the seeds')
+    axis.grid(alpha=0.3)
+    axis.legend()
+    figure.savefig(path, dpi=110)
+
+
+def add_commands(commands):
+    parser = commands.add_parser(
+        'experiment', help="the paper's experiments on CIFAR-10: Table 4, the module's open choices, ranks",
+        description='Train every row of an experiment with every seed and print its table. What is finished is not '
+                    'trained again, and what was stopped goes on: call it again with the same flags.')
+    parser.add_argument('name', choices=EXPERIMENTS)
+    for subset in ('train', 'val'):
+        parser.add_argument(f'--rec-{subset}', required=True, metavar='REC', help='RecordIO file of CIFAR-10')
+    parser.add_argument('--width', type=positive_float, default=1.0,
+                        help="width multiplier; the paper's is 1.0 (default: %(default)s)")
+    parser.add_argument('--out', default='runs/experiments', metavar='DIR',
+                        help='the runs; experiments share rows (default: %(default)s)')
+    parser.add_argument('--seeds', type=non_negative_int, nargs='+', default=[0, 1, 2], help='default: 0 1 2')
+    parser.add_argument('--num-epochs', type=positive_int, help="of each run (default: the preset's)")
+    parser.add_argument('--jobs', type=positive_int, default=1, help='runs at a time (default: %(default)s)')
+    parser.add_argument('--rows', nargs='+', metavar='ROW', help='only these (default: all)')
+    parser.add_argument('--format', choices=('text', 'markdown'), default='text')
+    parser.add_argument('--plot', metavar='PICTURE', help='draw accuracy against multiply-adds')
+    parser.set_defaults(run=_run)
+
+
+def _run(args):
+    experiment = EXPERIMENTS[args.name](args.width)
+    unknown = set(args.rows or ()) - {row.name for row in experiment.rows}
+    if unknown:
+        raise InputError(f'--rows: {args.name} has no {", ".join(sorted(unknown))}; it has '
+                         f'{", ".join(row.name for row in experiment.rows)}.')
+    for rec in (args.rec_train, args.rec_val):
+        check_records(rec, num_classes=10)
+    flags = ['--preset', 'table4', '--rec-train', args.rec_train, '--rec-val', args.rec_val, '-j', '1',
+             '--data-check', 'structure', *(['--num-epochs', str(args.num_epochs)] if args.num_epochs else [])]
+    failed = Grid([row for row in experiment.rows if row.name in (args.rows or row.name)], flags, args.seeds,
+                  args.out).train(args.jobs)
+    results = Grid(experiment.rows, flags, args.seeds, args.out).results()
+    print(table(experiment, results, args.format))
+    if args.plot:
+        draw(experiment, results, args.plot)
+    for folder, reason in failed:
+        print(f'{folder} failed: {reason}', file=sys.stderr)
+    return 1 if failed else 0

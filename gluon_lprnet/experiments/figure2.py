@@ -1,0 +1,267 @@
+"""``python -m gluon_lprnet figure2``: a standard convolution of a trained network replaced, and features compared.
+
+The paper's experiment behind Figure 2: a DSC or an LPR module takes the place of one standard convolution of equal
+width, everything else is fixed, and the new module alone is trained until the network is as accurate as it was. What
+the modules then put out on the validation images is compared, pair by pair.
+"""
+import json
+import tempfile
+from pathlib import Path
+
+import mxnet as mx
+import numpy as np
+from mxnet import gluon
+from mxnet.gluon import nn
+from tqdm import tqdm
+
+from ..blocks import DSC, LPR, SConv, normalize_in_rank_space
+from ..complexity import render_table
+from ..data.imagenet import Batch
+from ..data.records import check_records
+from ..deploy.artefact import load_network
+from ..errors import InputError
+from ..evaluate.classification import correct_in_top, evaluate_classification, validation_batches
+from ..flags import non_negative_int, positive_float, positive_int
+from ..train import checkpoint, options
+from ..train.command import fit
+from ..train.loop import Experiment
+
+ORIGINAL = 'SConv'
+MODULES = {
+    'DSC': lambda channels: DSC(channels, channels),
+    'LPR no Residual': lambda channels: LPR(channels, residual=False),
+    'LPR no L2Norm': lambda channels: LPR(channels, l2_norm=False),
+    'LPR': LPR,
+    # How far apart two modules of one kind end up, to measure the other distances by.
+    'DSC again': lambda channels: DSC(channels, channels),
+}
+
+
+def split(net):
+    """A network around its last SConv of equal input and output width.
+
+    The last one, since what comes after it is all that a replacement's training has to run.
+
+    Parameters
+    ----------
+    net : HybridBlock
+        Of the zoo, with ``features`` and ``output``.
+
+    Returns
+    -------
+    tuple of (HybridSequential, SConv, HybridSequential, int)
+        What is before it, it, what is after it, and its width.
+
+    Raises
+    ------
+    InputError
+        If it has none.
+    """
+    blocks = list(getattr(net, 'features', ()))
+    for index, block in reversed(list(enumerate(blocks))):
+        if isinstance(block, SConv) and block[0].weight.shape[0] == block[0].weight.shape[1]:
+            before, after = nn.HybridSequential(), nn.HybridSequential()
+            before.add(*blocks[:index])
+            after.add(*blocks[index + 1:], net.output)
+            return before, block, after, block[0].weight.shape[0]
+    raise InputError('the network has no standard 3x3 convolution of equal input and output width: give the run of a '
+                     'table4_sconv network.')
+
+
+def freeze(net):
+    """Fix the parameters of ``net``, the statistics of BatchNorm included, in training too."""
+    def fix(block):
+        if isinstance(block, nn.BatchNorm):
+            # What the constructor's use_global_stats sets; the layer is made already.
+            block._kwargs['use_global_stats'] = True
+    net.apply(fix)
+    net.collect_params().setattr('grad_req', 'null')
+
+
+class Features:
+    """What a network puts out for every image of a set, in a file: memory need not hold it.
+
+    Parameters
+    ----------
+    net : HybridBlock
+    batches : gluon_lprnet.data.imagenet.ImageBatches
+        Unshuffled, without augmentation.
+    path : path
+        Written; a NumPy file.
+    """
+
+    def __init__(self, net, batches, path):
+        self.labels, self.data, done = np.empty(batches.count, 'float32'), None, 0
+        self.count, self.batch_size = batches.count, batches.batch_size
+        for data, label in tqdm(batches.epoch(0), 'features', len(batches), leave=False, disable=None):
+            features = net(data.as_in_context(mx.cpu())).asnumpy()
+            if self.data is None:
+                self.data = np.lib.format.open_memmap(path, 'w+', 'float32', (batches.count, *features.shape[1:]))
+            self.data[done:done + len(features)] = features
+            self.labels[done:done + len(features)] = label.asnumpy()
+            done += len(features)
+
+    def __len__(self):
+        return -(-self.count // self.batch_size)
+
+    def epoch(self, epoch, start=0, seed=None):
+        """Yield the batches from number ``start`` on; in an order of ``seed`` and ``epoch``, if a seed is given."""
+        order = np.arange(self.count) if seed is None else (
+            np.random.default_rng((seed, epoch)).permutation(self.count))
+        for number in range(start, len(self)):
+            rows = np.sort(order[number * self.batch_size:(number + 1) * self.batch_size])
+            yield Batch(mx.nd.array(self.data[rows]), mx.nd.array(self.labels[rows]))
+
+
+def mean_squared_errors(outputs):
+    """The mean squared error between each pair of feature arrays of one shape.
+
+    Parameters
+    ----------
+    outputs : sequence of ndarray
+        As (images, channels, height, width); memory maps will do.
+
+    Returns
+    -------
+    tuple of ndarray
+        The errors, (n, n), and their parts by channel, (n, n, channels).
+    """
+    total, count = 0.0, 0
+    for begin in range(0, len(outputs[0]), 256):
+        chunk = np.stack([output[begin:begin + 256] for output in outputs]).astype('float64')
+        total = total + np.stack([((chunk - one) ** 2).sum(axis=(1, 3, 4)) for one in chunk])
+        count += chunk[0].size / chunk.shape[2]
+    by_channel = total / count
+    return by_channel.mean(axis=2), by_channel
+
+
+def draw(names, errors, by_channel, path):
+    """Figure 2: the errors as a matrix with their numbers, and by channel for each pair with the standard convolution.
+
+    Parameters
+    ----------
+    names : list of str
+        Of the modules, the standard convolution first.
+    errors, by_channel
+        See :func:`mean_squared_errors`.
+    path : path
+        Its extension is the format.
+    """
+    # The object interface: no display is needed, and nothing global of matplotlib changes.
+    from matplotlib.colors import LogNorm
+    from matplotlib.figure import Figure
+    figure = Figure(figsize=(12, 6.4), layout='constrained')
+    matrix, maps = figure.subfigures(1, 2, width_ratios=(1, 1.15))
+    scale = LogNorm(max(by_channel[by_channel > 0].min(), 1e-6), by_channel.max())
+    axis = matrix.subplots()
+    # The diagonal is 0, which a logarithm has no colour for.
+    picture = axis.imshow(np.where(errors > 0, errors, np.nan), norm=scale, cmap='viridis')
+    for row, column in np.ndindex(errors.shape):
+        axis.text(column, row, f'{errors[row, column]:.4f}', ha='center', va='center', color='white', fontsize='small',
+                  bbox={'facecolor': 'black', 'alpha': 0.35, 'linewidth': 0, 'boxstyle': 'round,pad=0.15'})
+    axis.set_xticks(range(len(names)), names, rotation=30, ha='right')
+    axis.set_yticks(range(len(names)), names)
+    axis.set_title('MSE between output features')
+    pairs = [(first, second) for first in range(len(names)) for second in range(first + 1, len(names))]
+    columns = next(width for width in range(int(by_channel.shape[2] ** 0.5), 0, -1) if by_channel.shape[2] % width == 0)
+    axes = maps.subplots(-(-len(pairs) // 2), 2, squeeze=False).ravel()
+    for axis in axes:
+        axis.axis('off')
+    for axis, (first, second) in zip(axes, pairs):
+        axis.imshow(by_channel[first, second].reshape(columns, -1), norm=scale, cmap='viridis')
+        axis.set_title(f'{names[first]} and {names[second]}: {errors[first, second]:.4f}', fontsize='small')
+    maps.suptitle('by channel, row by row', fontsize='medium')
+    figure.colorbar(picture, ax=matrix.axes, shrink=0.6, location='bottom')
+    figure.savefig(path, dpi=110)
+
+
+def add_commands(commands):
+    parser = commands.add_parser(
+        'figure2', help="Figure 2: one standard convolution of a trained network replaced by DSC and LPR modules",
+        description='Replace the last standard convolution of a trained network, train only the new module, compare '
+                    'the output features of each pair of modules. Called again with the same flags it goes on.')
+    parser.add_argument('network', metavar='RUN', help='run or checkpoint of a table4_sconv network')
+    for subset in ('train', 'val'):
+        parser.add_argument(f'--rec-{subset}', required=True, metavar='REC', help='RecordIO file')
+    parser.add_argument('--out', required=True, metavar='DIR')
+    parser.add_argument('--num-epochs', type=positive_int, default=10,
+                        help='budget of each module (default: %(default)s)')
+    parser.add_argument('--lr', type=positive_float, default=0.1, help='falls along a cosine (default: %(default)s)')
+    parser.add_argument('--batch-size', type=positive_int, default=128, help='default: %(default)s')
+    parser.add_argument('--seed', type=non_negative_int, default=0, help='of the new modules and the order')
+    parser.add_argument('-j', '--num-data-workers', type=positive_int, default=2)
+    parser.set_defaults(run=_run)
+
+
+def _run(args):
+    net, description = load_network(args.network)
+    before, original, after, channels = split(net)
+    # Before a fixed layer is hybridized, since the graph keeps what it was made with.
+    freeze(net)
+    out = Path(args.out)
+    batches = {}
+    for subset in ('train', 'val'):
+        rec = getattr(args, f'rec_{subset}')
+        summary = check_records(rec, num_classes=description['num_classes'])
+        batches[subset] = validation_batches(rec, Path(rec).with_suffix('.idx'), summary.count, description,
+                                             args.batch_size, args.num_data_workers)
+    accuracy = evaluate_classification(net, batches['val'], mx.cpu())['top1']
+    print(f'original: top-1 {accuracy:.4f}')
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        scratch = tempfile.TemporaryDirectory(dir=out, prefix='.features-')
+    except OSError as error:
+        raise InputError(f'--out {out} cannot be written to: {error.strerror}.') from error
+    with scratch as folder:
+        before.hybridize()
+        inputs = {subset: Features(before, batches[subset], Path(folder) / f'{subset}.npy') for subset in batches}
+        outputs = {ORIGINAL: Features(original, inputs['val'], Path(folder) / 'original.npy').data}
+        accuracies = {ORIGINAL: accuracy}
+        for name, make in MODULES.items():
+            module = make(channels)
+            status = _train(module, after, inputs, accuracy, args, out / name, lambda metrics, _: accuracies.update(
+                {name: metrics['top1']}))
+            if status:
+                return status
+            outputs[name] = Features(module, inputs['val'], Path(folder) / f'{name}.npy').data
+        errors, by_channel = mean_squared_errors(list(outputs.values()))
+        square = float(np.mean(np.square(outputs[ORIGINAL], dtype='float64')))
+    names = list(outputs)
+    draw(names, errors, by_channel, out / 'figure2.png')
+    (out / 'figure2.json').write_text(json.dumps(
+        {'top1': accuracies, 'mean_square_of_original': square, 'mse': {
+            one: {other: errors[i, j] for j, other in enumerate(names)} for i, one in enumerate(names)}}, indent=1))
+    print(render_table(('', 'top-1', *(f'MSE to {name}' for name in names)),
+                       [(name, f'{accuracies[name]:.4f}', *(f'{value:.5f}' for value in row))
+                        for name, row in zip(names, errors)], 'text'))
+    print(f'mean square of the features of {ORIGINAL}: {square:.5f}\n{out / "figure2.png"}')
+
+
+def _train(module, after, inputs, accuracy, args, folder, finish):
+    """Train ``module`` in front of the fixed layers ``after``; returns an exit status."""
+    mx.random.seed(args.seed + list(MODULES).index(folder.name))
+    module.initialize(mx.init.MSRAPrelu())
+    net = nn.HybridSequential()
+    net.add(module, after)
+    normalize_in_rank_space(net, True)
+    net.hybridize(static_alloc=True, static_shape=True)
+
+    def evaluate():
+        return evaluate_classification(net, inputs['val'], mx.cpu())
+
+    experiment = Experiment(
+        net=net, contexts=[mx.cpu()], batches_per_epoch=len(inputs['train']),
+        batches=lambda epoch, start: inputs['train'].epoch(epoch, start, args.seed),
+        loss=gluon.loss.SoftmaxCrossEntropyLoss(),
+        count=lambda outputs, label: {'top1': correct_in_top(outputs, label, 1)},
+        evaluate=evaluate, reached=lambda metrics: metrics['top1'] >= accuracy)
+    config = options.common_config(args, save_dir=str(folder), tuning_epochs=0)
+    found = checkpoint.newest(folder)
+    if found:
+        options.check_same_curve(config, found)
+        net.load_parameters(found.params)
+        metrics = evaluate()
+        if experiment.reached(metrics):
+            finish(metrics, None)
+            return 0
+    return fit(experiment, config, found, finish)

@@ -1,0 +1,181 @@
+"""Trainings that differ in one thing each: run side by side, resumed row by row, summed up."""
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from tqdm import tqdm
+
+from ..complexity import count
+from ..deploy.artefact import model_arguments
+from ..train import checkpoint, imagenet, options
+from ..train.journal import read_epochs
+from ..zoo import get_model
+
+_TRAIN = 'import sys; from gluon_lprnet.train.imagenet import main; sys.exit(main())'
+_POLL_SECONDS = 1
+
+
+class Row(NamedTuple):
+    """One line of an experiment.
+
+    Attributes
+    ----------
+    name : str
+        Its runs are the folders NAME-seed0, NAME-seed1, ...
+    title : str
+        In the table.
+    flags : str
+        Of ``train_imagenet.py``, beside those that all rows share.
+    printed : tuple
+        What the paper prints for it.
+    """
+
+    name: str
+    title: str
+    flags: str
+    printed: tuple = ()
+
+
+class Result(NamedTuple):
+    """What the finished runs of a row gave.
+
+    Attributes
+    ----------
+    accuracies : dict
+        From seed to validation top-1 after the last epoch, in percent.
+    params, multiply_adds : int
+        For one image of the training's size.
+    images_per_second : float or None
+        Median over all epochs of all runs; None without one.
+    """
+
+    accuracies: dict
+    params: int
+    multiply_adds: int
+    images_per_second: float
+
+
+class Grid:
+    """The trainings of every row and seed, each with checkpoints of its own in ``OUT/ROW-seedN``.
+
+    Parameters
+    ----------
+    rows : sequence of Row
+    flags : sequence of str
+        Of ``train_imagenet.py``, shared by all rows.
+    seeds : sequence of int
+    out : path
+
+    Raises
+    ------
+    InputError
+        If a flag is wrong, or ``out`` holds a run of other flags.
+    """
+
+    def __init__(self, rows, flags, seeds, out):
+        self.rows, self.seeds = rows, seeds
+        self._out, self._flags = Path(out), list(flags)
+        self._states = {}
+        for row in rows:
+            for seed in seeds:
+                found = checkpoint.newest(self._folder(row, seed))
+                if found:
+                    options.check_same_curve(self._config(row, seed), found)
+                self._states[row, seed] = found.state if found else None
+
+    def train(self, jobs):
+        """Train what is not finished, ``jobs`` runs at a time; returns those that failed, as (folder, reason).
+
+        Each run gets an equal share of the cores. On Ctrl-C or SIGTERM the runs save a checkpoint, and
+        KeyboardInterrupt is raised: called again, each goes on from there.
+        """
+        # Seed by seed, so that whatever is finished can be compared.
+        waiting = [(row, seed) for seed in self.seeds for row in self.rows if not self._finished(row, seed)]
+        epochs = {key: self._config(*key) for key in waiting}
+        epochs = {key: config.num_epochs + config.tuning_epochs for key, config in epochs.items()}
+        begun = {key: len(self._epochs(*key)) for key in waiting}
+        threads = max(1, len(os.sched_getaffinity(0)) // jobs)
+        running, failed = {}, []
+        previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        try:
+            with tqdm(total=sum(epochs.values()), initial=sum(begun.values()), unit='epoch', disable=None) as bar:
+                while waiting or running:
+                    while waiting and len(running) < jobs:
+                        key = waiting.pop(0)
+                        running[key] = self._start(*key, threads)
+                    time.sleep(_POLL_SECONDS)
+                    for key, process in list(running.items()):
+                        if process.poll() is None:
+                            bar.set_postfix_str(', '.join(self._folder(*name).name for name in running), refresh=False)
+                            continue
+                        del running[key]
+                        if process.returncode:
+                            failed.append((self._folder(*key), self._reason(*key)))
+                    bar.update(sum(len(self._epochs(*key)) for key in epochs) - bar.n)
+        finally:
+            for process in running.values():
+                process.terminate()
+            for process in running.values():
+                process.wait()
+            signal.signal(signal.SIGTERM, previous)
+        return failed
+
+    def results(self):
+        """From each row's name to its :class:`Result`; unfinished runs are left out."""
+        return {row.name: self._result(row) for row in self.rows}
+
+    def _result(self, row):
+        config = self._config(row, 0)
+        complexity = count(get_model(config.model, **model_arguments(vars(config))),
+                           (1, 3, config.input_size, config.input_size))
+        runs = {seed: self._epochs(row, seed) for seed in self.seeds if self._finished(row, seed)}
+        speeds = [epoch['images_per_second'] for epochs in runs.values() for epoch in epochs]
+        return Result({seed: 100 * epochs[-1]['val_top1'] for seed, epochs in runs.items()}, complexity.params,
+                      complexity.multiply_adds, statistics.median(speeds) if speeds else None)
+
+    def _folder(self, row, seed):
+        return self._out / f'{row.name}-seed{seed}'
+
+    def _arguments(self, row, seed):
+        return [*self._flags, *row.flags.split(), '--seed', str(seed)]
+
+    def _config(self, row, seed):
+        # A folder that is not there, since an existing run is refused without --resume.
+        arguments = [*self._arguments(row, seed), '--save-dir', str(self._out / '.none')]
+        return options.parse(imagenet.make_parser(), arguments, imagenet.PRESETS, imagenet.preset_for)[0]
+
+    def _epochs(self, row, seed):
+        return read_epochs(self._folder(row, seed))
+
+    def _finished(self, row, seed):
+        return (self._folder(row, seed) / 'export').exists()
+
+    def _start(self, row, seed, threads):
+        folder = self._folder(row, seed)
+        folder.mkdir(parents=True, exist_ok=True)
+        resume = ['--resume'] if self._states[row, seed] else []
+        with self._errors(row, seed).open('w') as errors:
+            # In a session of its own: Ctrl-C reaches it once, through terminate(), and not twice.
+            return subprocess.Popen([sys.executable, '-c', _TRAIN, *self._arguments(row, seed), '--save-dir', folder,
+                                     *resume], stdout=subprocess.DEVNULL, stderr=errors, start_new_session=True,
+                                    env={**os.environ, 'OMP_NUM_THREADS': str(threads)})
+
+    def _errors(self, row, seed):
+        return self._folder(row, seed) / 'errors.log'
+
+    def _reason(self, row, seed):
+        lines = self._errors(row, seed).read_text().strip().splitlines()
+        return lines[-1] if lines else 'it was killed'
+
+
+def mean_and_deviation(values, form):
+    """``91.2 ± 0.3`` of numbers: mean and, for two and more, standard deviation of the sample; '' of none."""
+    if not values:
+        return ''
+    mean = format(statistics.mean(values), form)
+    return f'{mean} ± {statistics.stdev(values):.2f}' if len(values) > 1 else mean
