@@ -156,15 +156,10 @@ def compress(net, rank=1 / 8, layers=None, exclude=(), l2_norm=False, residual=T
         return statistics[pair.name][1] if statistics else None
 
     def timed(graph, pairs, ranks):
-        for pair, rank in zip(pairs, ranks):
-            if rank is not None:
-                width = pair.shape[0]
-                zeros = Factors(np.zeros((rank, width)), np.zeros((width, rank)), np.zeros(width), 0.0)
-                graph.replace(pair, zeros, zeros.scale, 1.0 if l2_norm else None, residual)
-        return deploy(as_block(*graph.result()))
+        return _deployed_form(graph, pairs, ranks, l2_norm, residual)
 
     def timed_layers(shape, rank):
-        graph = _Modules(*_pointwise_in_series(shape[1], COPIES))
+        graph = _Modules(*_pointwise_in_series(shape[1], COPIES, _context(params)))
         return timed(graph, graph.pointwise(), [rank] * COPIES)
 
     milliseconds = None
@@ -173,9 +168,7 @@ def compress(net, rank=1 / 8, layers=None, exclude=(), l2_norm=False, residual=T
     else:
         spectra = [spectrum(folded[pair.name][0], covariance(pair)) for pair in wanted]
         if 'energy' in rank:
-            # Of equal rounding errors in a sum of 1.
-            ranks = [min(len(shares), int(np.searchsorted(np.cumsum(shares), rank['energy'] - 1e-12)) + 1)
-                     for shares in spectra]
+            ranks = [_least_rank(shares, rank['energy']) for shares in spectra]
         elif 'budget' in rank:
             fixed = before.multiply_adds - sum(costs[pair.index].multiply_adds for pair in wanted)
             ranks = ranks_within(_multiply_adds(rank['budget'], before) - fixed, spectra, [
@@ -342,13 +335,23 @@ class _Modules(SymbolGraph):
         self.nodes[pair.index if pair.norm is None else pair.norm] = self.nodes.pop(entry[0])
 
 
-def _pointwise_in_series(width, copies):
+def _deployed_form(graph, pairs, ranks, l2_norm, residual):
+    """The network with modules in place of pairs, to be timed: their weights are 0, which does not change that."""
+    for pair, rank in zip(pairs, ranks):
+        if rank is not None:
+            width = pair.shape[0]
+            factors = Factors(np.zeros((rank, width)), np.zeros((width, rank)), np.zeros(width), 0.0)
+            graph.replace(pair, factors, np.zeros(width), 1.0 if l2_norm else None, residual)
+    return deploy(as_block(*graph.result()))
+
+
+def _pointwise_in_series(width, copies, context):
     """Symbol and parameters, all 0, of 1x1 convolutions with a bias."""
     symbol, params = mx.sym.var('data'), {}
     for number in range(copies):
         symbol = mx.sym.Convolution(symbol, kernel=(1, 1), num_filter=width, name=f'layer{number}')
-        params.update({f'layer{number}_weight': mx.nd.zeros((width, width, 1, 1)),
-                       f'layer{number}_bias': mx.nd.zeros(width)})
+        params.update({f'layer{number}_weight': mx.nd.zeros((width, width, 1, 1), context),
+                       f'layer{number}_bias': mx.nd.zeros(width, context)})
     return symbol, params
 
 
@@ -377,6 +380,11 @@ def _ranks_by_layer(rank, pairs):
         for pair in _matching(pairs, pattern, 'rank'):
             by_layer[pair.name] = resolve_rank(value, pair.shape[0])
     return by_layer
+
+
+def _least_rank(shares, energy):
+    # Of equal rounding errors in a sum of 1.
+    return min(len(shares), int(np.searchsorted(np.cumsum(shares), energy - 1e-12)) + 1)
 
 
 def _multiply_adds(budget, network):
