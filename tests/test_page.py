@@ -50,6 +50,7 @@ def page():
     model_server = HTTPServer(('127.0.0.1', 0), ModelServer)
     threading.Thread(target=model_server.serve_forever, daemon=True).start()
     page = Page(('127.0.0.1', 0), model_server.server_address, ['net', 'a b'], MAX_BYTES)
+    page.start()
     yield page
     page.stop()
     model_server.shutdown()

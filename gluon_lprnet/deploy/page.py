@@ -45,7 +45,7 @@ _HEADERS = {
 
 
 class Page(socketserver.ThreadingTCPServer):
-    """The page, served from the construction to :meth:`stop`.
+    """The page, served from :meth:`start` to :meth:`stop`; its port is taken before.
 
     ``GET /`` is the page, ``GET /networks`` what it must know as JSON, ``POST /predictions/NAME`` as of the server.
 
@@ -76,10 +76,14 @@ class Page(socketserver.ThreadingTCPServer):
         self.model_server = server
         self.models = models
         self.max_request_bytes = max_request_bytes
-        threading.Thread(target=self.serve_forever, daemon=True).start()
+        self._thread = threading.Thread(target=self.serve_forever, daemon=True)
+
+    def start(self):
+        self._thread.start()
 
     def stop(self):
-        self.shutdown()
+        if self._thread.is_alive():
+            self.shutdown()
         self.server_close()
 
     def handle_error(self, request, client_address):

@@ -124,6 +124,8 @@ class Server:
             for model in models:
                 self._load(model)
                 self.models.append(model)
+            if self._page is not None:
+                self._page.start()
         except OSError as error:
             self.stop()
             raise InputError(f'--run-dir {self.run_dir} cannot be written to: {error}.') from error
@@ -237,7 +239,7 @@ class Server:
         """Take the page's port, and see that the server will get its own."""
         given = [each for each in (('host', 'port', self.address, _probe),
                                    ('management-host', 'management-port', self._management, _probe),
-                                   ('host', 'page-port', self._page_address, self._open_page)) if each[2]]
+                                   ('host', 'page-port', self._page_address, self._take_page_port)) if each[2]]
         for (_, flag, (_, port), _), (_, other, (_, same), _) in combinations(given, 2):
             if port == same:
                 raise InputError(f'--{flag} and --{other} are the same: give another one.')
@@ -250,7 +252,7 @@ class Server:
                 raise InputError(f'--{host_flag} {host} with --{port_flag} {port} cannot be listened on: '
                                  f'{error.strerror}.') from error
 
-    def _open_page(self, address):
+    def _take_page_port(self, address):
         self._page = Page(address, _reachable_pair(self.address), self.models, MAX_REQUEST_BYTES)
 
     def _start(self, java, package, store):
