@@ -290,3 +290,18 @@ def test_nothing_survives_a_serve_command_that_was_killed(artefacts, tmp_path):
     while (any(map(runs, started)) or os.path.isdir(scratch)) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not any(map(runs, started)) and not os.path.isdir(scratch)
+
+
+@pytest.mark.slow
+def test_benchmark(artefacts, photos, tmp_path):
+    (tmp_path / 'photo.jpg').write_bytes(photos[0])
+    script = Path(serve.__file__).parents[2] / 'benchmarks' / 'serving.py'
+    if not script.exists():
+        pytest.skip('not in a checkout')
+    output = subprocess.run([sys.executable, str(script), str(artefacts[0]), '--image', str(tmp_path / 'photo.jpg'),
+                             '--requests', '64', '--workers', '1'], check=True, cwd=tmp_path, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE).stdout
+    rows = re.findall(r'^\| +(\d+) +\| (\w+) +\| (\d+) \(\d+ to \d+\) ', output, re.MULTILINE)
+    assert [row[:2] for row in rows] == [(clients, side) for clients in ('1', '4', '16', '64')
+                                         for side in ('network', 'handler', 'server')]
+    assert all(int(rate) > 0 for *_, rate in rows)
