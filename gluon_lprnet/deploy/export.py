@@ -1,20 +1,36 @@
 """``python -m gluon_lprnet export``: a trained network as files that need nothing of this package."""
+import contextlib
+import itertools
 import json
+import math
 import os
+import statistics
 import tempfile
+import time
 from pathlib import Path
+from typing import NamedTuple, Optional, Sequence
 
 import mxnet as mx
 import numpy as np
 
-from ..complexity import count
+from ..complexity import count, render_table
+from ..data.face_batches import FaceBatches
+from ..data.face_records import LABEL_WIDTH, read_face_records
+from ..data.imagenet import ImageBatches, Normalization
+from ..data.landmarks import CROP_SCALE
+from ..data.records import check_records
 from ..errors import InputError
+from ..evaluate.classification import evaluate_classification, validation_batches
+from ..evaluate.landmarks import evaluate_landmarks
+from ..flags import positive_float, positive_int
 from .archive import archive
 from .artefact import load_network
 from .onnx import require_onnx, run_onnx, write_onnx
-from .reparametrize import reparametrize, trace
+from .quantize import (CALIBRATIONS, MXNetQuantizer, OnnxQuantizer, mxnet_function, noise_of, onnx_function, outputs_of,
+                       quantize)
+from .reparametrize import as_block, reparametrize, trace
 
-__all__ = ['export', 'FORMS', 'FORMATS']
+__all__ = ['export', 'Int8', 'FORMS', 'FORMATS']
 
 FORMS = ('training', 'deployed')
 FORMATS = ('mxnet', 'onnx')
@@ -22,12 +38,42 @@ FORMATS = ('mxnet', 'onnx')
 # Largest difference from the network, relative to its largest output.
 TOLERANCE = 1e-5
 
+_BATCH_SIZE = 64
+_THREADS = 2
+# Passes of each network when its latency is measured, and those before them that do not count.
+_PASSES = 60
+_WARM_UP = 10
 
-def export(path, out, forms=FORMS, formats=('mxnet',), normalize_input=False, report=lambda line: None):
+
+class Int8(NamedTuple):
+    """How to quantize.
+
+    Attributes
+    ----------
+    calibrate : path
+        RecordIO file of images, or of faces, like those of the training.
+    images : int
+        Taken from it.
+    calibration, exclude, tolerance
+        As of :mod:`gluon_lprnet.deploy.quantize`.
+    rec_val : path, optional
+        RecordIO file to measure the accuracy on, of the network and of what is written.
+    """
+
+    calibrate: str
+    images: int = 512
+    calibration: str = CALIBRATIONS[0]
+    exclude: Sequence[str] = ()
+    tolerance: float = 0.01
+    rec_val: Optional[str] = None
+
+
+def export(path, out, forms=FORMS, formats=('mxnet',), normalize_input=False, int8=None, report=lambda line: None):
     """Write a trained network as files; each is compared with the network before it is kept.
 
     ``MODEL-symbol.json`` with ``MODEL-0000.params`` (mxnet) and ``MODEL.onnx`` (onnx) are the training form,
-    ``MODEL-deployed...`` is the deployed one; beside each, ``MODEL.json`` says what goes in and comes out.
+    ``MODEL-deployed...`` is the deployed one, ``MODEL-int8...`` that in 8 bits; beside each, ``MODEL.json`` says what
+    goes in and comes out, and for INT8 what it cost.
 
     Parameters
     ----------
@@ -40,8 +86,10 @@ def export(path, out, forms=FORMS, formats=('mxnet',), normalize_input=False, re
     normalize_input : bool
         Put ``(pixel - mean) / std`` into the graph: its input is then RGB from 0 to 255, and ``rgb_mean`` and
         ``rgb_std`` of the description, which say what is left to do before it, are 0 and 1.
+    int8 : Int8, optional
+        Write the quantized network too.
     report : callable
-        Takes a line on each form.
+        Takes a line on each form, and tables on the quantized network.
 
     Returns
     -------
@@ -51,7 +99,8 @@ def export(path, out, forms=FORMS, formats=('mxnet',), normalize_input=False, re
     ------
     InputError
         If there is no network at ``path``, if it has no description or was written by this function, if a file
-        differs from the network, if ``out`` cannot be written to, or if a package is not installed.
+        differs from the network, if ``out`` cannot be written to, if a package is not installed, or if there is
+        something wrong with ``int8``: its files, its patterns, or the network that would come of it.
     """
     if 'onnx' in formats:
         require_onnx()
@@ -70,36 +119,54 @@ def export(path, out, forms=FORMS, formats=('mxnet',), normalize_input=False, re
     if not np.isfinite(expected).all():
         raise InputError(f'{path}: the network gives NaN or infinite outputs; export an earlier checkpoint.')
     scale = max(abs(expected).max(), np.finfo('float32').tiny)
+    described = _describe(description, image_shape, normalize_input)
+    records = int8 and _checked_records(int8, description, expected.shape[1])
 
-    written = []
-    for form in forms:
+    def in_form(form):
         symbol, params = reparametrize(*trained) if form == 'deployed' else trained
         complexity = count(symbol, (1, *image_shape))
         if normalize_input:
             symbol, params = _with_normalization(symbol, params, mean, std)
+        return symbol, params, complexity
+
+    written = []
+    for form in forms:
+        symbol, params, complexity = in_form(form)
         name = description['model'] + ('-deployed' if form == 'deployed' else '')
-        try:
-            Path(out).mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=out, prefix='.export-') as scratch:
-                prefix = Path(scratch) / name
-                _write_description(prefix, dict(description, form=form), image_shape, normalize_input)
-                outputs = _write(symbol, params, image_shape, prefix, formats, data)
-                differences = {format: abs(output - expected).max() / scale for format, output in outputs.items()}
-                for format, difference in differences.items():
-                    # Not >, which a NaN would pass.
-                    if not difference <= TOLERANCE:
-                        raise InputError(f'{path}: its {form} form as {format} differs from the network by '
-                                         f'{difference:.1e} of the largest output (at most {TOLERANCE:.0e} is '
-                                         'kept); nothing of it was written.')
-                for file in sorted(Path(scratch).iterdir()):
-                    os.replace(file, Path(out) / file.name)
-                    written.append(Path(out) / file.name)
-        except OSError as error:
-            raise InputError(f'{out} cannot be written to: {error.strerror}.') from error
+        with _scratch(out, written) as scratch:
+            prefix = scratch / name
+            _write_json(prefix, {**described, 'form': form})
+            outputs = _write(symbol, params, image_shape, prefix, formats, data)
+            differences = {format: abs(output - expected).max() / scale for format, output in outputs.items()}
+            for format, difference in differences.items():
+                # Not >, which a NaN would pass.
+                if not difference <= TOLERANCE:
+                    raise InputError(f'{path}: its {form} form as {format} differs from the network by '
+                                     f'{difference:.1e} of the largest output (at most {TOLERANCE:.0e} is '
+                                     'kept); nothing of it was written.')
         report(f'{form}: {complexity.params:,} parameters, {complexity.multiply_adds:,} multiply-adds; differs from '
                'the network by ' + ', '.join(f'{value:.1e} ({format})' for format, value in differences.items())
                + ' of the largest output')
+    if int8:
+        symbol, params, _ = in_form('deployed')
+        with _scratch(out, written) as scratch:
+            _write_int8(symbol, params, described, scratch / f'{description["model"]}-int8', formats, int8, records,
+                        report)
     return written
+
+
+@contextlib.contextmanager
+def _scratch(out, written):
+    """A folder whose files go to ``out``, and their paths into ``written``, once the block ends without an error."""
+    try:
+        Path(out).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out, prefix='.export-') as scratch:
+            yield Path(scratch)
+            for file in sorted(Path(scratch).iterdir()):
+                os.replace(file, Path(out) / file.name)
+                written.append(Path(out) / file.name)
+    except OSError as error:
+        raise InputError(f'{out} cannot be written to: {error.strerror}.') from error
 
 
 def _test_pixels(image_shape):
@@ -119,13 +186,17 @@ def _with_normalization(symbol, params, mean, std):
                                       f'{name}_bias': mx.nd.array(-(mean / std).ravel())}
 
 
-def _write_description(prefix, description, image_shape, normalize_input):
-    """What a user of the files must know: the keys of the training's own artefact, ``form`` and ``input``."""
+def _describe(description, image_shape, normalize_input):
+    """What a user of the files must know: the keys of the training's own artefact and ``input``."""
+    described = dict(description, input={'name': 'data', 'layout': 'NCHW', 'shape': ['batch', *image_shape],
+                                         'values': 'RGB, (pixel from 0 to 255 - rgb_mean) / rgb_std'})
     if normalize_input:
-        description.update(normalized_inside={key: description[key] for key in ('rgb_mean', 'rgb_std')},
-                           rgb_mean=[0.0] * 3, rgb_std=[1.0] * 3)
-    description['input'] = {'name': 'data', 'layout': 'NCHW', 'shape': ['batch', *image_shape],
-                            'values': 'RGB, (pixel from 0 to 255 - rgb_mean) / rgb_std'}
+        described.update(normalized_inside={key: description[key] for key in ('rgb_mean', 'rgb_std')},
+                         rgb_mean=[0.0] * 3, rgb_std=[1.0] * 3)
+    return described
+
+
+def _write_json(prefix, description):
     Path(f'{prefix}.json').write_text(json.dumps(description, indent=1) + '\n')
 
 
@@ -133,16 +204,134 @@ def _write(symbol, params, image_shape, prefix, formats, data):
     """Write each format and read it back: a dict from format to its outputs, ndarrays, for ``data``."""
     outputs = {}
     if 'mxnet' in formats:
-        auxiliary = set(symbol.list_auxiliary_states())
-        symbol.save(f'{prefix}-symbol.json')
-        mx.nd.save(f'{prefix}-0000.params', {('aux:' if name in auxiliary else 'arg:') + name: value
-                                             for name, value in params.items()})
+        _save(symbol, params, prefix)
         net, _ = load_network(f'{prefix}-symbol.json')
         outputs['mxnet'] = net(mx.nd.array(data)).asnumpy()
     if 'onnx' in formats:
         write_onnx(symbol, params, image_shape, f'{prefix}.onnx')
         outputs['onnx'] = run_onnx(f'{prefix}.onnx', data)
     return outputs
+
+
+def _save(symbol, params, prefix):
+    auxiliary = set(symbol.list_auxiliary_states())
+    symbol.save(f'{prefix}-symbol.json')
+    mx.nd.save(f'{prefix}-0000.params', {('aux:' if name in auxiliary else 'arg:') + name: value
+                                         for name, value in params.items()})
+
+
+def _checked_records(int8, description, outputs):
+    """The number of records, by path, of the files of an :class:`Int8`, all of them sound."""
+    paths = [int8.calibrate] + ([int8.rec_val] if int8.rec_val else [])
+    if not _has_landmarks(description):
+        return {path: check_records(path, num_classes=outputs).count for path in paths}
+    for path in paths:
+        # First that it holds faces, as a file of classes has another label width and is sound.
+        next(read_face_records(path))
+    return {path: check_records(path, label_width=LABEL_WIDTH).count for path in paths}
+
+
+def _has_landmarks(description):
+    return description.get('task') == 'landmarks'
+
+
+def _write_int8(symbol, params, description, prefix, formats, int8, records, report):
+    """Quantize for each format, write, read back, measure and report."""
+    images = _calibration_images(int8, description, records[int8.calibrate])
+    network = mxnet_function(as_block(symbol, params))
+    expected = outputs_of(network, images)
+    facts = {'calibration': int8.calibration, 'images': len(images), 'tolerance': int8.tolerance,
+             'float': _accuracy(network, int8.rec_val, description, records)}
+    for format in formats:
+        quantizer = {'mxnet': MXNetQuantizer, 'onnx': OnnxQuantizer}[format](symbol, params, images, int8.calibration)
+        try:
+            found = quantize(quantizer, images, expected, int8.exclude, int8.tolerance)
+        except InputError as error:
+            raise InputError(f'--int8 as {format}: {error}') from error
+        written, size = _write_quantized(found.model, format, prefix)
+        outputs = outputs_of(written, images)
+        noise = noise_of(outputs, expected)
+        # Not >, which a NaN would pass.
+        if not noise <= int8.tolerance:
+            raise InputError(f'--int8 as {format}: read back from its file, the network has a noise of {noise:.4f}, '
+                             f'and of {found.noise:.4f} before: it was not written.')
+        milliseconds = _milliseconds([quantizer.floating, written], images[:1])
+        facts[format] = {'noise': noise, **_accuracy(written, int8.rec_val, description, records), 'bytes': size,
+                         'milliseconds': dict(zip(('float', 'int8'), milliseconds)),
+                         'layers': [layer._asdict() for layer in found.layers]}
+        if not _has_landmarks(description):
+            facts[format]['agreement'] = float((outputs.argmax(axis=1) == expected.argmax(axis=1)).mean())
+        report(_int8_lines(format, facts))
+    _write_json(prefix, {**description, 'form': 'int8', 'int8': facts})
+
+
+def _write_quantized(model, format, prefix):
+    """The function of the file that was written, as it is after reading it, and the file's bytes."""
+    if format == 'mxnet':
+        _save(*model, prefix)
+        net, _ = load_network(f'{prefix}-symbol.json')
+        return mxnet_function(net), os.path.getsize(f'{prefix}-0000.params')
+    onnx, _ = require_onnx()
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, f'{prefix}.onnx')
+    return onnx_function(f'{prefix}.onnx'), os.path.getsize(f'{prefix}.onnx')
+
+
+def _milliseconds(functions, image):
+    """Median milliseconds of each for one image; they take turns, so that what else the machine does slows all."""
+    times = [[] for _ in functions]
+    for _ in range(_WARM_UP + _PASSES):
+        for function, taken in zip(functions, times):
+            begin = time.perf_counter()
+            function(image)
+            taken.append(1000 * (time.perf_counter() - begin))
+    return [statistics.median(taken[_WARM_UP:]) for taken in times]
+
+
+def _int8_lines(format, facts):
+    found = facts[format]
+    layers = [(layer['name'], '' if layer['noise'] is None else f'{layer["noise"]:.6f}',
+               f'float32 ({layer["left_out"]})' if layer['left_out'] else 'int8') for layer in found['layers']]
+    floating, int8 = found['milliseconds'].values()
+    lines = [render_table((f'int8 ({format})', 'noise alone', 'in'), layers, 'text'),
+             f'int8 ({format}): {sum(not layer["left_out"] for layer in found["layers"])} of {len(layers)} layers, '
+             f'calibrated ({facts["calibration"]}) on {facts["images"]} images; noise {found["noise"]:.4f} of the '
+             f"outputs' variance there (at most {facts['tolerance']:g})"
+             + (f', the same class for {100 * found["agreement"]:.1f}%' if 'agreement' in found else '')]
+    lines += [f'{name}: {value:.4f} in float32, {found[name]:.4f} in int8 ({found[name] - value:+.4f})'
+              for name, value in facts['float'].items()]
+    return '\n'.join(lines + [f'milliseconds for one image: {floating:.2f} in float32, {int8:.2f} in int8 '
+                              f'({int8 / floating:.2f}); {found["bytes"]:,} bytes'])
+
+
+def _calibration_images(int8, description, count):
+    """The network's inputs, ndarray (N, 3, height, width) float32, of random records, as validation sees them."""
+    normalization = Normalization(description['rgb_mean'], description['rgb_std'])
+    size, wanted = description['input_size'], min(int8.images, count)
+    if _has_landmarks(description):
+        faces = list(itertools.islice(read_face_records(int8.calibrate), wanted))
+        batches = FaceBatches(faces, size, description.get('crop_scale', CROP_SCALE), _BATCH_SIZE, normalization)
+    else:
+        batches = ImageBatches(int8.calibrate, Path(int8.calibrate).with_suffix('.idx'), count, size, _BATCH_SIZE,
+                               normalization, resize=math.ceil(size / description['crop_ratio']), shuffle=True,
+                               threads=_THREADS)
+    batches = itertools.islice(batches.epoch(0), math.ceil(wanted / _BATCH_SIZE))
+    return np.concatenate([batch.data.asnumpy() for batch in batches])[:wanted]
+
+
+def _accuracy(function, rec_val, description, records):
+    """What ``evaluate`` or ``nme`` measures, of a function of ndarrays; {} without a file."""
+    if not rec_val:
+        return {}
+
+    def network(data):
+        return mx.nd.array(function(data.asnumpy()))
+
+    if _has_landmarks(description):
+        return {'nme': float(evaluate_landmarks(network, read_face_records(rec_val), description).errors.mean())}
+    batches = validation_batches(rec_val, Path(rec_val).with_suffix('.idx'), records[rec_val], description,
+                                 _BATCH_SIZE, _THREADS)
+    return evaluate_classification(network, batches, mx.cpu())
 
 
 def add_commands(commands):
@@ -158,14 +347,45 @@ def add_commands(commands):
     parser.add_argument('--normalize-input', action='store_true',
                         help='put (pixel - mean) / std into the graph: its input is RGB from 0 to 255')
     parser.add_argument('--mar', action='store_true', help='model archives of symbol and params, as of `archive`')
+
+    int8 = parser.add_argument_group('8 bits')
+    int8.add_argument('--int8', action='store_true',
+                      help='write the deployed form quantized as well: MODEL-int8, by MXNet (mxnet) and ONNX Runtime '
+                           '(onnx)')
+    int8.add_argument('--calibrate', metavar='REC', help='RecordIO file of images like those of the training')
+    int8.add_argument('--images', type=positive_int, metavar='N', help=_default('taken from it', 'images'))
+    int8.add_argument('--calibration', choices=CALIBRATIONS,
+                      help=_default('the range of a tensor: all of its values, or that of least Kullback-Leibler '
+                                    'divergence', 'calibration'))
+    int8.add_argument('--exclude', nargs='+', metavar='NAME', help='layers, or patterns, that stay in float32')
+    int8.add_argument('--tolerance', type=positive_float, metavar='SHARE',
+                      help=_default("most noise, of the outputs' variance over the calibration images; layers that "
+                                    'cost most are left out until it is kept', 'tolerance'))
+    int8.add_argument('--rec-val', metavar='REC', help='measure the accuracy of float32 and int8')
     parser.set_defaults(run=_run)
+
+
+def _default(text, field):
+    return f'{text} (default: {Int8._field_defaults[field]})'
+
+
+def _int8(args):
+    """The :class:`Int8` that the flags ask for; None without ``--int8``."""
+    given = {field: getattr(args, field) for field in Int8._fields if getattr(args, field) is not None}
+    if not args.int8:
+        if given:
+            raise InputError(f'--{next(iter(given)).replace("_", "-")} needs --int8.')
+        return None
+    if not args.calibrate:
+        raise InputError('--int8 needs --calibrate: a RecordIO file of images like those of the training.')
+    return Int8(**given)
 
 
 def _run(args):
     if args.mar and 'mxnet' not in args.format:
         raise InputError('--mar needs --format mxnet: an archive holds symbol and params.')
     forms = FORMS if args.form == 'both' else (args.form,)
-    written = export(args.network, args.out, forms, args.format, args.normalize_input, report=print)
+    written = export(args.network, args.out, forms, args.format, args.normalize_input, _int8(args), report=print)
     if args.mar:
         written += [archive(path, args.out) for path in written if path.name.endswith('-symbol.json')]
     for path in written:

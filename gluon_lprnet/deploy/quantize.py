@@ -1,0 +1,342 @@
+"""INT8: MXNet's and ONNX Runtime's own quantization after training, calibrated on real images.
+
+Both get the deployed form and the same images. A *layer* is a convolution or a fully connected operator with the
+operators without weights that follow it (activation, residual sum, pooling), under the name of its weight without
+``_weight``: so a layer has one name in both runtimes, and what is left out takes along whatever would round or clip
+its output.
+
+The L2 normalization of the r channels stays in float32: MXNet has no 8-bit operator for it, and 8 bits do not hold a
+sum of squares beside its epsilon.
+
+The measure is the noise that 8 bits add to the network's outputs, as a share of these outputs' variance over the
+calibration images: 0.01 is a signal-to-noise ratio of 20 dB. It means the same for classes and for landmarks.
+"""
+import contextlib
+import copy
+import io
+import json
+import tempfile
+from fnmatch import fnmatchcase
+from pathlib import Path
+from types import SimpleNamespace
+from typing import List, NamedTuple, Optional
+
+import mxnet as mx
+import numpy as np
+from mxnet.contrib import quantization
+from tqdm import tqdm
+
+from ..errors import InputError
+from .onnx import require_onnx, write_onnx
+from .reparametrize import as_block
+
+__all__ = ['CALIBRATIONS', 'LayerNoise', 'MXNetQuantizer', 'OnnxQuantizer', 'Quantized', 'mxnet_function', 'noise_of',
+           'onnx_function', 'outputs_of', 'quantize']
+
+CALIBRATIONS = ('naive', 'entropy')
+
+_BATCH_SIZE = 64
+# Images on which each layer is measured alone: the order of the layers needs fewer than the whole network's noise.
+_IMAGES_ALONE = 128
+
+_SUBGRAPHS = ('_sg_mkldnn_conv', '_sg_mkldnn_fully_connected')
+_ONNX_LAYERS = ('Conv', 'Gemm')
+_ONNX_OPERATORS = [*_ONNX_LAYERS, 'Add', 'AveragePool', 'Clip', 'Concat', 'GlobalAveragePool', 'MaxPool', 'Relu',
+                   'Reshape', 'Split', 'Transpose']
+
+
+class LayerNoise(NamedTuple):
+    """A layer of a quantized network.
+
+    Attributes
+    ----------
+    name : str
+    noise : float or None
+        Of the network in which this layer alone is quantized; None where it was not measured.
+    left_out : str or None
+        Why it stays in float32; None if it is quantized.
+    """
+
+    name: str
+    noise: Optional[float]
+    left_out: Optional[str]
+
+
+class Quantized(NamedTuple):
+    """A quantized network and what :func:`quantize` found out about it.
+
+    Attributes
+    ----------
+    model : object
+        What the quantizer's ``quantize`` returns.
+    noise : float
+    layers : list of LayerNoise
+        In the order of the network.
+    """
+
+    model: object
+    noise: float
+    layers: List[LayerNoise]
+
+
+class MXNetQuantizer:
+    """MXNet's quantization, for oneDNN's fused operators on the CPU.
+
+    ``quantize_graph`` and ``calib_graph`` calibrate once here for many choices of layers.
+
+    Parameters
+    ----------
+    symbol : Symbol
+        With the input ``data``, NCHW.
+    params : dict of str to NDArray
+        Its parameters and auxiliary states.
+    images : ndarray (N, channels, height, width) float32
+        To calibrate on.
+    calibration : str
+        Of ``CALIBRATIONS``: the range of a tensor is that of its values, or the one of the least Kullback-Leibler
+        divergence.
+
+    Attributes
+    ----------
+    layers : dict of str to list of str
+        The nodes of each layer, in the order of the network.
+    floating : callable
+        The network in float32, as fast as this runtime has it; from images to outputs, ndarrays.
+    """
+
+    def __init__(self, symbol, params, images, calibration):
+        self.floating = mxnet_function(as_block(symbol.get_backend_symbol('MKLDNN'), params))
+        auxiliary = set(symbol.list_auxiliary_states())
+        self._arguments = {name: value for name, value in params.items() if name not in auxiliary}
+        self._auxiliary = {name: params[name] for name in auxiliary}
+        self._fused = symbol.get_backend_symbol('MKLDNN_QUANTIZE')
+        nodes = json.loads(self._fused.tojson())['nodes']
+        names = [node['name'] for node in nodes]
+        self.layers = _layers(
+            (node['name'], node['op'] in _SUBGRAPHS, [names[index] for index, *_ in node['inputs']], [node['name']])
+            for node in nodes if node['op'] != 'null')
+        self._ranges = SimpleNamespace(min_max_dict=self._calibrate(images, calibration))
+
+    def quantize(self, layers):
+        """Symbol and parameters, auxiliary states among them, with the ``layers`` (names) in 8 bits."""
+        symbol, _, auxiliary, ranges = quantization.quantize_graph(
+            self._fused, self._arguments, self._auxiliary, excluded_sym_names=_other_nodes(self.layers, layers),
+            # 'auto' takes uint8 where no value is negative; 'int8' with entropy calibration gives a network that
+            # fails as it runs, since a convolution fused with a ReLU writes uint8 all the same.
+            calib_mode='customize', LayerOutputCollector=self._ranges, quantized_dtype='auto', logger=None)
+        symbol, arguments, auxiliary = quantization.calib_graph(
+            symbol, self._arguments, auxiliary, ranges, calib_mode='customize', quantized_dtype='auto', logger=None)
+        return symbol.get_backend_symbol('MKLDNN_QUANTIZE'), {**arguments, **auxiliary}
+
+    @staticmethod
+    def function(model):
+        """The function, from images to outputs, ndarrays, of what :meth:`quantize` returned."""
+        return mxnet_function(as_block(*model))
+
+    def _calibrate(self, images, calibration):
+        """The range, (low, high), of each tensor that an operator writes, and of the input, in float32.
+
+        Of more tensors than the whole network needs in 8 bits: where layers are left out there are more borders
+        between float32 and 8 bits.
+        """
+        *_, collector = quantization.quantize_graph(self._fused, self._arguments, self._auxiliary,
+                                                    calib_mode=calibration, quantized_dtype='auto', logger=None)
+        collector.include_layer = [name for name in self._fused.get_internals().list_outputs()
+                                   if name not in self._arguments and name not in self._auxiliary]
+        batches = mx.io.NDArrayIter(images, batch_size=min(_BATCH_SIZE, len(images)))
+        executor = self._fused.bind(mx.cpu(), {**self._arguments, 'data': mx.nd.zeros(batches.provide_data[0].shape)},
+                                    aux_states=self._auxiliary, grad_req='null')
+        executor.set_monitor_callback(collector.collect, monitor_all=True)
+        for batch in tqdm(batches, 'calibration', leave=False, disable=None):
+            executor.forward(is_train=False, data=batch.data[0])[0].wait_to_read()
+        if calibration == 'naive':
+            return collector.min_max_dict
+        return quantization._get_optimal_thresholds(collector.hist_dict, 'auto')
+
+
+class OnnxQuantizer:
+    """ONNX Runtime's static quantization in the QDQ format: uint8 activations, int8 weights by channel.
+
+    ``quantize_static`` taken apart, to calibrate once for many choices of layers.
+
+    Parameters
+    ----------
+    symbol, params, images, calibration
+        As of :class:`MXNetQuantizer`; ONNX Runtime calls ``naive`` MinMax.
+
+    Attributes
+    ----------
+    layers, floating
+        Likewise.
+
+    Raises
+    ------
+    InputError
+        If onnx or onnxruntime is not installed.
+    """
+
+    def __init__(self, symbol, params, images, calibration):
+        onnx, _ = require_onnx()
+        with tempfile.TemporaryDirectory() as scratch:
+            path = Path(scratch) / 'float.onnx'
+            write_onnx(symbol, params, images.shape[1:], path)
+            self._model = onnx.load(str(path))
+            self._ranges = _onnx_ranges(path, images, calibration)
+        self.floating = onnx_function(self._model.SerializeToString())
+        graph = self._model.graph
+        constants = {constant.name for constant in graph.initializer}
+        for node in graph.node:
+            # MXNet's converter gives convolutions no names, by which the quantizer knows nodes.
+            node.name = node.output[0]
+        self.layers = _layers((node.name, node.op_type in _ONNX_LAYERS, node.input, node.output)
+                              for node in graph.node)
+        # The sums with an epsilon, of L2 normalizations; a residual's terms are no constants.
+        self._in_float = [node.name for node in graph.node
+                          if node.op_type == 'Add' and not constants.isdisjoint(node.input)]
+
+    def quantize(self, layers):
+        """A ``ModelProto`` with the ``layers`` (names) in 8 bits."""
+        from onnxruntime.quantization import QDQQuantizer, QuantType
+        # Copies, since the quantizer writes into both.
+        quantizer = QDQQuantizer(
+            copy.deepcopy(self._model), per_channel=True, reduce_range=False, weight_qType=QuantType.QInt8,
+            activation_qType=QuantType.QUInt8, tensors_range=copy.deepcopy(self._ranges), nodes_to_quantize=[],
+            nodes_to_exclude=self._in_float + _other_nodes(self.layers, layers), op_types_to_quantize=_ONNX_OPERATORS,
+            extra_options={})
+        quantizer.quantize_model()
+        quantizer.model.topological_sort()
+        return quantizer.model.model
+
+    @staticmethod
+    def function(model):
+        """The function, from images to outputs, ndarrays, of what :meth:`quantize` returned."""
+        return onnx_function(model.SerializeToString())
+
+
+def quantize(quantizer, images, expected, exclude=(), tolerance=0.01):
+    """Quantize a network but for the layers that cost too much.
+
+    Each layer is quantized alone first. Then, as long as the network with all the others in 8 bits has more noise
+    than ``tolerance``, the layer of the most noise alone is left out.
+
+    Parameters
+    ----------
+    quantizer : MXNetQuantizer or OnnxQuantizer
+    images : ndarray (N, channels, height, width) float32
+        The calibration images.
+    expected : ndarray (N, outputs)
+        The network's outputs for them, in float32.
+    exclude : sequence of str
+        Names of layers that are left out whatever they cost, or patterns.
+    tolerance : float
+        The most noise, as a share of the variance of ``expected``.
+
+    Returns
+    -------
+    Quantized
+
+    Raises
+    ------
+    InputError
+        If a pattern fits no layer, if the outputs of a network with quantized layers are not finite, or if no layer
+        is left to quantize.
+    """
+    excluded = {}
+    for pattern in exclude:
+        found = [layer for layer in quantizer.layers if fnmatchcase(layer, pattern)]
+        if not found:
+            raise InputError(f'--exclude: {pattern!r} is the name of no layer; there are '
+                             f'{", ".join(quantizer.layers)}.')
+        excluded.update(dict.fromkeys(found, '--exclude'))
+    candidates = [layer for layer in quantizer.layers if layer not in excluded]
+
+    def noise(model, count=None):
+        return noise_of(outputs_of(quantizer.function(model), images[:count]), expected[:count])
+
+    alone = {layer: noise(quantizer.quantize([layer]), _IMAGES_ALONE)
+             for layer in tqdm(candidates, 'layers', leave=False, disable=None)}
+    remaining = sorted(candidates, key=alone.get)
+    while remaining:
+        model = quantizer.quantize(remaining)
+        whole = noise(model)
+        if whole <= tolerance:
+            return Quantized(model, whole, [LayerNoise(layer, alone.get(layer), excluded.get(layer))
+                                            for layer in quantizer.layers])
+        excluded[remaining.pop()] = 'noise'
+    raise InputError('no layer is left to quantize: raise --tolerance, or leave fewer out by --exclude.')
+
+
+def noise_of(outputs, expected):
+    """Noise of ``outputs`` (N, outputs) as a share of the variance of ``expected`` over its N rows.
+
+    Raises
+    ------
+    InputError
+        If an output is NaN or infinite, or if all rows of ``expected`` are the same.
+    """
+    if not np.isfinite(outputs).all():
+        raise InputError('the quantized network gives NaN or infinite outputs: give other or more images '
+                         '(--calibrate, --images), or the other --calibration.')
+    variance = ((expected - expected.mean(axis=0)) ** 2).sum()
+    if not variance:
+        raise InputError('the network has the same outputs for all calibration images: give more of them (--images).')
+    return float(((outputs - expected) ** 2).sum() / variance)
+
+
+def mxnet_function(net):
+    """A HybridBlock as a function of ndarrays."""
+    net.hybridize(static_alloc=True, static_shape=True)
+    return lambda images: net(mx.nd.array(images)).asnumpy()
+
+
+def onnx_function(model):
+    """An ONNX model, its path or its bytes, as a function of ndarrays, on one thread of the CPU."""
+    _, onnxruntime = require_onnx()
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    # Errors alone: it warns of what the quantizer leaves for it to fold.
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(model, options, providers=['CPUExecutionProvider'])
+    return lambda images: session.run(None, {'data': images})[0]
+
+
+def outputs_of(function, images):
+    """The outputs, ndarray (N, outputs), for images (N, channels, height, width) in small batches."""
+    return np.concatenate([function(images[start:start + _BATCH_SIZE])
+                           for start in range(0, len(images), _BATCH_SIZE)])
+
+
+def _layers(nodes):
+    """From the name of each layer to those of its nodes.
+
+    ``nodes`` are tuples, in the order in which they run: name, whether it has a weight, its inputs and its outputs.
+    """
+    layers, owner = {}, {}
+    for name, has_weight, inputs, outputs in nodes:
+        if has_weight:
+            layer = inputs[1][:-len('_weight')]
+        else:
+            # Where branches meet, the layer that runs last: it writes their sum.
+            layer = max((owner[entry] for entry in inputs if entry in owner), key=list(layers).index, default=None)
+        if layer is not None:
+            layers.setdefault(layer, []).append(name)
+            owner.update(dict.fromkeys(outputs, layer))
+    return layers
+
+
+def _other_nodes(layers, chosen):
+    return [node for layer, nodes in layers.items() if layer not in chosen for node in nodes]
+
+
+def _onnx_ranges(path, images, calibration):
+    """The ranges of all tensors, as ONNX Runtime's quantizer takes them."""
+    from onnxruntime.quantization import CalibrationMethod, create_calibrator
+    method = {'naive': CalibrationMethod.MinMax, 'entropy': CalibrationMethod.Entropy}[calibration]
+    # It prints what it does.
+    with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stdout(io.StringIO()):
+        calibrator = create_calibrator(str(path), _ONNX_OPERATORS, str(Path(scratch) / 'augmented.onnx'), method)
+        for start in tqdm(range(0, len(images), _BATCH_SIZE), 'calibration', leave=False, disable=None):
+            # A reader of one batch each time, since it keeps all tensors of all that a reader gives.
+            batch = iter([{'data': images[start:start + _BATCH_SIZE]}])
+            calibrator.collect_data(SimpleNamespace(get_next=lambda: next(batch, None)))
+        return calibrator.compute_data()
