@@ -26,7 +26,7 @@ from ..errors import InputError
 __all__ = ['deploy', 'reparametrize', 'trace']
 
 
-def deploy(net):
+def deploy(net, operators=False):
     """The same function as ``net`` at inference, with fewer and cheaper operators.
 
     Parameters
@@ -34,6 +34,9 @@ def deploy(net):
     net : HybridBlock
         Initialized, in float32, with one NCHW input. Its parameters stay as they are; its LPR modules are left in
         the plain form (see :func:`gluon_lprnet.blocks.normalize_in_rank_space`).
+    operators : bool, default False
+        Run its modules in the operator library of :mod:`gluon_lprnet.deploy.operators`: faster, for CPUs alone, and
+        compiled on first use.
 
     Returns
     -------
@@ -43,9 +46,13 @@ def deploy(net):
     Raises
     ------
     InputError
-        If a parameter is not float32.
+        If a parameter is not float32, or if the operator library cannot be built.
     """
-    block = as_block(*reparametrize(*trace(net)))
+    symbol, params = reparametrize(*trace(net))
+    if operators:
+        from .operators import with_operators
+        symbol, params = with_operators(symbol, params)
+    block = as_block(symbol, params)
     block.hybridize(static_alloc=True, static_shape=True)
     return block
 

@@ -1,0 +1,455 @@
+#!/usr/bin/env python
+"""Latency of inference: LPRNet as trained and deployed beside the other networks, in every runtime, in one run.
+
+    python benchmarks/inference.py
+    python benchmarks/inference.py --widths 0.5 1.0 --batch-sizes 1 --runtimes fused operators onnxruntime
+
+A runtime with a number of threads is a process of its own, since threads and engine are read when it starts. The
+processes take turns: a round has a visit to each network in each of them, and a visit is one pass that does not count
+and some that do. The tables show the median of the rounds, with the first and third quartile; ratios are taken within
+a round. Networks have random weights, of which time does not depend.
+"""
+import argparse
+import importlib.util
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+CORES = len(os.sched_getaffinity(0))
+
+# Name: what the table calls it, and the package that it needs.
+RUNTIMES = {
+    'hybridized': ('MXNet hybridized', 'mxnet'),
+    'fused': ('MXNet fused', 'mxnet'),
+    'operators': ('MXNet, operator library', 'mxnet'),
+    'onnxruntime': ('ONNX Runtime', 'onnxruntime'),
+    'openvino': ('OpenVINO', 'openvino'),
+    'pytorch': ('PyTorch', 'torch'),
+}
+# Name: what the table calls it, the family, and whether it is in the deployed form.
+NETWORKS = {
+    'mobilenetv1': ('MobileNetV1', 'mobilenetv1', False),
+    'mobilenetv2': ('MobileNetV2', 'mobilenetv2', False),
+    'shufflenetv2': ('ShuffleNetV2', 'shufflenetv2', False),
+    'trained': ('LPRNet as trained', 'lprnet_mobilenet', False),
+    'deployed': ('LPRNet deployed', 'lprnet_mobilenet', True),
+}
+# The operator library is for the deployed form; MobileNetV1 has one too.
+OF_OPERATORS = ('mobilenetv1', 'deployed')
+
+BASE, OURS = 'mobilenetv1', 'deployed'
+# Speed of the deployed LPRNet over MobileNetV1 at one thread, batch 1, by runtime and width.
+SPEED_AIMS = [(runtime, width, aim) for runtime, first in (('fused', 1.7), ('operators', 1.7), ('onnxruntime', 1.9))
+              for width, aim in ((1.0, first), (0.5, 1.6), (0.25, 1.4))]
+MXNET_OVER_ONNXRUNTIME = 1.15
+
+# Seconds of measured passes in a visit; one pass at least.
+VISIT = 0.02
+
+
+# What a process of a runtime does: a loader takes the prefix of a network's files and an input, and gives a pass.
+
+def load_mxnet(prefix, data):
+    import gluon_lprnet  # noqa: F401  before MXNet
+    import mxnet as mx
+    if Path(f'{prefix}.operators').exists():
+        from gluon_lprnet.deploy.operators import load_library
+        load_library()
+    block = mx.gluon.SymbolBlock.imports(f'{prefix}-symbol.json', ['data'], f'{prefix}-0000.params')
+    return block, mx.nd.array(data)
+
+
+def load_hybridized(prefix, data):
+    block, data = load_mxnet(prefix, data)
+    block.hybridize(static_alloc=True, static_shape=True)
+    return lambda: block(data).wait_to_read()
+
+
+def load_fused(prefix, data):
+    block, data = load_mxnet(prefix, data)
+    block.optimize_for(data, backend='MKLDNN', static_alloc=True, static_shape=True)
+    return lambda: block(data).wait_to_read()
+
+
+def load_onnxruntime(prefix, data):
+    import onnxruntime
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = int(os.environ['OMP_NUM_THREADS'])
+    session = onnxruntime.InferenceSession(f'{prefix}.onnx', options, providers=['CPUExecutionProvider'])
+    return lambda: session.run(None, {'data': data})
+
+
+def load_openvino(prefix, data):
+    import openvino
+    core = openvino.Core()
+    model = core.read_model(f'{prefix}.onnx')
+    model.reshape(data.shape)
+    # float32, as everywhere else: the default is bfloat16 where the processor has it.
+    compiled = core.compile_model(model, 'CPU', {'INFERENCE_NUM_THREADS': os.environ['OMP_NUM_THREADS'],
+                                                 'PERFORMANCE_HINT': 'LATENCY', 'INFERENCE_PRECISION_HINT': 'f32'})
+    request = compiled.create_infer_request()
+    return lambda: request.infer({'data': data}, share_inputs=True)
+
+
+def load_pytorch(prefix, data):
+    import torch
+    torch.set_num_threads(int(os.environ['OMP_NUM_THREADS']))
+    data = torch.from_numpy(data)
+    with torch.no_grad():
+        traced = torch.jit.trace(torch_module(f'{prefix}.onnx').eval(), data)
+        compiled = torch.jit.optimize_for_inference(torch.jit.freeze(traced))
+
+    def run():
+        with torch.inference_mode():
+            compiled(data)
+    return run
+
+
+def torch_module(path):
+    """The network of an ONNX file as a PyTorch module, for the operators that these networks have."""
+    import onnx
+    import torch
+    from onnx import numpy_helper
+    from torch.nn import functional as F
+    graph = onnx.load(path).graph
+    constants = {entry.name: numpy_helper.to_array(entry) for entry in graph.initializer}
+
+    def convolution(node, attributes, x):
+        weight = constants[node.input[1]]
+        top, left, bottom, right = attributes.get('pads', (0, 0, 0, 0))
+        assert (top, left) == (bottom, right)
+        layer = torch.nn.Conv2d(x, len(weight), weight.shape[2:], attributes.get('strides', 1), (top, left),
+                                groups=attributes.get('group', 1), bias=len(node.input) > 2)
+        return with_values(layer, node.input[1:])
+
+    def with_values(layer, names):
+        for parameter, name in zip((layer.weight, layer.bias), names):
+            parameter.data = torch.tensor(constants[name])
+        return layer
+
+    def batch_norm(node, attributes):
+        layer = torch.nn.BatchNorm2d(len(constants[node.input[1]]), attributes.get('epsilon', 1e-5))
+        layer.running_mean, layer.running_var = (torch.tensor(constants[name]) for name in node.input[3:])
+        return with_values(layer, node.input[1:3])
+
+    class Network(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.steps = []
+            for index, node in enumerate(graph.node):
+                attributes = {entry.name: onnx.helper.get_attribute_value(entry) for entry in node.attribute}
+                layer, inputs = None, node.input
+                if node.op_type == 'Conv':
+                    weight = constants[node.input[1]]
+                    layer = convolution(node, attributes, weight.shape[1] * attributes.get('group', 1))
+                elif node.op_type == 'BatchNormalization':
+                    layer = batch_norm(node, attributes)
+                elif node.op_type == 'Gemm':
+                    layer = with_values(torch.nn.Linear(*constants[node.input[1]].shape[::-1]), node.input[1:])
+                if layer is not None:
+                    self.add_module(f'layer{index}', layer)
+                    inputs = node.input[:1]
+                self.steps.append((node.op_type, attributes, layer, list(inputs), list(node.output)))
+
+        def forward(self, x):
+            values = {'data': x}
+
+            def number(name):
+                return constants[name].tolist()
+
+            for operator, attributes, layer, names, outputs in self.steps:
+                given = [values.get(name) for name in names]
+                x = given[0]
+                if layer is not None:
+                    result = layer(x)
+                elif operator == 'Relu':
+                    result = F.relu(x)
+                elif operator == 'Clip':
+                    result = F.hardtanh(x, *(float(number(name)) for name in names[1:]))
+                elif operator == 'Add':
+                    result = x + (number(names[1])[0] if given[1] is None else given[1])
+                elif operator == 'Sqrt':
+                    result = torch.sqrt(x)
+                elif operator == 'Div':
+                    result = x / given[1]
+                elif operator == 'ReduceSumSquare':
+                    result = (x * x).sum(1, keepdim=True)
+                elif operator == 'GlobalAveragePool':
+                    result = F.adaptive_avg_pool2d(x, 1)
+                elif operator == 'MaxPool':
+                    result = F.max_pool2d(x, attributes['kernel_shape'], attributes['strides'], attributes['pads'][:2])
+                elif operator == 'Flatten':
+                    result = torch.flatten(x, 1)
+                elif operator == 'Concat':
+                    result = torch.cat(given, attributes['axis'])
+                elif operator == 'Split':
+                    result = torch.split(x, number(names[1]), attributes['axis'])
+                elif operator == 'Transpose':
+                    result = x.permute(attributes['perm'])
+                elif operator == 'Reshape':
+                    result = x.reshape(number(names[1]))
+                else:
+                    raise NotImplementedError(operator)
+                values.update(zip(outputs, result if operator == 'Split' else [result]))
+            return result
+    return Network()
+
+
+LOADERS = {'hybridized': load_hybridized, 'fused': load_fused, 'operators': load_hybridized,
+           'onnxruntime': load_onnxruntime, 'openvino': load_openvino, 'pytorch': load_pytorch}
+
+
+def work(runtime):
+    """Load networks and time passes, as the lines of standard input say; answers in JSON."""
+    import numpy as np
+    answers = os.fdopen(os.dup(1), 'w')
+    # For all else that a library prints.
+    os.dup2(2, 1)
+    passes = {}
+    for line in sys.stdin:
+        order, *arguments = json.loads(line)
+        answer = None
+        if order == 'load':
+            name, prefix, shape = arguments
+            data = np.random.default_rng(0).normal(0, 1, shape).astype('float32')
+            passes[name] = LOADERS[runtime](prefix, data)
+            passes[name]()
+        elif order == 'clear':
+            passes.clear()
+        else:
+            step, = (passes[name] for name in arguments)
+            step()
+            times, end = [], time.perf_counter() + VISIT
+            while not times or time.perf_counter() < end:
+                begin = time.perf_counter()
+                step()
+                times.append(1e3 * (time.perf_counter() - begin))
+            answer = statistics.median(times)
+        answers.write(json.dumps(answer) + '\n')
+        answers.flush()
+
+
+class Worker:
+    """The process of a runtime with a number of threads."""
+
+    def __init__(self, runtime, threads, engine):
+        environment = dict(os.environ, OMP_NUM_THREADS=str(threads), MXNET_ENGINE_TYPE=engine)
+        self.process = subprocess.Popen([sys.executable, __file__, '--worker', runtime], env=environment, text=True,
+                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+
+    def ask(self, *order):
+        print(json.dumps(order), file=self.process.stdin, flush=True)
+        answer = self.process.stdout.readline()
+        if not answer:
+            raise RuntimeError(f'the process for {order} ended')
+        return json.loads(answer)
+
+    def close(self):
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def write_networks(folder, width, args):
+    """The files of each network at a width; dict from (runtime, network) to their prefix."""
+    import gluon_lprnet
+    import mxnet as mx
+    from gluon_lprnet.deploy.onnx import write_onnx
+    from gluon_lprnet.deploy.operators import with_operators
+    from gluon_lprnet.deploy.reparametrize import reparametrize, trace
+    from gluon_lprnet.errors import InputError
+    image = (3, args.input_size, args.input_size)
+
+    def save(symbol, params, prefix):
+        auxiliary = set(symbol.list_auxiliary_states())
+        symbol.save(f'{prefix}-symbol.json')
+        mx.nd.save(f'{prefix}-0000.params', {('aux:' if name in auxiliary else 'arg:') + name: value
+                                             for name, value in params.items()})
+
+    prefixes = {}
+    for network in args.networks:
+        _, family, deployed = NETWORKS[network]
+        try:
+            net = gluon_lprnet.get_model(family, width=width)
+        except InputError:
+            continue
+        net.initialize(mx.init.MSRAPrelu())
+        net(mx.nd.zeros((1, *image)))
+        trained = trace(net)
+        written = reparametrize(*trained) if deployed else trained
+        prefix = f'{folder}/{network}'
+        save(*written, prefix)
+        if {'onnxruntime', 'openvino', 'pytorch'} & set(args.runtimes):
+            write_onnx(*written, image, f'{prefix}.onnx')
+        for runtime in args.runtimes:
+            prefixes[runtime, network] = prefix
+        if 'operators' in args.runtimes:
+            del prefixes['operators', network]
+            if network in OF_OPERATORS:
+                prefixes['operators', network] = f'{prefix}-operators'
+                save(*with_operators(*reparametrize(*trained)), f'{prefix}-operators')
+                Path(f'{prefix}-operators.operators').touch()
+    return prefixes
+
+
+def measure(workers, prefixes, batch_size, seconds, args):
+    """Rounds of visits to every network of every worker: dict from (runtime, threads, network) to milliseconds."""
+    cells = [(worker, network) for worker in workers for network in args.networks if (worker[0], network) in prefixes]
+    for worker, network in cells:
+        workers[worker].ask('load', network, prefixes[worker[0], network],
+                            [batch_size, 3, args.input_size, args.input_size])
+    times = {(*worker, network): [] for worker, network in cells}
+    end = time.monotonic() + seconds
+    for done in range(args.rounds):
+        # Backwards every other round, so that nobody has always the same one before it.
+        for worker, network in cells[::-1] if done % 2 else cells:
+            times[(*worker, network)].append(workers[worker].ask('run', network))
+        if done >= 2 and time.monotonic() > end:
+            break
+    for worker in workers.values():
+        worker.ask('clear')
+    return times
+
+
+def median_of_ratios(numerator, denominator):
+    return statistics.median(a / b for a, b in zip(numerator, denominator))
+
+
+def latency_tables(times, args):
+    from tabulate import tabulate
+    for batch_size in args.batch_sizes:
+        for threads in args.threads:
+            rows = []
+            for runtime in args.runtimes:
+                for network in args.networks:
+                    cells = [times.get((width, batch_size, runtime, threads, network)) for width in args.widths]
+                    if any(cells):
+                        rows.append([RUNTIMES[runtime][0], NETWORKS[network][0], *map(_cell, cells)])
+                if {BASE, OURS} <= set(args.networks):
+                    rows.append([RUNTIMES[runtime][0], '**MobileNetV1 / LPRNet deployed**',
+                                 *(_ratio(times, (width, batch_size, runtime, threads)) for width in args.widths)])
+            yield (f'{threads} thread{"s" * (threads > 1)}, batch {batch_size}, {args.input_size}x{args.input_size}; '
+                   'milliseconds a pass, median (quartiles)',
+                   tabulate(rows, ['', '', *(f'x{width:g}' for width in args.widths)], tablefmt='github'))
+
+
+def _cell(values):
+    if not values:
+        return '-'
+    low, _, high = statistics.quantiles(values, n=4, method='inclusive')
+    digits = 2 if low < 10 else 1
+    return f'{statistics.median(values):.{digits}f} ({low:.{digits}f}-{high:.{digits}f})'
+
+
+def _ratio(times, key):
+    if (*key, BASE) not in times:
+        return '-'
+    return f'**{median_of_ratios(times[(*key, BASE)], times[(*key, OURS)]):.2f}**'
+
+
+def aims(times, args):
+    """Rows of aim, measured, met or missed."""
+    def found(*key):
+        return times.get(key)
+
+    for runtime, width, aim in SPEED_AIMS:
+        # The aim's MobileNetV1 is the one of the fused backend; the library is ours.
+        base = found(width, 1, 'fused' if runtime == 'operators' else runtime, 1, BASE)
+        ours = found(width, 1, runtime, 1, OURS)
+        if base and ours:
+            name = RUNTIMES[runtime][0] + (' over MobileNetV1 in MXNet fused' if runtime == 'operators' else '')
+            yield _judged(f'x{width:g}, {name}: speed of LPRNet deployed over MobileNetV1', aim,
+                          median_of_ratios(base, ours), 1)
+    for runtime in ('fused', 'operators'):
+        for width in args.widths:
+            ours, other = (found(width, 1, name, 1, OURS) for name in (runtime, 'onnxruntime'))
+            if ours and other:
+                yield _judged(f'x{width:g}, {RUNTIMES[runtime][0]}: time of LPRNet deployed over ONNX Runtime\'s',
+                              MXNET_OVER_ONNXRUNTIME, median_of_ratios(ours, other), -1)
+    for runtime in ('hybridized', 'fused', 'operators'):
+        for width in args.widths:
+            one, every = (found(width, 1, runtime, threads, OURS) for threads in (1, CORES))
+            if one and every and CORES > 1:
+                yield _judged(f'x{width:g}, {RUNTIMES[runtime][0]}: time on {CORES} threads over one thread\'s', 1.0,
+                              median_of_ratios(every, one), -1)
+
+
+def _judged(what, aim, value, sign):
+    return [what, f'{"at least" if sign > 0 else "at most"} {aim}', f'{value:.2f}',
+            'met' if sign * value >= sign * aim else 'missed']
+
+
+def versions(args):
+    from importlib import metadata
+    packages = {'mxnet': 'mxnet', 'onnxruntime': 'onnxruntime', 'openvino': 'openvino', 'torch': 'torch'}
+    used = {RUNTIMES[runtime][1] for runtime in args.runtimes}
+    return ', '.join(f'{package} {metadata.version(packages[package])}' for package in packages if package in used)
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    from gluon_lprnet.flags import positive_float, positive_int
+    parser.add_argument('--networks', nargs='+', choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument('--widths', nargs='+', type=positive_float, default=[0.25, 0.5, 0.75, 1.0, 1.25, 1.5])
+    parser.add_argument('--batch-sizes', nargs='+', type=positive_int, default=[1, 32])
+    parser.add_argument('--threads', nargs='+', type=positive_int, default=sorted({1, CORES}),
+                        help='default: one and all cores')
+    parser.add_argument('--runtimes', nargs='+', choices=RUNTIMES, default=None,
+                        help='default: those whose package is installed')
+    parser.add_argument('--input-size', type=positive_int, default=224)
+    parser.add_argument('--engine', default='NaiveEngine', help="MXNet's engine (default: %(default)s)")
+    parser.add_argument('--rounds', type=positive_int, default=41, help='at most (default: %(default)s)')
+    parser.add_argument('--minutes', type=positive_float, default=30, help='for all rounds, roughly, of which there '
+                        'are at least three (default: %(default)s)')
+    args = parser.parse_args()
+    missing = [runtime for runtime, (_, package) in RUNTIMES.items() if importlib.util.find_spec(package) is None]
+    if args.runtimes is None:
+        args.runtimes = [runtime for runtime in RUNTIMES if runtime not in missing]
+        for runtime in missing:
+            print(f'{RUNTIMES[runtime][0]} is left out: {RUNTIMES[runtime][1]} is not installed.', file=sys.stderr)
+    elif set(missing) & set(args.runtimes):
+        parser.error(f'not installed: {", ".join(RUNTIMES[runtime][1] for runtime in missing)}.')
+    return args
+
+
+def main():
+    if sys.argv[1:2] == ['--worker']:
+        return work(sys.argv[2])
+    args = parse_args()
+    from tabulate import tabulate
+    from tqdm import tqdm
+    # One thread and all side by side where they are compared; else one after the other, to hold fewer networks.
+    groups = [(batch_size, width, threads) for batch_size in args.batch_sizes for width in args.widths
+              for threads in ([args.threads] if batch_size == 1 else [[count] for count in args.threads])]
+    load_before = os.getloadavg()[0]
+    workers = {(runtime, threads): Worker(runtime, threads, args.engine)
+               for runtime in args.runtimes for threads in args.threads}
+    times = {}
+    try:
+        for batch_size, width, threads in tqdm(groups, unit='group'):
+            with tempfile.TemporaryDirectory() as folder:
+                found = measure({worker: workers[worker] for worker in workers if worker[1] in threads},
+                                write_networks(folder, width, args), batch_size, 60 * args.minutes / len(groups), args)
+            times.update({(width, batch_size, *key): values for key, values in found.items()})
+    finally:
+        for worker in workers.values():
+            worker.close()
+    rounds = [len(values) for values in times.values()]
+    print(f'{versions(args)}; {args.engine}; {min(rounds)} to {max(rounds)} rounds; load average {load_before:.1f} '
+          f'before, {os.getloadavg()[0]:.1f} after')
+    for title, table in latency_tables(times, args):
+        print(f'\n### {title}\n\n{table}')
+    rows = list(aims(times, args))
+    if rows:
+        print('\n### Aims, batch 1\n')
+        print(tabulate(rows, ['', 'aim', 'measured', ''], tablefmt='github', disable_numparse=True))
+
+
+if __name__ == '__main__':
+    main()

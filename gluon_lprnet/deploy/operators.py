@@ -1,0 +1,273 @@
+"""The deployed form on an operator library of our own: each module of the network in one operator.
+
+MXNet runs an LPR module as five operators, each of which reads and writes its feature map, and oneDNN and
+L2Normalization want it in layouts of their own. ``operators.cc`` has an LPR module and a depthwise separable one as
+one operator each: a strip of the depthwise convolution's output stays in cache until the module's output is written,
+in a layout that all of them share. MXNet loads the library by its extension interface, ``mx.library.load``.
+
+The library is compiled on the machine that it runs on, once, for its processor, by g++ (or what ``CXX`` names).
+"""
+import hashlib
+import os
+import shlex
+import subprocess
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+import mxnet as mx
+import numpy as np
+
+from ..errors import InputError
+from .reparametrize import SymbolGraph, attributes
+
+__all__ = ['build_library', 'load_library', 'with_operators']
+
+SOURCE = Path(__file__).with_name('operators.cc')
+FLAGS = ['-std=c++11', '-O3', '-march=native', '-fopenmp', '-shared', '-fPIC']
+
+# Channels of a feature map that stand together.
+BLOCK = 16
+
+
+def build_library():
+    """Compile the operator library, unless it was compiled before.
+
+    Returns
+    -------
+    Path
+        Of the shared object, in ``gluon_lprnet`` of ``XDG_CACHE_HOME`` (by default ``~/.cache``). Its name holds a
+        digest of source, compiler and processor, so that another one of these is another file.
+
+    Raises
+    ------
+    InputError
+        If there is no compiler, if it fails, or if the folder cannot be written to.
+    """
+    compiler = shlex.split(os.environ.get('CXX', 'g++'))
+    mxnet = Path(mx.__file__).parent
+    sources = [SOURCE, mxnet / 'src' / 'lib_api.cc']
+    try:
+        # What -march=native comes to is the processor.
+        target = subprocess.run([*compiler, '-march=native', '-Q', '--help=target'], stdout=subprocess.PIPE,
+                                stderr=subprocess.STDOUT, check=True).stdout
+        version = subprocess.run([*compiler, '--version'], stdout=subprocess.PIPE, check=True).stdout
+        digest = hashlib.sha256(b''.join([target, version, *(path.read_bytes() for path in sources)])).hexdigest()[:16]
+        folder = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'gluon_lprnet'
+        library = folder / f'operators-{digest}.so'
+        if not library.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=folder) as scratch:
+                built = Path(scratch) / library.name
+                subprocess.run([*compiler, *FLAGS, f'-I{mxnet / "include"}', *map(str, sources), '-o', str(built)],
+                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=True)
+                os.replace(built, library)
+    except subprocess.CalledProcessError as error:
+        raise InputError(f'{shlex.join(compiler)} cannot compile the operator library:\n'
+                         f'{(error.stdout or b"").decode(errors="replace")[-2000:]}') from error
+    except OSError as error:
+        raise InputError(f'the operator library cannot be built ({error.filename}: {error.strerror}). It needs g++ (or '
+                         'what CXX names) and a cache folder; the standard form needs neither.') from error
+    return library
+
+
+def load_library():
+    """Give MXNet the operators, compiling them if need be: before a symbol that has them is loaded.
+
+    Raises
+    ------
+    InputError
+        As of :func:`build_library`.
+    """
+    if not hasattr(mx.sym, 'lprnet_separable'):
+        mx.library.load(str(build_library()), verbose=False)
+
+
+def with_operators(symbol, params):
+    """Put the library's operators in the place of the modules of a deployed network.
+
+    What is neither an LPR module with normalization and residual, nor a depthwise separable one, nor a 3x3
+    convolution before such a module stays as it is.
+
+    Parameters
+    ----------
+    symbol : Symbol
+        Of :func:`gluon_lprnet.deploy.reparametrize.reparametrize`.
+    params : dict of str to NDArray
+
+    Returns
+    -------
+    tuple of (Symbol, dict of str to NDArray)
+        Weights keep their names, in the shapes of ``operators.cc``.
+
+    Raises
+    ------
+    InputError
+        As of :func:`build_library`.
+    """
+    load_library()
+    return Rewriting(symbol, params).result()
+
+
+class Module(NamedTuple):
+    """An operator of the library for some nodes of the graph: ``source`` is the one whose output it takes,
+    ``parameters`` are (node, slot, what makes the operator's array of the node's)."""
+
+    operator: str
+    attributes: dict
+    source: int
+    channels: int
+    parameters: list
+
+
+class Rewriting(SymbolGraph):
+    """A copy of the graph, node by node: a feature map of an operator of the library is blocked, any other plain."""
+
+    def __init__(self, symbol, params):
+        super().__init__(symbol, params)
+        activations = [index for index, node in enumerate(self.nodes)
+                       if node['op'] == 'Activation' and attributes(node, act_type='') == ['relu']]
+        self.modules = {index: self._separable(index) or self._lpr(index) for index in activations}
+        users = Counter(module.source for module in self.modules.values() if module)
+        for index in activations:
+            # Worth it where nothing else takes its output.
+            if not self.modules[index] and 0 < users[index] == self.uses[index]:
+                self.modules[index] = self._convolution(index)
+        for module in filter(None, self.modules.values()):
+            for node, slot, pack in module.parameters:
+                self._set(node, slot, pack(self._value(node, slot)))
+        self.copies, self.plain, self.blocked = [], {}, {}
+        for index, node in enumerate(self.nodes):
+            module = self.modules.get(index)
+            if module:
+                take = self._plain if module.operator == 'lprnet_convolution' else self._blocked
+                self.blocked[index] = self._new(
+                    module.operator, node['name'], module.attributes, take(module.source),
+                    *(self._plain(owner['inputs'][slot][0]) for owner, slot, _ in module.parameters))
+            else:
+                self.plain[index] = self._append(dict(node, inputs=[self._copied(entry) for entry in node['inputs']]))
+        self.graph.update(nodes=self.copies, heads=[self._copied(entry) for entry in self.graph['heads']],
+                          arg_nodes=[index for index, node in enumerate(self.copies) if node['op'] == 'null'])
+
+    def _append(self, node):
+        self.copies.append(node)
+        return len(self.copies) - 1
+
+    def _new(self, operator, name, attrs, *inputs):
+        return self._append({'op': operator, 'name': name, 'attrs': attrs,
+                             'inputs': [[index, 0, 0] for index in inputs]})
+
+    def _copied(self, entry):
+        return [self._plain(entry[0]), *entry[1:]]
+
+    def _plain(self, index):
+        """The copy of a node's output in the plain layout."""
+        if index not in self.plain:
+            self.plain[index] = self._new('lprnet_unblock', self.nodes[index]['name'] + '_plain',
+                                          {'channels': str(self.modules[index].channels)}, self.blocked[index])
+        return self.plain[index]
+
+    def _blocked(self, index):
+        """The copy of a node's output in the blocked layout."""
+        if index not in self.blocked:
+            self.blocked[index] = self._new('lprnet_block', self.nodes[index]['name'] + '_blocked', {},
+                                            self._plain(index))
+        return self.blocked[index]
+
+    def _separable(self, index):
+        """The depthwise separable module that ends with an activation, or None."""
+        pointwise = self._sole_convolution(self.nodes[index])
+        if not pointwise or not _is_pointwise(pointwise, no_bias=False):
+            return None
+        between = self.nodes[pointwise['inputs'][0][0]]
+        if between['op'] != 'Activation' or attributes(between, act_type='') != ['relu']:
+            return None
+        depthwise = self._sole_convolution(between)
+        if self.uses[pointwise['inputs'][0][0]] != 1 or not depthwise or not _is_depthwise(depthwise):
+            return None
+        return Module('lprnet_separable', {'stride': _stride(depthwise)}, depthwise['inputs'][0][0],
+                      _channels(pointwise), [(depthwise, 1, depthwise_blocks), (depthwise, 2, vector_blocks),
+                                             (pointwise, 1, matrix_blocks), (pointwise, 2, vector_blocks)])
+
+    def _lpr(self, index):
+        """The LPR module, with normalization and residual, that ends with an activation, or None."""
+        total, = (self.nodes[entry[0]] for entry in self.nodes[index]['inputs'])
+        if total['op'] != 'elemwise_add' or self.uses[self.nodes[index]['inputs'][0][0]] != 1:
+            return None
+        p2 = self._sole_convolution(total)
+        norm = p2 and self.nodes[p2['inputs'][0][0]]
+        if not p2 or norm['op'] != 'L2Normalization' or attributes(norm, mode='instance') != ['channel']:
+            return None
+        p1 = self._sole_convolution(norm)
+        residual = total['inputs'][1][0]
+        depthwise = self.nodes[residual]
+        if not (self.uses[p2['inputs'][0][0]] == 1 and p1 and p1['inputs'][0][0] == residual
+                and self.uses[residual] == 2 and depthwise['op'] == 'Convolution' and _is_depthwise(depthwise)
+                and self._has_own_parameters(depthwise) and _stride(depthwise) == '1'
+                and _is_pointwise(p1, no_bias=True) and _is_pointwise(p2, no_bias=True)):
+            return None
+        eps, = attributes(norm, eps=1e-10)
+        return Module('lprnet_separable', {'stride': '1', 'eps': str(eps)}, depthwise['inputs'][0][0], _channels(p2),
+                      [(depthwise, 1, depthwise_blocks), (depthwise, 2, vector_blocks), (p1, 1, matrix_blocks),
+                       (p2, 1, matrix_blocks)])
+
+    def _convolution(self, index):
+        """The 3x3 convolution that ends with an activation, or None."""
+        convolution = self._sole_convolution(self.nodes[index])
+        if not convolution or not _is_3x3(convolution) or attributes(convolution, num_group=1) != [1]:
+            return None
+        return Module('lprnet_convolution', {'stride': _stride(convolution)}, convolution['inputs'][0][0],
+                      _channels(convolution), [(convolution, 1, convolution_blocks), (convolution, 2, vector_blocks)])
+
+
+def _is_pointwise(convolution, no_bias):
+    return attributes(convolution, kernel=(), stride=(1, 1), pad=(0, 0), num_group=1, no_bias=False) == [
+        (1, 1), (1, 1), (0, 0), 1, no_bias]
+
+
+def _is_3x3(convolution):
+    return attributes(convolution, kernel=(), pad=(0, 0), dilate=(1, 1), no_bias=False) == [
+        (3, 3), (1, 1), (1, 1), False] and attributes(convolution, stride=(1, 1)) in ([(1, 1)], [(2, 2)])
+
+
+def _is_depthwise(convolution):
+    groups, = attributes(convolution, num_group=1)
+    return _is_3x3(convolution) and groups == _channels(convolution) > 1
+
+
+def _stride(convolution):
+    (stride, _), = attributes(convolution, stride=(1, 1))
+    return str(stride)
+
+
+def _channels(convolution):
+    channels, = attributes(convolution, num_filter=0)
+    return channels
+
+
+def _padded(array, axis):
+    """With zeros at the end of an axis, up to a multiple of BLOCK."""
+    widths = [(0, 0)] * array.ndim
+    widths[axis] = (0, -array.shape[axis] % BLOCK)
+    return np.pad(array, widths)
+
+
+def vector_blocks(vector):
+    return _padded(vector, 0).reshape(-1, BLOCK)
+
+
+def matrix_blocks(weight):
+    """Blocks of rows, each with its columns one after the other, of a weight of (rows, ...)."""
+    matrix = _padded(_padded(weight.reshape(len(weight), -1), 0), 1)
+    return matrix.reshape(-1, BLOCK, matrix.shape[1]).transpose(0, 2, 1)
+
+
+def convolution_blocks(weight):
+    """Of a 3x3 convolution: a column of the matrix is a row of the kernel, a channel, a column of the kernel."""
+    return matrix_blocks(weight.transpose(0, 2, 1, 3))
+
+
+def depthwise_blocks(weight):
+    """Blocks of channels, each with its nine taps one after the other."""
+    return _padded(weight, 0).reshape(-1, BLOCK, 9).transpose(0, 2, 1)
