@@ -132,6 +132,10 @@ def test_broken_symbol_files_are_named(run, tmp_path):
     (tmp_path / 'net-0000.params').write_bytes(b'nothing')
     with pytest.raises(InputError, match='net-0000.params'):
         load_network(symbol)
+    shutil.copy(next((run / 'export').glob('*.params')), tmp_path / 'net-0000.params')
+    (tmp_path / 'net.json').write_text('{"task"')
+    with pytest.raises(InputError, match='net.json, the description of the network, is no JSON'):
+        load_network(symbol)
 
 
 @pytest.mark.parametrize('content, message', [(None, 'no such file'), (b'no picture', 'not a picture')])

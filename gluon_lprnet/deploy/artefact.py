@@ -117,4 +117,7 @@ def _load_symbol(path, context):
     except (mx.MXNetError, AssertionError, ValueError) as error:
         raise InputError(f'{path} with {params[-1].name} does not load: {str(error).splitlines()[-1]}') from error
     description = path.with_name(prefix + '.json')
-    return net, json.loads(description.read_text()) if description.exists() else {}
+    try:
+        return net, json.loads(description.read_text()) if description.exists() else {}
+    except ValueError as error:
+        raise InputError(f'{description}, the description of the network, is no JSON: {error}.') from error
