@@ -20,12 +20,12 @@ pytestmark = pytest.mark.skipif(shutil.which('g++') is None, reason='no g++')
 
 # Network, keywords, and what of the library is in it.
 NETWORKS = {
-    'LPRNet-MobileNet': ('lprnet_mobilenet_x0.25', {}, {'convolution': 1, 'separable': 13, 'unblock': 1}),
+    'LPRNet-MobileNet': ('lprnet_mobilenet_x0.25', {}, {'convolution': 1, 'separable': 13, 'pool': 1}),
     'channels beside blocks': ('lprnet_mobilenet_x0.6', {'rank': 1 / 12},
-                               {'convolution': 1, 'separable': 13, 'unblock': 1}),
+                               {'convolution': 1, 'separable': 13, 'pool': 1}),
     'small images': ('lprnet_mobilenet_x0.25', {'small_image': True},
-                     {'convolution': 1, 'separable': 13, 'unblock': 1}),
-    'MobileNetV1': ('mobilenetv1_x0.25', {}, {'convolution': 1, 'separable': 13, 'unblock': 1}),
+                     {'convolution': 1, 'separable': 13, 'pool': 1}),
+    'MobileNetV1': ('mobilenetv1_x0.25', {}, {'convolution': 1, 'separable': 13, 'pool': 1}),
     'LPRNet-ShuffleNetV2': ('lprnet_shufflenetv2_x0.5', {}, {'block': 3, 'separable': 13, 'unblock': 3}),
     'no residual': ('lprnet_mobilenet_x0.25', {'residual': False},
                     {'convolution': 1, 'block': 3, 'separable': 5, 'unblock': 4}),

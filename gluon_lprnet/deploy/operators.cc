@@ -7,6 +7,7 @@
  *   lprnet_convolution  relu(W x + b) of a plain x; the columns of W are (row, channel, column) of the kernel
  *   lprnet_separable    relu(P relu(D x + b) + c), or with the attribute eps the LPR module:
  *                       relu(P2 q / sqrt(||q||^2 + eps) + d), q = P1 d, d = D x + b
+ *   lprnet_pool         the mean over height and width, in the plain layout
  *   lprnet_block, lprnet_unblock   from and to the plain layout
  */
 #include <omp.h>
@@ -267,6 +268,22 @@ MXReturnValue convolution(const Attributes& attributes, std::vector<MXTensor>* i
   return MX_SUCCESS;
 }
 
+MXReturnValue pool(const Attributes&, std::vector<MXTensor>* inputs, std::vector<MXTensor>* outputs,
+                   const OpResource&) {
+  const Shape in = shape_of((*inputs)[0]);
+  const int channels = (*outputs)[0].shape[1], pixels = in.height * in.width;
+  const float* x = (*inputs)[0].data<float>();
+  float* const y = (*outputs)[0].data<float>();
+  for (int index = 0; index < in.images * in.blocks; ++index, x += in.plane()) {
+    Vector sum = {};
+    for (int p = 0; p < pixels; ++p) sum += load(x + (size_t)p * BLOCK);
+    sum /= (float)pixels;
+    const int first = index % in.blocks * BLOCK;
+    std::memcpy(y + index / in.blocks * channels + first, &sum, std::min(BLOCK, channels - first) * sizeof(float));
+  }
+  return MX_SUCCESS;
+}
+
 /* From (N, C, H, W). */
 MXReturnValue block(const Attributes&, std::vector<MXTensor>* inputs, std::vector<MXTensor>* outputs,
                     const OpResource&) {
@@ -358,6 +375,11 @@ MXReturnValue block_shapes(const Attributes&, Shapes* inputs, Shapes* outputs) {
   return MX_SUCCESS;
 }
 
+MXReturnValue pool_shapes(const Attributes& attributes, Shapes* inputs, Shapes* outputs) {
+  (*outputs)[0] = {(*inputs)[0][0], (unsigned)std::stoi(attributes.at("channels")), 1, 1};
+  return MX_SUCCESS;
+}
+
 MXReturnValue unblock_shapes(const Attributes& attributes, Shapes* inputs, Shapes* outputs) {
   const std::vector<unsigned>& x = (*inputs)[0];
   (*outputs)[0] = {x[0], (unsigned)std::stoi(attributes.at("channels")), x[2], x[3]};
@@ -372,6 +394,7 @@ MXReturnValue unblock_shapes(const Attributes& attributes, Shapes* inputs, Shape
 
 REGISTER(lprnet_block, block, 1, block_shapes);
 REGISTER(lprnet_convolution, convolution, 3, convolution_shapes);
+REGISTER(lprnet_pool, pool, 1, pool_shapes);
 REGISTER(lprnet_separable, separable, 5, separable_shapes);
 REGISTER(lprnet_unblock, unblock, 1, unblock_shapes);
 

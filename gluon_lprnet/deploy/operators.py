@@ -87,8 +87,8 @@ def load_library():
 def with_operators(symbol, params):
     """Put the library's operators in the place of the modules of a deployed network.
 
-    What is neither an LPR module with normalization and residual, nor a depthwise separable one, nor a 3x3
-    convolution before such a module stays as it is.
+    These are LPR modules with normalization and residual, depthwise separable ones, the 3x3 convolution before such
+    a module and the global average pooling after one. All else stays as it is.
 
     Parameters
     ----------
@@ -140,7 +140,9 @@ class Rewriting(SymbolGraph):
         self.copies, self.plain, self.blocked = [], {}, {}
         for index, node in enumerate(self.nodes):
             module = self.modules.get(index)
-            if module:
+            if _is_global_average(node) and self.modules.get(node['inputs'][0][0]):
+                self.plain[index] = self._to_plain('lprnet_pool', node['name'], node['inputs'][0][0])
+            elif module:
                 take = self._plain if module.operator == 'lprnet_convolution' else self._blocked
                 self.blocked[index] = self._new(
                     module.operator, node['name'], module.attributes, take(module.source),
@@ -158,14 +160,16 @@ class Rewriting(SymbolGraph):
         return self._append({'op': operator, 'name': name, 'attrs': attrs,
                              'inputs': [[index, 0, 0] for index in inputs]})
 
+    def _to_plain(self, operator, name, module):
+        return self._new(operator, name, {'channels': str(self.modules[module].channels)}, self.blocked[module])
+
     def _copied(self, entry):
         return [self._plain(entry[0]), *entry[1:]]
 
     def _plain(self, index):
         """The copy of a node's output in the plain layout."""
         if index not in self.plain:
-            self.plain[index] = self._new('lprnet_unblock', self.nodes[index]['name'] + '_plain',
-                                          {'channels': str(self.modules[index].channels)}, self.blocked[index])
+            self.plain[index] = self._to_plain('lprnet_unblock', self.nodes[index]['name'] + '_plain', index)
         return self.plain[index]
 
     def _blocked(self, index):
@@ -234,6 +238,10 @@ def _is_3x3(convolution):
 def _is_depthwise(convolution):
     groups, = attributes(convolution, num_group=1)
     return _is_3x3(convolution) and groups == _channels(convolution) > 1
+
+
+def _is_global_average(node):
+    return node['op'] == 'Pooling' and attributes(node, pool_type='max', global_pool=False) == ['avg', True]
 
 
 def _stride(convolution):
