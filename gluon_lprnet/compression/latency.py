@@ -17,9 +17,9 @@ _LAYER_PASSES = 20
 _WARM_UP = 10
 # Layers are timed so many in series: the call itself takes longer than a small one.
 COPIES = 8
-# How often the ranks are chosen anew from what the whole network took, and the share of the target that is near enough.
-_ROUNDS = 5
-_NEAR = 0.98
+# How often the ranks are chosen anew from what the whole network took, and by how much of the target it may be faster.
+_ROUNDS = 8
+_NEAR = 0.02
 
 
 def median_milliseconds(networks, shape):
@@ -79,22 +79,26 @@ def ranks_by_latency(target, spectra, shapes, input_shape, original, build, buil
     times = [tables[shape] for shape in shapes]
     least = sum(min(of_layer.values()) for of_layer in times)
 
-    def wanted(before):
-        return target['milliseconds'] if 'milliseconds' in target else target['latency'] * before
+    def share(before):
+        return target['milliseconds'] / before if 'milliseconds' in target else target['latency']
 
-    before, = median_milliseconds([original], input_shape)
-    budget = wanted(before) - before + sum(of_layer[None] for of_layer in times)
+    # As of the layers. Medians of original and network in turns are then compared by their ratio.
+    shortest = min(_milliseconds([original], input_shape, _PASSES)[0])
+    budget = (share(shortest) - 1) * shortest + sum(of_layer[None] for of_layer in times)
     measured, best = {}, None
     for _ in range(_ROUNDS):
-        ranks = tuple(ranks_within(max(budget, least), spectra, times))
-        if ranks in measured:
-            break
-        before, after = measured[ranks] = tuple(median_milliseconds([original, build(ranks)], input_shape))
-        if after <= wanted(before) and (best is None or budget > best[0]):
+        budget = max(budget, least)
+        ranks = tuple(ranks_within(budget, spectra, times))
+        if ranks not in measured:
+            measured[ranks] = tuple(median_milliseconds([original, build(ranks)], input_shape))
+        before, after = measured[ranks]
+        excess = after / before - share(before)
+        if excess <= 0 and (best is None or budget > best[0]):
             best = budget, ranks
-        if _NEAR * wanted(before) <= after <= wanted(before):
+        if -_NEAR * share(before) <= excess <= 0:
             break
-        budget += wanted(before) - after
+        # To the middle of what is near enough.
+        budget -= (excess + _NEAR / 2 * share(before)) * shortest
     if best is None:
         before, after = min(measured.values(), key=lambda pair: pair[1] / pair[0])
         raise InputError(f'rank {target}: the fastest network that was found takes {after:.3g} ms, the original '
@@ -110,7 +114,7 @@ def _times_by_rank(shape, build_layers):
     step = max(8, width // 16)
     ranks = [*range(step, width // 2, step), None]
     times = _milliseconds([build_layers(shape, rank) for rank in ranks], shape, _LAYER_PASSES)
-    # The shortest, to compare small ones: what else the machine does only adds to a time.
+    # The shortest, not the median: what else the machine does only adds to a time.
     return {rank: min(taken) / COPIES for rank, taken in zip(ranks, times)}
 
 
