@@ -191,7 +191,7 @@ def _tuning(net, teacher, temperature, images, validation):
 def _table(columns, report, latencies):
     """Before, after and their ratio; the accuracy of each column as a row."""
     last = list(columns)[-1]
-    threads = os.environ.get('OMP_NUM_THREADS', "MXNet's default of")
+    threads = os.environ.get('OMP_NUM_THREADS', "MXNet's default")
 
     def row(name, before, after, form):
         return (name, form.format(before), *[form.format(after)] * (len(columns) - 1), f'{after / before:.3f}')
@@ -200,7 +200,7 @@ def _table(columns, report, latencies):
              f'{columns[last][key] - columns["original"][key]:+.4f}') for key in columns['original']]
     rows += [row('parameters', report.before.params, report.after.params, '{:,}'),
              row('multiply-adds', report.before.multiply_adds, report.after.multiply_adds, '{:,}'),
-             row(f'milliseconds, one image ({threads} threads)', *latencies, '{:.2f}')]
+             row(f'milliseconds, one image (threads: {threads})', *latencies, '{:.2f}')]
     return render_table(('', *columns, 'ratio or difference'), rows, 'text')
 
 
