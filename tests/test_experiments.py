@@ -242,6 +242,12 @@ def test_figure_2(tiny_records, tmp_path, capsys):
     assert capsys.readouterr().out == first
 
 
+    assert not main([*command[:-4], '--num-epochs', '4', '--lr', '0.01', '--match-features', '--out',
+                     str(tmp_path / 'matched')])
+    errors = [record['mse'] for record in epoch_records(tmp_path / 'matched' / 'DSC')]
+    assert len(errors) == 4 and errors[-1] < errors[0]
+
+
 def test_figure_2_needs_a_standard_convolution(tiny_records, tmp_path, capsys):
     prefix, _, _ = tiny_records
     assert main(arguments(tiny_records, tmp_path / 'runs', '--seeds', '0', '--rows', 'mobilenetv1_x0.25')) == 0

@@ -150,7 +150,7 @@ def draw(names, errors, by_channel, path):
     # The object interface: no display is needed, and nothing global of matplotlib changes.
     from matplotlib.colors import LogNorm
     from matplotlib.figure import Figure
-    figure = Figure(figsize=(12, 6.4), layout='constrained')
+    figure = Figure(figsize=(14, 6.4), layout='constrained')
     matrix, maps = figure.subfigures(1, 2, width_ratios=(1, 1.15))
     scale = LogNorm(max(by_channel[by_channel > 0].min(), 1e-6), by_channel.max())
     axis = matrix.subplots()
@@ -164,12 +164,12 @@ def draw(names, errors, by_channel, path):
     axis.set_title('MSE between output features')
     pairs = [(first, second) for first in range(len(names)) for second in range(first + 1, len(names))]
     columns = next(width for width in range(int(by_channel.shape[2] ** 0.5), 0, -1) if by_channel.shape[2] % width == 0)
-    axes = maps.subplots(-(-len(pairs) // 2), 2, squeeze=False).ravel()
+    axes = maps.subplots(-(-len(pairs) // 4), 4, squeeze=False).ravel()
     for axis in axes:
         axis.axis('off')
     for axis, (first, second) in zip(axes, pairs):
         axis.imshow(by_channel[first, second].reshape(columns, -1), norm=scale, cmap='viridis')
-        axis.set_title(f'{names[first]} and {names[second]}: {errors[first, second]:.4f}', fontsize='small')
+        axis.set_title(f'{names[first]} and\n{names[second]}: {errors[first, second]:.4f}', fontsize='small')
     maps.suptitle('by channel, row by row', fontsize='medium')
     figure.colorbar(picture, ax=matrix.axes, shrink=0.6, location='bottom')
     figure.savefig(path, dpi=110)
@@ -187,6 +187,8 @@ def add_commands(commands):
     parser.add_argument('--num-epochs', type=positive_int, default=10,
                         help='budget of each module (default: %(default)s)')
     parser.add_argument('--lr', type=positive_float, default=0.1, help='falls along a cosine (default: %(default)s)')
+    parser.add_argument('--match-features', action='store_true',
+                        help="train on the squared error to the original's output features in place of the labels")
     parser.add_argument('--batch-size', type=positive_int, default=128, help='default: %(default)s')
     parser.add_argument('--seed', type=non_negative_int, default=0, help='of the new modules and the order')
     parser.add_argument('-j', '--num-data-workers', type=positive_int, default=2)
@@ -216,11 +218,12 @@ def _run(args):
         before.hybridize()
         inputs = {subset: Features(before, batches[subset], Path(folder) / f'{subset}.npy') for subset in batches}
         outputs = {ORIGINAL: Features(original, inputs['val'], Path(folder) / 'original.npy').data}
+        target = Features(original, inputs['train'], Path(folder) / 'target.npy') if args.match_features else None
         accuracies = {ORIGINAL: accuracy}
         for name, make in MODULES.items():
             module = make(channels)
-            status = _train(module, after, inputs, accuracy, args, out / name, lambda metrics, _: accuracies.update(
-                {name: metrics['top1']}))
+            status = _train(module, after, inputs, target, accuracy, args, out / name,
+                            lambda metrics, _: accuracies.update({name: metrics['top1']}))
             if status:
                 return status
             outputs[name] = Features(module, inputs['val'], Path(folder) / f'{name}.npy').data
@@ -237,8 +240,8 @@ def _run(args):
     print(f'mean square of the features of {ORIGINAL}: {square:.5f}\n{out / "figure2.png"}')
 
 
-def _train(module, after, inputs, accuracy, args, folder, finish):
-    """Train ``module`` in front of the fixed layers ``after``; returns an exit status."""
+def _train(module, after, inputs, target, accuracy, args, folder, finish):
+    """Train ``module`` in front of the fixed layers ``after``, or for the features ``target``; the exit status."""
     mx.random.seed(args.seed + list(MODULES).index(folder.name))
     module.initialize(mx.init.MSRAPrelu())
     net = nn.HybridSequential()
@@ -249,17 +252,30 @@ def _train(module, after, inputs, accuracy, args, folder, finish):
     def evaluate():
         return evaluate_classification(net, inputs['val'], mx.cpu())
 
-    experiment = Experiment(
-        net=net, contexts=[mx.cpu()], batches_per_epoch=len(inputs['train']),
-        batches=lambda epoch, start: inputs['train'].epoch(epoch, start, args.seed),
-        loss=gluon.loss.SoftmaxCrossEntropyLoss(),
-        count=lambda outputs, label: {'top1': correct_in_top(outputs, label, 1)},
-        evaluate=evaluate, reached=lambda metrics: metrics['top1'] >= accuracy)
+    def batches(epoch, start):
+        return inputs['train'].epoch(epoch, start, args.seed)
+
+    def features(epoch, start):
+        # The same seed gives both the same order.
+        for (data, _), (wanted, _) in zip(batches(epoch, start), target.epoch(epoch, start, args.seed)):
+            yield Batch(data, wanted)
+
+    common = dict(contexts=[mx.cpu()], batches_per_epoch=len(inputs['train']), evaluate=evaluate)
+    if target:
+        experiment = Experiment(
+            net=module, batches=features, **common,
+            loss=lambda outputs, wanted: ((outputs - wanted) ** 2).sum(axis=1).mean(axis=(1, 2)),
+            count=lambda outputs, wanted: {'mse': float(((outputs - wanted) ** 2).mean(axis=(1, 2, 3)).sum())})
+    else:
+        experiment = Experiment(
+            net=net, batches=batches, **common, loss=gluon.loss.SoftmaxCrossEntropyLoss(),
+            count=lambda outputs, label: {'top1': correct_in_top(outputs, label, 1)},
+            reached=lambda metrics: metrics['top1'] >= accuracy)
     config = options.common_config(args, save_dir=str(folder), tuning_epochs=0)
     found = checkpoint.newest(folder)
     if found:
         options.check_same_curve(config, found)
-        net.load_parameters(found.params)
+        experiment.net.load_parameters(found.params)
         metrics = evaluate()
         if experiment.reached(metrics):
             finish(metrics, None)
