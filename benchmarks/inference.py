@@ -13,6 +13,7 @@ import argparse
 import importlib.util
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -41,8 +42,10 @@ NETWORKS = {
     'trained': ('LPRNet as trained', 'lprnet_mobilenet', False),
     'deployed': ('LPRNet deployed', 'lprnet_mobilenet', True),
 }
-# The operator library is for the deployed form; MobileNetV1 has one too.
-OF_OPERATORS = ('mobilenetv1', 'deployed')
+# The operator library is for the deployed form, which MobileNetV1 has too; PyTorch has no reader of ONNX files, and
+# the one here is for the simpler networks.
+NETWORKS_OF = {'operators': ('mobilenetv1', 'deployed'),
+               'pytorch': ('mobilenetv1', 'mobilenetv2', 'trained', 'deployed')}
 
 BASE, OURS = 'mobilenetv1', 'deployed'
 # Speed of the deployed LPRNet over MobileNetV1 at one thread, batch 1, by runtime and width.
@@ -113,7 +116,7 @@ def load_pytorch(prefix, data):
 
 
 def torch_module(path):
-    """The network of an ONNX file as a PyTorch module, for the operators that these networks have."""
+    """The network of an ONNX file as a PyTorch module, for the operators of all networks but ShuffleNetV2."""
     import onnx
     import torch
     from onnx import numpy_helper
@@ -156,7 +159,7 @@ def torch_module(path):
                 if layer is not None:
                     self.add_module(f'layer{index}', layer)
                     inputs = node.input[:1]
-                self.steps.append((node.op_type, attributes, layer, list(inputs), list(node.output)))
+                self.steps.append((node.op_type, layer, list(inputs), node.output[0]))
 
         def forward(self, x):
             values = {'data': x}
@@ -164,7 +167,7 @@ def torch_module(path):
             def number(name):
                 return constants[name].tolist()
 
-            for operator, attributes, layer, names, outputs in self.steps:
+            for operator, layer, names, output in self.steps:
                 given = [values.get(name) for name in names]
                 x = given[0]
                 if layer is not None:
@@ -183,21 +186,11 @@ def torch_module(path):
                     result = (x * x).sum(1, keepdim=True)
                 elif operator == 'GlobalAveragePool':
                     result = F.adaptive_avg_pool2d(x, 1)
-                elif operator == 'MaxPool':
-                    result = F.max_pool2d(x, attributes['kernel_shape'], attributes['strides'], attributes['pads'][:2])
                 elif operator == 'Flatten':
                     result = torch.flatten(x, 1)
-                elif operator == 'Concat':
-                    result = torch.cat(given, attributes['axis'])
-                elif operator == 'Split':
-                    result = torch.split(x, number(names[1]), attributes['axis'])
-                elif operator == 'Transpose':
-                    result = x.permute(attributes['perm'])
-                elif operator == 'Reshape':
-                    result = x.reshape(number(names[1]))
                 else:
                     raise NotImplementedError(operator)
-                values.update(zip(outputs, result if operator == 'Split' else [result]))
+                values[output] = result
             return result
     return Network()
 
@@ -241,8 +234,10 @@ class Worker:
 
     def __init__(self, runtime, threads, engine):
         environment = dict(os.environ, OMP_NUM_THREADS=str(threads), MXNET_ENGINE_TYPE=engine)
+        # In a session of its own, so that Ctrl-C is for the parent.
         self.process = subprocess.Popen([sys.executable, __file__, '--worker', runtime], env=environment, text=True,
-                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                                        start_new_session=True)
 
     def ask(self, *order):
         print(json.dumps(order), file=self.process.stdin, flush=True)
@@ -288,13 +283,12 @@ def write_networks(folder, width, args):
         if {'onnxruntime', 'openvino', 'pytorch'} & set(args.runtimes):
             write_onnx(*written, image, f'{prefix}.onnx')
         for runtime in args.runtimes:
-            prefixes[runtime, network] = prefix
-        if 'operators' in args.runtimes:
-            del prefixes['operators', network]
-            if network in OF_OPERATORS:
-                prefixes['operators', network] = f'{prefix}-operators'
-                save(*with_operators(*reparametrize(*trained)), f'{prefix}-operators')
-                Path(f'{prefix}-operators.operators').touch()
+            if network in NETWORKS_OF.get(runtime, NETWORKS):
+                prefixes[runtime, network] = prefix
+        if ('operators', network) in prefixes:
+            prefix = prefixes['operators', network] = f'{prefix}-operators'
+            save(*with_operators(*reparametrize(*trained)), prefix)
+            Path(f'{prefix}.operators').touch()
     return prefixes
 
 
@@ -427,6 +421,7 @@ def main():
     # One thread and all side by side where they are compared; else one after the other, to hold fewer networks.
     groups = [(batch_size, width, threads) for batch_size in args.batch_sizes for width in args.widths
               for threads in ([args.threads] if batch_size == 1 else [[count] for count in args.threads])]
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     load_before = os.getloadavg()[0]
     workers = {(runtime, threads): Worker(runtime, threads, args.engine)
                for runtime in args.runtimes for threads in args.threads}
@@ -437,9 +432,13 @@ def main():
                 found = measure({worker: workers[worker] for worker in workers if worker[1] in threads},
                                 write_networks(folder, width, args), batch_size, 60 * args.minutes / len(groups), args)
             times.update({(width, batch_size, *key): values for key, values in found.items()})
+    except KeyboardInterrupt:
+        print('interrupted: the tables have the groups that are whole', file=sys.stderr)
     finally:
         for worker in workers.values():
             worker.close()
+    if not times:
+        return
     rounds = [len(values) for values in times.values()]
     print(f'{versions(args)}; {args.engine}; {min(rounds)} to {max(rounds)} rounds; load average {load_before:.1f} '
           f'before, {os.getloadavg()[0]:.1f} after')

@@ -78,7 +78,8 @@ def layers(symbol, size):
         elif weight[2:] != (1, 1):
             kind = 'first convolution'
         else:
-            kind = 'low-rank P1, P2' if node['attrs'].get('no_bias') == 'True' and 'lpr' in node['name'] else 'pointwise'
+            low_rank = 'lpr' in node['name'] and node['attrs'].get('no_bias') == 'True'
+            kind = 'low-rank P1, P2' if low_rank else 'pointwise'
         found.append((kind, multiply_adds, 4 * (np.prod(data) + np.prod(weight) + np.prod(output))))
     return found
 
@@ -182,7 +183,8 @@ def main():
                 whole, operators = json.loads(answer.splitlines()[-1])
                 totals = kinds(operators, mx.sym.load(f'{folder}/{network}-symbol.json'), args.input_size)
                 rows = [(kind, count, f'{milliseconds:.2f}', f'{milliseconds / whole:.0%}',
-                         f'{1e3 * work / multiply_adds:.2f}' if work else '', f'{1e3 * size / cache:.2f}' if size else '')
+                         *(f'{1e3 * part / limit:.2f}' if part else ''
+                           for part, limit in ((work, multiply_adds), (size, cache))))
                         for kind, (count, milliseconds, work, size)
                         in sorted(totals.items(), key=lambda item: -item[1][1])]
                 between = whole - sum(total[1] for total in totals.values())
