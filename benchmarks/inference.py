@@ -63,7 +63,7 @@ def load_mxnet(prefix, data):
     import gluon_lprnet  # noqa: F401  before MXNet
     import mxnet as mx
     if Path(f'{prefix}.operators').exists():
-        from gluon_lprnet.deploy.operators import load_library
+        from gluon_lprnet.deployment.operators import load_library
         load_library()
     block = mx.gluon.SymbolBlock.imports(f'{prefix}-symbol.json', ['data'], f'{prefix}-0000.params')
     return block, mx.nd.array(data)
@@ -255,9 +255,9 @@ def write_networks(folder, width, args):
     """The files of each network at a width; dict from (runtime, network) to their prefix."""
     import gluon_lprnet
     import mxnet as mx
-    from gluon_lprnet.deploy.onnx import write_onnx
-    from gluon_lprnet.deploy.operators import with_operators
-    from gluon_lprnet.deploy.reparametrize import reparametrize, trace
+    from gluon_lprnet.deployment.onnx import write_onnx
+    from gluon_lprnet.deployment.operators import with_operators
+    from gluon_lprnet.deployment.reparametrize import reparametrize, trace
     from gluon_lprnet.errors import InputError
     image = (3, args.input_size, args.input_size)
 

@@ -32,9 +32,9 @@ from tabulate import tabulate  # noqa: E402
 
 from gluon_lprnet.data.drawn_faces import draw_face  # noqa: E402
 from gluon_lprnet.data.pack import encode_jpeg  # noqa: E402
-from gluon_lprnet.deploy import handler  # noqa: E402
-from gluon_lprnet.deploy.archive import archive  # noqa: E402
-from gluon_lprnet.deploy.serve import Request, Server, free_port, send  # noqa: E402
+from gluon_lprnet.deployment import handler  # noqa: E402
+from gluon_lprnet.deployment.archive import archive  # noqa: E402
+from gluon_lprnet.deployment.serve import Request, Server, free_port, send  # noqa: E402
 from gluon_lprnet.errors import InputError  # noqa: E402
 from gluon_lprnet.flags import positive_int  # noqa: E402
 

@@ -7,12 +7,15 @@ from .blocks import LPR  # noqa: E402  MXNet must have been imported through _co
 from .zoo import get_model, list_models  # noqa: E402
 
 __version__ = '0.1.0'
-__all__ = ['LPR', 'get_model', 'list_models', 'compress', '__version__']
+__all__ = ['LPR', 'get_model', 'list_models', 'compress', 'deploy', '__version__']
 
 
 def __getattr__(name):
-    # When it is asked for: it needs SciPy and the trainer, which a network of the zoo does not.
+    # When they are asked for: they need SciPy and the trainer, which a network of the zoo does not.
     if name == 'compress':
         from .compression import compress
         return compress
+    if name == 'deploy':
+        from .deployment import deploy
+        return deploy
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

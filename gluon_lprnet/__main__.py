@@ -5,7 +5,7 @@ import sys
 from . import __version__, complexity, tables
 from .compression import command as compression
 from .data import digits, drawn_faces, face_records, pack, profiling, records
-from .deploy import archive, export, serve
+from .deployment import archive, export, serve
 from .errors import InputError
 from .evaluate import align, classification, landmarks, table6
 from .experiments import cifar10, figure2

@@ -20,6 +20,12 @@ def test_importing_the_package_first_is_enough_and_silent():
     assert (result.returncode, result.stdout, result.stderr) == (0, '2.0\n', '')
 
 
+def test_public_names():
+    result = run('import gluon_lprnet, sys; light = "scipy" not in sys.modules; '
+                 'print(light, *(getattr(gluon_lprnet, name).__name__ for name in gluon_lprnet.__all__[:-1]))')
+    assert result.stdout == 'True LPR get_model list_models compress deploy\n'
+
+
 @pytest.mark.parametrize('package, content, said', [
     ('numpy', '__version__ = "2.1.0"', 'numpy==1.26.4'),
     ('mxnet', 'raise OSError("libgomp.so.1: cannot open shared object file")', 'apt-get install libgomp1'),

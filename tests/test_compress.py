@@ -18,8 +18,8 @@ from gluon_lprnet.complexity import count
 from gluon_lprnet.compression import (command, compress, distill, distillation_loss, latency,
                                       reestimate_statistics)
 from gluon_lprnet.compression.factorize import factorize, ranks_within, spectrum
-from gluon_lprnet.deploy.artefact import load_network
-from gluon_lprnet.deploy.reparametrize import trace
+from gluon_lprnet.deployment.artefact import load_network
+from gluon_lprnet.deployment.reparametrize import trace
 from gluon_lprnet.errors import InputError
 from gluon_lprnet.train import checkpoint
 from gluon_lprnet.train.loop import Experiment

@@ -11,7 +11,7 @@ from conftest import encode, epoch_records
 
 from gluon_lprnet.__main__ import main
 from gluon_lprnet.data.imagenet import ImageBatches, Normalization
-from gluon_lprnet.deploy.artefact import load_network
+from gluon_lprnet.deployment.artefact import load_network
 from gluon_lprnet.errors import InputError
 from gluon_lprnet.evaluate import classification
 from gluon_lprnet.train import checkpoint, imagenet

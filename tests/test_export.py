@@ -10,11 +10,11 @@ import pytest
 from gluon_lprnet import get_model
 from gluon_lprnet.__main__ import main
 from gluon_lprnet.complexity import count
-from gluon_lprnet.deploy import export as export_module
-from gluon_lprnet.deploy import onnx as onnx_module
-from gluon_lprnet.deploy.artefact import load_network
-from gluon_lprnet.deploy.export import export
-from gluon_lprnet.deploy.reparametrize import reparametrize
+from gluon_lprnet.deployment import export as export_module
+from gluon_lprnet.deployment import onnx as onnx_module
+from gluon_lprnet.deployment.artefact import load_network
+from gluon_lprnet.deployment.export import export
+from gluon_lprnet.deployment.reparametrize import reparametrize
 from gluon_lprnet.errors import InputError
 from gluon_lprnet.train import checkpoint
 

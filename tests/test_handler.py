@@ -18,11 +18,11 @@ from test_landmark_metrics import command
 from gluon_lprnet import get_model
 from gluon_lprnet.data.drawn_faces import draw_face
 from gluon_lprnet.data.pack import encode_jpeg
-from gluon_lprnet.deploy import archive as archive_module
-from gluon_lprnet.deploy import handler, serve
-from gluon_lprnet.deploy.archive import archive
-from gluon_lprnet.deploy.artefact import export_network, load_network
-from gluon_lprnet.deploy.export import export
+from gluon_lprnet.deployment import archive as archive_module
+from gluon_lprnet.deployment import handler, serve
+from gluon_lprnet.deployment.archive import archive
+from gluon_lprnet.deployment.artefact import export_network, load_network
+from gluon_lprnet.deployment.export import export
 from gluon_lprnet.errors import InputError
 from gluon_lprnet.evaluate.align import Aligner, HaarDetector
 from gluon_lprnet.evaluate.classification import preprocess
@@ -352,7 +352,7 @@ def test_what_cannot_be_archived_is_named(artefacts, tmp_path):
                                                            if value is not None}))
         return tmp_path / f'{name}-symbol.json'
     for path, message in ((tmp_path / 'x.onnx', 'give its -symbol.json'), (tmp_path / 'no-symbol.json', 'not exist'),
-                          (copied('a b'), 'letters, digits'), (copied('untold', task=None), 'lacks a task: write "task"'),
+                          (copied('a b'), 'letters, digits'), (copied('untold', task=None), 'a task: write "task"'),
                           (copied('other', task='other'), 'lacks a task'),
                           (copied('meanless', rgb_mean=None, crop_ratio=None), 'lacks crop_ratio, rgb_mean')):
         with pytest.raises(InputError, match=message):

@@ -13,7 +13,7 @@ from gluon_lprnet.data.face_records import FaceRecord, encode_record, read_face_
 from gluon_lprnet.data.imagenet import IMAGENET_MEAN, IMAGENET_STD
 from gluon_lprnet.data.landmarks import landmark_box
 from gluon_lprnet.data.pack import encode_jpeg, write_records
-from gluon_lprnet.deploy.artefact import export_network
+from gluon_lprnet.deployment.artefact import export_network
 from gluon_lprnet.errors import InputError
 from gluon_lprnet.evaluate import landmarks
 from gluon_lprnet.evaluate.landmarks import ced, normalized_mean_errors, summarize, yaw_bins

@@ -12,8 +12,8 @@ from mxnet.gluon import nn
 from test_reparametrize import X, lpr_network, operators, random_images, random_network, reference, relative_error
 
 from gluon_lprnet import blocks
-from gluon_lprnet.deploy.operators import build_library, load_library, with_operators
-from gluon_lprnet.deploy.reparametrize import deploy, reparametrize, trace
+from gluon_lprnet.deployment.operators import build_library, load_library, with_operators
+from gluon_lprnet.deployment.reparametrize import deploy, reparametrize, trace
 from gluon_lprnet.errors import InputError
 
 pytestmark = pytest.mark.skipif(shutil.which('g++') is None, reason='no g++')
@@ -109,7 +109,7 @@ def test_files_need_the_library_alone(threads, tmp_path):
         'mx.library.load(sys.argv[1], verbose=False)\n'
         "net = mx.gluon.SymbolBlock.imports('net-symbol.json', ['data'], 'net-0000.params')\n"
         "np.save('outputs.npy', net(mx.nd.array(np.load('images.npy'))).asnumpy())\n"
-        "assert 'gluon_lprnet.deploy' not in sys.modules")
+        "assert 'gluon_lprnet.deployment' not in sys.modules")
     package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     subprocess.run([sys.executable, '-c', program, str(build_library())], cwd=tmp_path, check=True,
                    env=dict(os.environ, OMP_NUM_THREADS=threads, PYTHONPATH=package))

@@ -15,9 +15,9 @@ import pytest
 from PIL import Image
 from test_handler import CLASSES, expected_probabilities, make_artefacts, make_photos
 
-from gluon_lprnet.deploy import serve
-from gluon_lprnet.deploy.page import Page
-from gluon_lprnet.deploy.serve import Server, form
+from gluon_lprnet.deployment import serve
+from gluon_lprnet.deployment.page import Page
+from gluon_lprnet.deployment.serve import Server, form
 from gluon_lprnet.errors import InputError
 from gluon_lprnet.evaluate.align import Aligner, HaarDetector
 

@@ -15,11 +15,11 @@ from gluon_lprnet.__main__ import main
 from gluon_lprnet.data.face_records import FaceRecord, encode_record
 from gluon_lprnet.data.landmarks import landmark_box
 from gluon_lprnet.data.pack import encode_jpeg, write_records
-from gluon_lprnet.deploy.artefact import load_network
-from gluon_lprnet.deploy.export import Int8, export
-from gluon_lprnet.deploy.quantize import (MXNetQuantizer, OnnxQuantizer, mxnet_function, noise_of, onnx_function,
+from gluon_lprnet.deployment.artefact import load_network
+from gluon_lprnet.deployment.export import Int8, export
+from gluon_lprnet.deployment.quantize import (MXNetQuantizer, OnnxQuantizer, mxnet_function, noise_of, onnx_function,
                                           outputs_of, quantize)
-from gluon_lprnet.deploy.reparametrize import as_block, reparametrize, trace
+from gluon_lprnet.deployment.reparametrize import as_block, reparametrize, trace
 from gluon_lprnet.errors import InputError
 from gluon_lprnet.train import checkpoint, imagenet
 
@@ -164,7 +164,7 @@ def deployed(trained):
 
 def test_onnx_against_quantize_static(deployed, tiny_records, onnx, tmp_path):
     from onnxruntime.quantization import QuantType, quantize_static
-    from gluon_lprnet.deploy.onnx import write_onnx
+    from gluon_lprnet.deployment.onnx import write_onnx
     images = pictures(tiny_records)
     quantizer = OnnxQuantizer(*deployed, images, 'naive')
     found = outputs_of(quantizer.function(quantizer.quantize(list(quantizer.layers))), images)

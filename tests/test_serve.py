@@ -17,9 +17,9 @@ import pytest
 from test_handler import BOXES, assert_classes, expected_probabilities, make_artefacts, make_photos
 from test_landmark_metrics import command
 
-from gluon_lprnet.deploy import serve
-from gluon_lprnet.deploy.artefact import load_network
-from gluon_lprnet.deploy.serve import Request, Server, bad_requests, form, send
+from gluon_lprnet.deployment import serve
+from gluon_lprnet.deployment.artefact import load_network
+from gluon_lprnet.deployment.serve import Request, Server, bad_requests, form, send
 from gluon_lprnet.errors import InputError
 from gluon_lprnet.evaluate.align import HaarDetector
 from gluon_lprnet.evaluate.landmarks import predict_landmarks
@@ -225,7 +225,7 @@ def answers_within(seconds, address, photo):
 
 def start_command(artefact, folder, *flags):
     """``serve`` as a process of its own."""
-    script = ('import argparse, sys\nfrom gluon_lprnet.deploy import serve\nparser = argparse.ArgumentParser()\n'
+    script = ('import argparse, sys\nfrom gluon_lprnet.deployment import serve\nparser = argparse.ArgumentParser()\n'
               'serve.add_commands(parser.add_subparsers())\nargs = parser.parse_args()\nsys.exit(args.run(args))')
     return subprocess.Popen(
         [sys.executable, '-c', script, 'serve', str(artefact), '--run-dir', str(folder / 'run'), *map(str, flags)],

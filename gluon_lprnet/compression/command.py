@@ -13,8 +13,8 @@ from mxnet import gluon
 from ..complexity import render_table
 from ..data.imagenet import ImageBatches, Normalization, paper_augmentation
 from ..data.records import check_records
-from ..deploy.artefact import export_network, load_network
-from ..deploy.reparametrize import deploy
+from ..deployment.artefact import export_network, load_network
+from ..deployment.reparametrize import deploy
 from ..errors import InputError
 from ..evaluate.classification import (add_description_flags, correct_in_top, evaluate_classification,
                                        load_described, validation_batches)

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from ..blocks import resolve_rank
 from ..complexity import Complexity, count, render_table
-from ..deploy.reparametrize import SymbolGraph, as_block, attributes, deploy, trace
+from ..deployment.reparametrize import SymbolGraph, as_block, attributes, deploy, trace
 from ..errors import InputError
 from .factorize import Factors, factorize, ranks_within, spectrum
 from .latency import COPIES, ranks_by_latency

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from ..data.imagenet import IMAGENET_MEAN, IMAGENET_STD, ImageBatches, Normalization
 from ..data.records import check_records
-from ..deploy.artefact import load_network
+from ..deployment.artefact import load_network
 from ..errors import InputError
 from ..flags import positive_float, positive_int
 

@@ -14,7 +14,7 @@ from ..complexity import FORMATS, render_table
 from ..data.face_records import LABEL_WIDTH, read_face_records
 from ..data.landmarks import CROP_SCALE, POINTS, box_size, crop_matrix, from_outputs, landmark_box, transform, warp_crop
 from ..data.records import check_records
-from ..deploy.artefact import load_network
+from ..deployment.artefact import load_network
 from ..errors import InputError
 from ..flags import positive_float
 
@@ -149,7 +149,7 @@ def load_landmark_network(path, context=None):
     Parameters
     ----------
     path : path
-        As of :func:`gluon_lprnet.deploy.artefact.load_network`.
+        As of :func:`gluon_lprnet.deployment.artefact.load_network`.
     context : mx.Context, optional
 
     Returns

@@ -18,7 +18,7 @@ from ..blocks import DSC, LPR, SConv, normalize_in_rank_space
 from ..complexity import render_table
 from ..data.imagenet import Batch
 from ..data.records import check_records
-from ..deploy.artefact import load_network
+from ..deployment.artefact import load_network
 from ..errors import InputError
 from ..evaluate.classification import correct_in_top, evaluate_classification, validation_batches
 from ..flags import non_negative_int, positive_float, positive_int

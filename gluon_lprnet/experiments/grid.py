@@ -11,7 +11,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from ..complexity import count
-from ..deploy.artefact import model_arguments
+from ..deployment.artefact import model_arguments
 from ..train import checkpoint, imagenet, options
 from ..train.journal import read_epochs
 from ..zoo import get_model

@@ -8,7 +8,7 @@ import mxnet as mx
 from mxnet.contrib import amp
 
 from ..blocks import normalize_in_rank_space
-from ..deploy.artefact import export_network, model_arguments
+from ..deployment.artefact import export_network, model_arguments
 from ..errors import InputError
 from ..zoo import get_model
 from . import options

@@ -93,7 +93,7 @@ def with_operators(symbol, params):
     Parameters
     ----------
     symbol : Symbol
-        Of :func:`gluon_lprnet.deploy.reparametrize.reparametrize`.
+        Of :func:`gluon_lprnet.deployment.reparametrize.reparametrize`.
     params : dict of str to NDArray
 
     Returns

@@ -55,7 +55,7 @@ class Int8(NamedTuple):
     images : int
         Taken from it.
     calibration, exclude, tolerance
-        As of :mod:`gluon_lprnet.deploy.quantize`.
+        As of :mod:`gluon_lprnet.deployment.quantize`.
     rec_val : path, optional
         RecordIO file to measure the accuracy on, of the network and of what is written.
     """
@@ -78,7 +78,7 @@ def export(path, out, forms=FORMS, formats=('mxnet',), normalize_input=False, in
     Parameters
     ----------
     path : path
-        As :func:`gluon_lprnet.deploy.artefact.load_network` takes it.
+        As :func:`gluon_lprnet.deployment.artefact.load_network` takes it.
     out : path
         Folder, made if it is not there.
     forms, formats : sequence of str

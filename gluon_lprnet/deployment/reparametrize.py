@@ -35,7 +35,7 @@ def deploy(net, operators=False):
         Initialized, in float32, with one NCHW input. Its parameters stay as they are; its LPR modules are left in
         the plain form (see :func:`gluon_lprnet.blocks.normalize_in_rank_space`).
     operators : bool, default False
-        Run its modules in the operator library of :mod:`gluon_lprnet.deploy.operators`: faster, for CPUs alone, and
+        Run its modules in the operator library of :mod:`gluon_lprnet.deployment.operators`: faster, for CPUs alone, and
         compiled on first use.
 
     Returns
