@@ -1,20 +1,18 @@
 """Measured latency: of networks beside each other, of a layer by its rank, and the ranks that meet a target."""
 import statistics
-import time
 
 import mxnet as mx
 import numpy as np
 from tqdm import tqdm
 
 from ..errors import InputError
+from ..timing import PASSES, interleaved_milliseconds
 from .factorize import ranks_within
 
 __all__ = ['median_milliseconds', 'ranks_by_latency']
 
-# Passes that count, of networks and of layers, and those before them that do not.
-_PASSES = 60
+# Of layers; of networks as many as usual.
 _LAYER_PASSES = 20
-_WARM_UP = 10
 # Layers are timed so many in series: the call itself takes longer than a small one.
 COPIES = 8
 # How often the ranks are chosen anew from what the whole network took, and by how much of the target it may be faster.
@@ -39,7 +37,7 @@ def median_milliseconds(networks, shape):
     -------
     list of float
     """
-    return [statistics.median(taken) for taken in _milliseconds(networks, shape, _PASSES)]
+    return [statistics.median(taken) for taken in _milliseconds(networks, shape, PASSES)]
 
 
 def ranks_by_latency(target, spectra, shapes, input_shape, original, build, build_layers):
@@ -83,7 +81,7 @@ def ranks_by_latency(target, spectra, shapes, input_shape, original, build, buil
         return target['milliseconds'] / before if 'milliseconds' in target else target['latency']
 
     # As of the layers. Medians of original and network in turns are then compared by their ratio.
-    shortest = min(_milliseconds([original], input_shape, _PASSES)[0])
+    shortest = min(_milliseconds([original], input_shape, PASSES)[0])
     budget = (share(shortest) - 1) * shortest + sum(of_layer[None] for of_layer in times)
     measured, best = {}, None
     for _ in range(_ROUNDS):
@@ -121,10 +119,5 @@ def _times_by_rank(shape, build_layers):
 def _milliseconds(networks, shape, passes):
     context = next(iter(networks[0].collect_params().values())).list_ctx()[0]
     data = mx.nd.array(np.random.default_rng(0).normal(0, 1, shape), ctx=context)
-    times = [[] for _ in networks]
-    for _ in tqdm(range(_WARM_UP + passes), 'latency', leave=False, disable=None):
-        for network, taken in zip(networks, times):
-            begin = time.perf_counter()
-            network(data).wait_to_read()
-            taken.append(1000 * (time.perf_counter() - begin))
-    return [taken[_WARM_UP:] for taken in times]
+    return interleaved_milliseconds([lambda network=network: network(data).wait_to_read() for network in networks],
+                                    passes)

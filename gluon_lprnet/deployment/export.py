@@ -6,7 +6,6 @@ import math
 import os
 import statistics
 import tempfile
-import time
 from pathlib import Path
 from typing import NamedTuple, Optional, Sequence
 
@@ -23,6 +22,7 @@ from ..errors import InputError
 from ..evaluate.classification import evaluate_classification, validation_batches
 from ..evaluate.landmarks import evaluate_landmarks
 from ..flags import positive_float, positive_int
+from ..timing import interleaved_milliseconds
 from .archive import archive
 from .artefact import load_network
 from .onnx import require_onnx, run_onnx, write_onnx
@@ -40,9 +40,6 @@ TOLERANCE = 1e-5
 
 _BATCH_SIZE = 64
 _THREADS = 2
-# Passes of each network when its latency is measured, and those before them that do not count.
-_PASSES = 60
-_WARM_UP = 10
 
 
 class Int8(NamedTuple):
@@ -255,7 +252,8 @@ def _write_int8(symbol, params, description, prefix, formats, int8, records, rep
         if not noise <= int8.tolerance:
             raise InputError(f'--int8 as {format}: read back from its file, the network has a noise of {noise:.4f}, '
                              f'and of {found.noise:.4f} before: it was not written.')
-        milliseconds = _milliseconds([quantizer.floating, written], images[:1])
+        milliseconds = [statistics.median(times) for times in interleaved_milliseconds(
+            [lambda: quantizer.floating(images[:1]), lambda: written(images[:1])])]
         facts[format] = {'noise': noise, **_accuracy(written, int8.rec_val, description, records), 'bytes': size,
                          'milliseconds': dict(zip(('float', 'int8'), milliseconds)),
                          'layers': [layer._asdict() for layer in found.layers]}
@@ -275,17 +273,6 @@ def _write_quantized(model, format, prefix):
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, f'{prefix}.onnx')
     return onnx_function(f'{prefix}.onnx'), os.path.getsize(f'{prefix}.onnx')
-
-
-def _milliseconds(functions, image):
-    """Median milliseconds of each for one image; they take turns, so that what else the machine does slows all."""
-    times = [[] for _ in functions]
-    for _ in range(_WARM_UP + _PASSES):
-        for function, taken in zip(functions, times):
-            begin = time.perf_counter()
-            function(image)
-            taken.append(1000 * (time.perf_counter() - begin))
-    return [statistics.median(taken[_WARM_UP:]) for taken in times]
 
 
 def _int8_lines(format, facts):
