@@ -320,16 +320,20 @@ def oriented(photo, orientation, kind):
 def test_browser_and_network_turn_a_picture_by_its_exif_tag_alike(browser, artefacts, photos, kind):
     browser.choose_network(LANDMARKS)
     align = Aligner(artefacts[1], HaarDetector())
-    found = 0
+
+    def decoded(data):
+        return cv2.imdecode(np.frombuffer(data, 'uint8'), 1)
+
+    # Not every drawn face is one to the detector.
+    photo = next(photo for photo in photos if align(decoded(oriented(photo, 1, kind))))
     for orientation in range(1, 9):
-        data = oriented(photos[0], orientation, kind)
-        pixels = cv2.imdecode(np.frombuffer(data, 'uint8'), 1)
+        data = oriented(photo, orientation, kind)
+        pixels = decoded(data)
         expected = align(pixels)
         browser.send(data, f'.{kind.lower()}')
         assert browser.fault is None
         np.testing.assert_allclose(browser.points(), np.reshape([face['points'] for face in expected], (-1, 68, 2)),
                                    rtol=0, atol=0.0051)
-        found += len(expected)
         width, height, *shown = browser.run('''
             const picture = document.getElementById("picture"), canvas = document.createElement("canvas");
             canvas.width = picture.naturalWidth; canvas.height = picture.naturalHeight;
@@ -339,7 +343,6 @@ def test_browser_and_network_turn_a_picture_by_its_exif_tag_alike(browser, artef
         assert (height, width) == pixels.shape[:2]
         shown = np.reshape(shown, (height, width, 4))[..., 2::-1].astype(int)
         assert abs(shown - pixels).mean() < 3
-    assert found
 
 
 def test_what_is_wrong_with_a_file_is_said_and_the_next_one_works(browser, photos):
