@@ -163,17 +163,17 @@ def add_commands(commands):
 
 def _run(args):
     experiment = EXPERIMENTS[args.name](args.width)
-    unknown = set(args.rows or ()) - {row.name for row in experiment.rows}
+    names = [row.name for row in experiment.rows]
+    unknown = set(args.rows or ()) - set(names)
     if unknown:
-        raise InputError(f'--rows: {args.name} has no {", ".join(sorted(unknown))}; it has '
-                         f'{", ".join(row.name for row in experiment.rows)}.')
+        raise InputError(f'--rows: {args.name} has no {", ".join(sorted(unknown))}; it has {", ".join(names)}.')
     for rec in (args.rec_train, args.rec_val):
         check_records(rec, num_classes=10)
     flags = ['--preset', 'table4', '--rec-train', args.rec_train, '--rec-val', args.rec_val, '-j', '1',
              '--data-check', 'structure', *(['--num-epochs', str(args.num_epochs)] if args.num_epochs else [])]
-    failed = Grid([row for row in experiment.rows if row.name in (args.rows or row.name)], flags, args.seeds,
-                  args.out).train(args.jobs)
-    results = Grid(experiment.rows, flags, args.seeds, args.out).results()
+    grid = Grid(experiment.rows, flags, args.seeds, args.out)
+    failed = grid.train(args.jobs, args.rows or names)
+    results = grid.results()
     print(table(experiment, results, args.format))
     if args.plot:
         draw(experiment, results, args.plot)

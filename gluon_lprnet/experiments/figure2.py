@@ -275,9 +275,4 @@ def _train(module, after, inputs, target, accuracy, args, folder, finish):
     found = checkpoint.newest(folder)
     if found:
         options.check_same_curve(config, found)
-        experiment.net.load_parameters(found.params)
-        metrics = evaluate()
-        if experiment.reached(metrics):
-            finish(metrics, None)
-            return 0
     return fit(experiment, config, found, finish)

@@ -80,22 +80,21 @@ class Grid:
     def __init__(self, rows, flags, seeds, out):
         self.rows, self.seeds = rows, seeds
         self._out, self._flags = Path(out), list(flags)
-        self._states = {}
         for row in rows:
             for seed in seeds:
                 found = checkpoint.newest(self._folder(row, seed))
                 if found:
                     options.check_same_curve(self._config(row, seed), found)
-                self._states[row, seed] = found.state if found else None
 
-    def train(self, jobs):
-        """Train what is not finished, ``jobs`` runs at a time; returns those that failed, as (folder, reason).
+    def train(self, jobs, names):
+        """Train the rows of these names, where not finished; returns the runs that failed, as (folder, reason).
 
-        Each run gets an equal share of the cores. On Ctrl-C or SIGTERM the runs save a checkpoint, and
-        KeyboardInterrupt is raised: called again, each goes on from there.
+        ``jobs`` runs at a time, each with an equal share of the cores. On Ctrl-C or SIGTERM the runs save a
+        checkpoint, and KeyboardInterrupt is raised: called again, each goes on from there.
         """
         # Seed by seed, so that whatever is finished can be compared.
-        waiting = [(row, seed) for seed in self.seeds for row in self.rows if not self._finished(row, seed)]
+        waiting = [(row, seed) for seed in self.seeds for row in self.rows
+                   if row.name in names and not self._finished(row, seed)]
         epochs = {key: self._config(*key) for key in waiting}
         epochs = {key: config.num_epochs + config.tuning_epochs for key, config in epochs.items()}
         begun = {key: len(self._epochs(*key)) for key in waiting}
@@ -158,7 +157,7 @@ class Grid:
     def _start(self, row, seed, threads):
         folder = self._folder(row, seed)
         folder.mkdir(parents=True, exist_ok=True)
-        resume = ['--resume'] if self._states[row, seed] else []
+        resume = ['--resume'] if checkpoint.newest(folder) else []
         with self._errors(row, seed).open('w') as errors:
             # In a session of its own: Ctrl-C reaches it once, through terminate(), and not twice.
             return subprocess.Popen([sys.executable, '-c', _TRAIN, *self._arguments(row, seed), '--save-dir', folder,

@@ -124,10 +124,10 @@ class Run:
         self.journal = Journal(config.save_dir, config.tensorboard)
         self.last_saved = None
         # Plain values only: this is what a checkpoint holds.
-        self.state = dict(step=0, epoch=0, step_in_epoch=0, sums={}, config=vars(config))
+        self.state = dict(step=0, epoch=0, step_in_epoch=0, sums={}, reached=False, config=vars(config))
         if resume_from:
             resume_from.load(experiment.net, self.trainer, experiment.contexts)
-            self.state = dict(resume_from.state, config=vars(config))
+            self.state = {**self.state, **resume_from.state, 'config': vars(config)}
             self.last_saved = resume_from.path
             logger.info('resumed from %s: epoch %d, step %d', resume_from.path, self.state['epoch'] + 1,
                         self.state['step'])
@@ -148,7 +148,7 @@ class Run:
         """
         metrics = None
         with self.journal, _noted_signals() as signals, logging_redirect_tqdm([self.logger]):
-            while self.state['epoch'] < self.schedule.epochs and not (metrics and self.experiment.reached(metrics)):
+            while self.state['epoch'] < self.schedule.epochs and not self.state['reached']:
                 self._train_epoch(signals)
                 self._check_parameters()
                 self._average_statistics()
@@ -232,8 +232,9 @@ class Run:
         self.logger.info('epoch %d/%d (%s) done: %s; validation %s; %.0f images/s, ETA %s', epoch + 1,
                          schedule.epochs, phase, _text(means), _text(metrics), self._clock.images_per_second(),
                          self._clock.eta())
-        state.update(epoch=epoch + 1, step_in_epoch=0, sums={})
-        if state['epoch'] % self.config.save_frequency == 0 or state['epoch'] == schedule.epochs:
+        state.update(epoch=epoch + 1, step_in_epoch=0, sums={}, reached=self.experiment.reached(metrics))
+        if (state['epoch'] % self.config.save_frequency == 0 or state['epoch'] == schedule.epochs
+                or state['reached']):
             self._save()
 
     def _average_statistics(self):
