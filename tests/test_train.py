@@ -115,8 +115,8 @@ def test_updates_are_those_of_adam_with_a_rate_that_falls_in_steps(tmp_path):
 def test_weight_decay_spares_batchnorm_and_biases(tiny_records, training_flags, bn_wd):
     argv = training_flags + (['--bn-wd'] if bn_wd else [])
     config, _ = options.parse(imagenet.make_parser(), argv, imagenet.PRESETS, imagenet.preset_for)
-    options.write_config(config)
     experiment = imagenet.build_experiment(config)
+    Path(config.save_dir).mkdir()
     Run(experiment, config, logging.getLogger('test'))
     decays = {name: parameter.wd_mult for name, parameter in experiment.net.collect_params().items()}
     spared = {name for name, decay in decays.items() if decay == 0}
@@ -261,6 +261,17 @@ def test_resume_refuses_what_would_bend_the_curve(training_flags, tmp_path, caps
     assert imagenet.main(training_flags + ['--resume', '--lr', '0.2']) == 2
     assert '--lr (was 0.05, is 0.2)' in capsys.readouterr().err
     assert imagenet.main(training_flags + ['--resume', '--log-interval', '7']) == 0
+
+
+def test_a_second_training_in_a_folder_is_refused(training_flags, tmp_path, capsys):
+    with checkpoint.only_user(tmp_path / 'run'):
+        assert imagenet.main(training_flags) == 2
+    assert f'{tmp_path / "run"} is in use by another training' in capsys.readouterr().err
+    assert checkpoint.newest(tmp_path / 'run') is None
+    (tmp_path / 'file').touch()
+    assert imagenet.main([*training_flags, '--save-dir', str(tmp_path / 'file' / 'run')]) == 2
+    assert 'cannot be written to' in capsys.readouterr().err
+    assert imagenet.main([*training_flags, '--num-epochs', '2']) == 0
 
 
 @pytest.mark.parametrize('extra, what', [([], 'the loss is'), (['--batch-size', '50'], 'is NaN or infinite')])

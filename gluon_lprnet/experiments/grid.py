@@ -158,7 +158,7 @@ class Grid:
         folder = self._folder(row, seed)
         folder.mkdir(parents=True, exist_ok=True)
         resume = ['--resume'] if checkpoint.newest(folder) else []
-        with self._errors(row, seed).open('w') as errors:
+        with self._errors(row, seed).open('a') as errors:
             # In a session of its own: Ctrl-C reaches it once, through terminate(), and not twice.
             return subprocess.Popen([sys.executable, '-c', _TRAIN, *self._arguments(row, seed), '--save-dir', folder,
                                      *resume], stdout=subprocess.DEVNULL, stderr=errors, start_new_session=True,

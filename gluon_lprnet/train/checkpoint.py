@@ -10,11 +10,13 @@ It is written under another name, flushed to disk and renamed, so that a name wi
 cannot come about; the CRC-32 finds what the disk lost later, which MXNet's own format would load silently.
 Random states are not stored: order, augmentation and mixup are functions of seed, epoch and batch.
 """
+import fcntl
 import json
 import os
 import re
 import shutil
 import zlib
+from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import InputError
@@ -81,6 +83,27 @@ def save(run_dir, net, trainer, state, keep=2):
     for _, old in _numbered(run_dir)[:-keep]:
         shutil.rmtree(old)
     return final
+
+
+@contextmanager
+def only_user(run_dir):
+    """Keep other trainings out of a run's folder, which is made if it is not there, until the context or process ends.
+
+    Raises
+    ------
+    InputError
+        If another training is using it, or it cannot be written to.
+    """
+    try:
+        Path(run_dir).mkdir(parents=True, exist_ok=True)
+        lock = open(Path(run_dir) / '.lock', 'w')
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise InputError(f'{run_dir} is in use by another training: wait for its end, or stop it.') from error
+    except OSError as error:
+        raise InputError(f'{run_dir} cannot be written to and locked: {error.strerror}.') from error
+    with lock:
+        yield
 
 
 def newest(run_dir, report=print):

@@ -11,7 +11,7 @@ from ..blocks import normalize_in_rank_space
 from ..deployment.artefact import export_network, model_arguments
 from ..errors import InputError
 from ..zoo import get_model
-from . import options
+from . import checkpoint, options
 from .journal import start_log, stop_log
 from .loop import Interrupted, NonFiniteLoss, Run
 
@@ -93,7 +93,17 @@ def fit(experiment, config, resume_from, finish):
     -------
     int
         Exit status: 0; 1 where the loss is not finite; 128 + signal when stopped.
+
+    Raises
+    ------
+    InputError
+        If another training is using the folder.
     """
+    with checkpoint.only_user(config.save_dir):
+        return _fit_alone(experiment, config, resume_from, finish)
+
+
+def _fit_alone(experiment, config, resume_from, finish):
     options.write_config(config)
     logger = start_log(config.save_dir)
     try:

@@ -164,7 +164,6 @@ def input_dtype(config):
 
 def write_config(config):
     """Save the flags as ``config.json`` in the run's folder."""
-    Path(config.save_dir).mkdir(parents=True, exist_ok=True)
     text = json.dumps(vars(config), indent=1, sort_keys=True)
     (Path(config.save_dir) / 'config.json').write_text(text + '\n')
 
