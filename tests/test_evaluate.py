@@ -11,6 +11,7 @@ from conftest import encode, epoch_records
 
 from gluon_lprnet.__main__ import main
 from gluon_lprnet.data.imagenet import ImageBatches, Normalization
+from gluon_lprnet.data.records import check_records
 from gluon_lprnet.deployment.artefact import load_network
 from gluon_lprnet.errors import InputError
 from gluon_lprnet.evaluate import classification
@@ -38,7 +39,7 @@ def test_accuracy_counts_each_record_once(tiny_records):
             red_and_green = means.slice_axis(axis=1, begin=0, end=2)
             return F.concat(red_and_green, F.zeros_like(means).slice_axis(axis=1, begin=0, end=1))
 
-    batches = ImageBatches(f'{prefix}.rec', f'{prefix}.idx', 50, 16, 16, Normalization((0,) * 3, (1,) * 3), threads=1)
+    batches = ImageBatches(check_records(f'{prefix}.rec'), 16, 16, Normalization((0,) * 3, (1,) * 3), threads=1)
     metrics = classification.evaluate_classification(Brightest(), batches, mx.cpu())
     assert metrics == {'top1': (labels < 2).sum() / 50}
 
@@ -103,7 +104,7 @@ def test_a_picture_is_prepared_as_the_validation_prepares_it(shared_data, tmp_pa
     (tmp_path / 'photo.png').write_bytes(png)
     write_records(tmp_path / 'one', [(0, png)])
     config = dict(input_size=96, crop_ratio=0.875, rgb_mean=[120.0, 110.0, 100.0], rgb_std=[50.0, 60.0, 70.0])
-    batches = classification.validation_batches(tmp_path / 'one.rec', tmp_path / 'one.idx', 1, config, 1, 1)
+    batches = classification.validation_batches(check_records(tmp_path / 'one.rec'), config, 1, 1)
     expected = next(iter(batches.epoch(0))).data.asnumpy()
     # Half a grey level, of rounding.
     assert np.abs(classification.preprocess(tmp_path / 'photo.png', config).asnumpy() - expected).max() < 1.1 / 50

@@ -3,15 +3,15 @@ import numpy as np
 import pytest
 
 from gluon_lprnet.data.imagenet import ImageBatches, Normalization, paper_augmentation
+from gluon_lprnet.data.records import check_records
 from gluon_lprnet.evaluate.classification import validation_batches
 
 RAW = Normalization((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 
 def batches_of(tiny_records, batch_size=16, normalization=RAW, **kwargs):
-    prefix, images, _ = tiny_records
-    return ImageBatches(f'{prefix}.rec', f'{prefix}.idx', len(images), 16, batch_size, normalization, threads=1,
-                        **kwargs)
+    prefix, _, _ = tiny_records
+    return ImageBatches(check_records(f'{prefix}.rec'), 16, batch_size, normalization, threads=1, **kwargs)
 
 
 def read(batches, epoch=0, start=0):
@@ -82,7 +82,7 @@ def test_random_scale_never_leaves_less_than_the_crop(tmp_path):
     y, x = np.mgrid[:64, :64]
     image = np.stack([x * 2 + 60, y * 2 + 60, np.full_like(x, 90)], -1).astype(np.uint8)
     write_records(tmp_path / 'ramp', [(0, encode(image))] * 40)
-    batches = ImageBatches(tmp_path / 'ramp.rec', tmp_path / 'ramp.idx', 40, 32, 40, RAW, threads=1, shuffle=True,
+    batches = ImageBatches(check_records(tmp_path / 'ramp.rec'), 32, 40, RAW, threads=1, shuffle=True,
                            augmentation=paper_augmentation(min_random_scale=0.25, max_random_scale=1.0))
     data = next(iter(batches.epoch(0))).data.asnumpy()
     slopes = (data[:, 0, 16, 24] - data[:, 0, 16, 8]) / 16
@@ -97,7 +97,7 @@ def test_validation_is_the_centre_crop_of_the_resized_image(shared_data):
     reader = mx.recordio.MXIndexedRecordIO(str(rec.with_suffix('.idx')), str(rec), 'r')
     _, image = mx.recordio.unpack_img(reader.read_idx(0), cv2.IMREAD_COLOR)
     config = dict(input_size=24, crop_ratio=0.5, rgb_mean=RAW.mean, rgb_std=RAW.std)
-    batches = validation_batches(rec, rec.with_suffix('.idx'), 10000, config, 4, 1)
+    batches = validation_batches(check_records(rec, content=False), config, 4, 1)
     data = next(iter(batches.epoch(0))).data[0].asnumpy().transpose(1, 2, 0)
     expected = cv2.resize(image[..., ::-1], (48, 48), interpolation=cv2.INTER_LINEAR)[12:36, 12:36]
     assert np.abs(data - expected).max() <= 1

@@ -118,7 +118,8 @@ def _run(args):
     size = description['input_size']
     shape = (1, 3, size, size)
     classes = original(mx.nd.zeros(shape)).shape[1]
-    records = {flag: _checked(flag, getattr(args, flag), classes) for flag in ('calibrate', 'rec_train', 'rec_val')}
+    records = {flag: getattr(args, flag) and check_records(getattr(args, flag), num_classes=classes)
+               for flag in ('calibrate', 'rec_train', 'rec_val')}
 
     # Measured anew, ranks by latency might be others than those that were tuned.
     rank = found.state['config']['ranks'] if found else _rank_of(args)
@@ -131,11 +132,12 @@ def _run(args):
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f'--out {out} cannot be written to: {error.strerror}.') from error
-    validation = records['rec_val'] and validation_batches(*records['rec_val'], description, args.batch_size,
+    validation = records['rec_val'] and validation_batches(records['rec_val'], description, args.batch_size,
                                                            args.num_data_workers)
     columns = {'original': _accuracy(original, validation), 'compressed': _accuracy(net, validation)}
     if args.tune_epochs:
-        images = ImageBatches(*records['rec_train'], size, args.batch_size, _normalization(description), shuffle=True,
+        images = ImageBatches(records['rec_train'], size, args.batch_size,
+                              Normalization(description['rgb_mean'], description['rgb_std']), shuffle=True,
                               threads=args.num_data_workers, seed=args.seed, augmentation=paper_augmentation(
                                   args.pad, args.min_random_scale, mirror=not args.no_mirror))
         status = fit(_tuning(net, original, args.temperature, images, validation), config, found,
@@ -147,23 +149,10 @@ def _run(args):
     _write(net, dict(description, model=name), out, report, columns, latencies, shape)
 
 
-def _checked(flag, rec, classes):
-    """(rec, idx, count) of a sound RecordIO file, or None if the flag was not given."""
-    if rec is None:
-        return None
-    summary = check_records(rec, Path(rec).with_suffix('.idx'), num_classes=classes)
-    return rec, Path(rec).with_suffix('.idx'), summary.count
-
-
-def _normalization(description):
-    return Normalization(description['rgb_mean'], description['rgb_std'])
-
-
 def _compressed(original, rank, args, description, records, shape):
     def images():
-        batches = ImageBatches(*records, description['input_size'], args.batch_size, _normalization(description),
-                               shuffle=True, resize=math.ceil(description['input_size'] / description['crop_ratio']),
-                               threads=args.num_data_workers, seed=args.seed)
+        batches = validation_batches(records, description, args.batch_size, args.num_data_workers, shuffle=True,
+                                     seed=args.seed)
         return itertools.islice(batches.epoch(0), math.ceil(args.images / batches.batch_size))
 
     net, report = compress(original, rank, args.layers, args.exclude, args.l2_norm, not args.no_residual,

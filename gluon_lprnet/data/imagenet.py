@@ -21,10 +21,8 @@ class ImageBatches:
 
     Parameters
     ----------
-    rec, idx : str
-        The RecordIO file and its index.
-    count : int
-        Records in the file.
+    records : gluon_lprnet.data.records.RecordSummary
+        Of the file, which :func:`gluon_lprnet.data.records.check_records` found sound.
     input_size : int
         Height and width of the network's input, in pixels.
     batch_size : int
@@ -40,15 +38,15 @@ class ImageBatches:
         Further arguments of ``mx.io.ImageRecordIter``; empty for the plain centre crop.
     """
 
-    def __init__(self, rec, idx, count, input_size, batch_size, normalization, resize=-1, shuffle=False,
-                 threads=2, seed=0, augmentation=None):
-        self.count = count
+    def __init__(self, records, input_size, batch_size, normalization, resize=-1, shuffle=False, threads=2, seed=0,
+                 augmentation=None):
+        self.count = records.count
         # ImageRecordIter refuses a batch that is much larger than the set.
-        self.batch_size = batch_size = min(batch_size, count)
+        self.batch_size = batch_size = min(batch_size, self.count)
         self.resize = resize
         self._seed = seed
         self._arguments = dict(
-            path_imgrec=str(rec), path_imgidx=str(idx), data_shape=(3, input_size, input_size),
+            path_imgrec=records.path, path_imgidx=records.index_path, data_shape=(3, input_size, input_size),
             batch_size=batch_size, resize=resize, shuffle=shuffle, preprocess_threads=threads, verbose=False,
             **{f'mean_{c}': m for c, m in zip('rgb', normalization.mean)},
             **{f'std_{c}': s for c, s in zip('rgb', normalization.std)},

@@ -55,7 +55,8 @@ class RecordSummary(NamedTuple):
 
     Attributes
     ----------
-    path : str
+    path, index_path : str
+        The ``.rec`` file and its index.
     count : int
         Records in the file.
     size : int
@@ -71,6 +72,7 @@ class RecordSummary(NamedTuple):
     """
 
     path: str
+    index_path: str
     count: int
     size: int
     label_width: int
@@ -184,7 +186,7 @@ def check_records(rec_path, idx_path=None, num_classes=None, label_width=1, cont
         raise InputError(f'{error.filename or rec_path} cannot be read: '
                          f'{error.strerror or error}.') from error
     classes, counts = np.unique(labels, return_counts=True) if label_width == 1 else ((), ())
-    return RecordSummary(rec_path, len(offsets), size, label_width, float(labels.min()), float(labels.max()),
+    return RecordSummary(rec_path, idx_path, len(offsets), size, label_width, float(labels.min()), float(labels.max()),
                          {int(label): int(count) for label, count in zip(classes, counts)}, verified)
 
 

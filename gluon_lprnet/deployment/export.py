@@ -15,7 +15,7 @@ import numpy as np
 from ..complexity import count, render_table
 from ..data.face_batches import FaceBatches
 from ..data.face_records import LABEL_WIDTH, read_face_records
-from ..data.imagenet import ImageBatches, Normalization
+from ..data.imagenet import Normalization
 from ..data.landmarks import CROP_SCALE
 from ..data.records import check_records
 from ..errors import InputError
@@ -218,14 +218,14 @@ def _save(symbol, params, prefix):
 
 
 def _checked_records(int8, description, outputs):
-    """The number of records, by path, of the files of an :class:`Int8`, all of them sound."""
+    """What :func:`check_records` found, by path, of the files of an :class:`Int8`."""
     paths = [int8.calibrate] + ([int8.rec_val] if int8.rec_val else [])
     if not _has_landmarks(description):
-        return {path: check_records(path, num_classes=outputs).count for path in paths}
+        return {path: check_records(path, num_classes=outputs) for path in paths}
     for path in paths:
         # First that it holds faces, as a file of classes has another label width and is sound.
         next(read_face_records(path))
-    return {path: check_records(path, label_width=LABEL_WIDTH).count for path in paths}
+    return {path: check_records(path, label_width=LABEL_WIDTH) for path in paths}
 
 
 def _has_landmarks(description):
@@ -291,17 +291,15 @@ def _int8_lines(format, facts):
                               f'({int8 / floating:.2f}); {found["bytes"]:,} bytes'])
 
 
-def _calibration_images(int8, description, count):
+def _calibration_images(int8, description, records):
     """The network's inputs, ndarray (N, 3, height, width) float32, of random records, as validation sees them."""
-    normalization = Normalization(description['rgb_mean'], description['rgb_std'])
-    size, wanted = description['input_size'], min(int8.images, count)
+    wanted = min(int8.images, records.count)
     if _has_landmarks(description):
         faces = list(itertools.islice(read_face_records(int8.calibrate), wanted))
-        batches = FaceBatches(faces, size, description.get('crop_scale', CROP_SCALE), _BATCH_SIZE, normalization)
+        batches = FaceBatches(faces, description['input_size'], description.get('crop_scale', CROP_SCALE), _BATCH_SIZE,
+                              Normalization(description['rgb_mean'], description['rgb_std']))
     else:
-        batches = ImageBatches(int8.calibrate, Path(int8.calibrate).with_suffix('.idx'), count, size, _BATCH_SIZE,
-                               normalization, resize=math.ceil(size / description['crop_ratio']), shuffle=True,
-                               threads=_THREADS)
+        batches = validation_batches(records, description, _BATCH_SIZE, _THREADS, shuffle=True)
     batches = itertools.islice(batches.epoch(0), math.ceil(wanted / _BATCH_SIZE))
     return np.concatenate([batch.data.asnumpy() for batch in batches])[:wanted]
 
@@ -316,8 +314,7 @@ def _accuracy(function, rec_val, description, records):
 
     if _has_landmarks(description):
         return {'nme': float(evaluate_landmarks(network, read_face_records(rec_val), description).errors.mean())}
-    batches = validation_batches(rec_val, Path(rec_val).with_suffix('.idx'), records[rec_val], description,
-                                 _BATCH_SIZE, _THREADS)
+    batches = validation_batches(records[rec_val], description, _BATCH_SIZE, _THREADS)
     return evaluate_classification(network, batches, mx.cpu())
 
 

@@ -65,14 +65,20 @@ def evaluate_classification(net, batches, context, dtype='float32'):
     return {name: value / images for name, value in correct.items() if name == 'top1' or outputs.shape[1] > 5}
 
 
-def validation_batches(rec, idx, count, config, batch_size, threads):
+def validation_batches(records, config, batch_size, threads, **order):
     """The centre crops of a validation set: shorter side to input_size / crop_ratio, then the crop.
 
-    ``config`` is a dict with ``input_size``, ``crop_ratio``, ``rgb_mean`` and ``rgb_std``.
+    Parameters
+    ----------
+    records : gluon_lprnet.data.records.RecordSummary
+    config : dict
+        With ``input_size``, ``crop_ratio``, ``rgb_mean`` and ``rgb_std``.
+    batch_size, threads : int
+    order
+        ``shuffle`` and ``seed`` of :class:`ImageBatches`, for a sample of the set.
     """
-    return ImageBatches(rec, idx, count, config['input_size'], batch_size,
-                        Normalization(config['rgb_mean'], config['rgb_std']),
-                        resize=_resized(config), threads=threads)
+    return ImageBatches(records, config['input_size'], batch_size, Normalization(config['rgb_mean'], config['rgb_std']),
+                        resize=_resized(config), threads=threads, **order)
 
 
 def preprocess(path, config):
@@ -153,11 +159,10 @@ def _run_evaluate(args):
     net, description = load_described(args)
     size = description['input_size']
     classes = net(mx.nd.zeros((1, 3, size, size))).shape[1]
-    summary = check_records(args.rec_val, args.rec_val_idx, num_classes=classes)
-    batches = validation_batches(args.rec_val, args.rec_val_idx or Path(args.rec_val).with_suffix('.idx'),
-                                 summary.count, description, args.batch_size, args.num_data_workers)
+    records = check_records(args.rec_val, args.rec_val_idx, num_classes=classes)
+    batches = validation_batches(records, description, args.batch_size, args.num_data_workers)
     metrics = evaluate_classification(net, batches, mx.cpu())
-    print(f'{args.rec_val}: {summary.count} images, {classes} classes, '
+    print(f'{args.rec_val}: {records.count} images, {classes} classes, '
           + ', '.join(f'{name} {value:.4f}' for name, value in metrics.items()))
 
 

@@ -203,10 +203,8 @@ def _run(args):
     out = Path(args.out)
     batches = {}
     for subset in ('train', 'val'):
-        rec = getattr(args, f'rec_{subset}')
-        summary = check_records(rec, num_classes=description['num_classes'])
-        batches[subset] = validation_batches(rec, Path(rec).with_suffix('.idx'), summary.count, description,
-                                             args.batch_size, args.num_data_workers)
+        records = check_records(getattr(args, f'rec_{subset}'), num_classes=description['num_classes'])
+        batches[subset] = validation_batches(records, description, args.batch_size, args.num_data_workers)
     accuracy = evaluate_classification(net, batches['val'], mx.cpu())['top1']
     print(f'original: top-1 {accuracy:.4f}')
     try:

@@ -91,16 +91,15 @@ def build_experiment(config):
     records = {subset: _check(config, subset) for subset in ('train', 'val')}
     config.task, config.class_names = 'classification', _class_names(config)
     contexts = contexts_of(config)
-    check_split(records['train'][2], config, contexts)
+    check_split(records['train'].count, config, contexts)
     net = make_network(config, mx.init.MSRAPrelu(), contexts)
 
     def train_images(augmentation, resize):
-        rec, idx, count = records['train']
-        return ImageBatches(rec, idx, count, config.input_size, config.batch_size,
+        return ImageBatches(records['train'], config.input_size, config.batch_size,
                             Normalization(config.rgb_mean, config.rgb_std), resize=resize, shuffle=True,
                             threads=config.num_data_workers, seed=config.seed, augmentation=augmentation)
 
-    validation = validation_batches(*records['val'], vars(config), config.batch_size, config.num_data_workers)
+    validation = validation_batches(records['val'], vars(config), config.batch_size, config.num_data_workers)
     augmented = train_images(
         paper_augmentation(config.pad, config.min_random_scale, config.max_random_scale,
                            config.max_random_illumination, not config.no_mirror), resize=-1)
@@ -129,9 +128,8 @@ def _check(config, subset):
     rec = getattr(config, f'rec_{subset}')
     if not rec:
         raise InputError(f'--rec-{subset} is missing: the RecordIO file, from `python -m gluon_lprnet pack images`.')
-    idx = getattr(config, f'rec_{subset}_idx') or str(Path(rec).with_suffix('.idx'))
-    summary = check_records(rec, idx, num_classes=config.num_classes, content=config.data_check == 'full')
-    return rec, idx, summary.count
+    return check_records(rec, getattr(config, f'rec_{subset}_idx'), num_classes=config.num_classes,
+                         content=config.data_check == 'full')
 
 
 def _class_names(config):
