@@ -257,7 +257,8 @@ def write_networks(folder, width, args):
     import mxnet as mx
     from gluon_lprnet.deployment.onnx import write_onnx
     from gluon_lprnet.deployment.operators import with_operators
-    from gluon_lprnet.deployment.reparametrize import reparametrize, trace
+    from gluon_lprnet.deployment.graph import trace
+    from gluon_lprnet.deployment.reparametrize import reparametrize
     from gluon_lprnet.errors import InputError
     image = (3, args.input_size, args.input_size)
 

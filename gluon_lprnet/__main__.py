@@ -7,14 +7,14 @@ from .compression import command as compression
 from .data import digits, drawn_faces, face_records, pack, profiling, records
 from .deployment import archive, export, serve
 from .errors import InputError
-from .evaluate import align, classification, landmarks, table6
+from .evaluate import align, classification, nme, table6
 from .experiments import cifar10, figure2
 from .train import journal
 from .zoo import symbols
 
 # Each module adds the parsers of its commands and sets `run`, a function of the parsed arguments.
 _COMMAND_MODULES = (tables, table6, complexity, symbols, digits, drawn_faces, profiling, records, journal,
-                    classification, landmarks, align, export, archive, serve, compression,
+                    classification, nme, align, export, archive, serve, compression,
                     cifar10, figure2)
 # `pack KIND`: each module adds the parser of a kind of data set.
 _PACK_MODULES = (pack, face_records)

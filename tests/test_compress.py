@@ -19,7 +19,7 @@ from gluon_lprnet.compression import (command, compress, distill, distillation_l
                                       reestimate_statistics)
 from gluon_lprnet.compression.factorize import factorize, ranks_within, spectrum
 from gluon_lprnet.deployment.artefact import load_network
-from gluon_lprnet.deployment.reparametrize import trace
+from gluon_lprnet.deployment.graph import trace
 from gluon_lprnet.errors import InputError
 from gluon_lprnet.train import checkpoint
 from gluon_lprnet.train.loop import Experiment

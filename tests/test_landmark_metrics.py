@@ -15,7 +15,7 @@ from gluon_lprnet.data.landmarks import landmark_box
 from gluon_lprnet.data.pack import encode_jpeg, write_records
 from gluon_lprnet.deployment.artefact import export_network
 from gluon_lprnet.errors import InputError
-from gluon_lprnet.evaluate import landmarks
+from gluon_lprnet.evaluate import landmarks, nme
 from gluon_lprnet.evaluate.landmarks import ced, normalized_mean_errors, summarize, yaw_bins
 
 SQUARE = np.array([[0, 0], [100, 0], [0, 100], [100, 100]], dtype='float64')
@@ -210,7 +210,7 @@ def test_the_command_prints_a_row_for_each_network_and_set(network, face_set, tm
     other = make_network(tmp_path / 'other')
     plain, _ = write_faces(tmp_path / 'plain', [None] * 3)
     argv = ['nme', network, other, '--rec', rec, plain, '--mean-face', plain, '--threshold', '30']
-    command(landmarks, *argv, '--format', 'json')
+    command(nme, *argv, '--format', 'json')
     rows = json.loads(capsys.readouterr().out)['rows']
     assert [(row['set'], row['faces']) for row in rows] == [('posed', 10)] * 3 + [('plain', 3)] * 3
     assert [row['network'] for row in rows[:3]] == [f'lprnet_mobilenet_x0.25 ({path})' for path in (network, other)] + [
@@ -220,7 +220,7 @@ def test_the_command_prints_a_row_for_each_network_and_set(network, face_set, tm
     assert rows[0]['bin_nme'][1] == pytest.approx(np.mean([errors[index] for index in (3, 4, 9)]), abs=1e-6)
     assert rows[0]['failure_rate'] == np.mean(np.array(errors) > 0.3)
     assert rows[3]['bin_faces'] == [0, 0, 0] and rows[3]['mean_of_bins'] is None
-    command(landmarks, *argv, '--format', 'markdown')
+    command(nme, *argv, '--format', 'markdown')
     text = capsys.readouterr().out
     assert f'| {100 * np.mean(errors):.2f} ' in text and 'failures > 30' in text
     assert "true landmarks' box" in text and 'Faces by yaw in posed: [0,30] 4, (30,60] 3, >60 2.' in text
@@ -230,24 +230,24 @@ def test_the_command_prints_a_row_for_each_network_and_set(network, face_set, tm
 def test_what_is_no_landmark_network_is_named(face_set, tmp_path):
     symbol = make_network(tmp_path, outputs=10)
     with pytest.raises(InputError, match='10 outputs, not 136') as error:
-        command(landmarks, 'nme', symbol, '--rec', face_set[0])
+        command(nme, 'nme', symbol, '--rec', face_set[0])
     assert str(symbol) in str(error.value)
     (tmp_path / 'lprnet_mobilenet_x0.25.json').unlink()
     with pytest.raises(InputError, match='lacks input_size, rgb_mean, rgb_std'):
-        command(landmarks, 'nme', symbol, '--rec', face_set[0])
+        command(nme, 'nme', symbol, '--rec', face_set[0])
 
 
 def test_files_at_fault_are_named(network, face_set, tiny_records, tmp_path):
     for rec, message in ((f'{tiny_records[0]}.rec', 'pack faces'), (tmp_path / 'none.rec', 'does not exist')):
         with pytest.raises(InputError, match=message) as error:
-            command(landmarks, 'nme', network, '--rec', face_set[0], rec)
+            command(nme, 'nme', network, '--rec', face_set[0], rec)
         assert str(rec) in str(error.value)
     with pytest.raises(InputError, match='given twice'):
-        command(landmarks, 'nme', network, '--rec', face_set[0], face_set[0])
+        command(nme, 'nme', network, '--rec', face_set[0], face_set[0])
     # A JPEG that ends after its comment.
     label, image = encode_record(face_set[1][0])
     image = image[:4 + int.from_bytes(image[4:6], 'big')]
     assert cv2.imdecode(np.frombuffer(image, 'uint8'), cv2.IMREAD_COLOR) is None
     write_records(tmp_path / 'undecodable', [(label, image)])
     with pytest.raises(InputError, match='face 0.png does not decode'):
-        command(landmarks, 'nme', network, '--rec', tmp_path / 'undecodable.rec')
+        command(nme, 'nme', network, '--rec', tmp_path / 'undecodable.rec')

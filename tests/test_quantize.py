@@ -17,9 +17,10 @@ from gluon_lprnet.data.landmarks import landmark_box
 from gluon_lprnet.data.pack import encode_jpeg, write_records
 from gluon_lprnet.deployment.artefact import load_network
 from gluon_lprnet.deployment.export import Int8, export
+from gluon_lprnet.deployment.graph import as_block, trace
 from gluon_lprnet.deployment.quantize import (MXNetQuantizer, OnnxQuantizer, mxnet_function, noise_of, onnx_function,
                                           outputs_of, quantize)
-from gluon_lprnet.deployment.reparametrize import as_block, reparametrize, trace
+from gluon_lprnet.deployment.reparametrize import reparametrize
 from gluon_lprnet.errors import InputError
 from gluon_lprnet.train import checkpoint, imagenet
 

@@ -25,10 +25,11 @@ from ..flags import positive_float, positive_int
 from ..timing import interleaved_milliseconds
 from .archive import archive
 from .artefact import load_network
+from .graph import as_block, trace
 from .onnx import require_onnx, run_onnx, write_onnx
 from .quantize import (CALIBRATIONS, MXNetQuantizer, OnnxQuantizer, mxnet_function, noise_of, onnx_function, outputs_of,
                        quantize)
-from .reparametrize import as_block, reparametrize, trace
+from .reparametrize import reparametrize
 
 __all__ = ['export', 'Int8', 'FORMS', 'FORMATS']
 

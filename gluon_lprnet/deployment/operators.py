@@ -20,7 +20,7 @@ import mxnet as mx
 import numpy as np
 
 from ..errors import InputError
-from .reparametrize import SymbolGraph, attributes
+from .graph import SymbolGraph, attributes
 
 __all__ = ['build_library', 'load_library', 'with_operators']
 

@@ -27,8 +27,8 @@ from mxnet.contrib import quantization
 from tqdm import tqdm
 
 from ..errors import InputError
+from .graph import as_block
 from .onnx import require_onnx, write_onnx
-from .reparametrize import as_block
 
 __all__ = ['CALIBRATIONS', 'LayerNoise', 'MXNetQuantizer', 'OnnxQuantizer', 'Quantized', 'mxnet_function', 'noise_of',
            'onnx_function', 'outputs_of', 'quantize']

@@ -1,8 +1,6 @@
 """Accuracy of facial landmarks: NME by yaw, CED, failures ("Evaluation Metrics", Table 6 and Figure 4 of the paper)."""
-import json
 import math
 from itertools import islice
-from pathlib import Path
 from typing import List, NamedTuple
 
 import cv2
@@ -10,13 +8,11 @@ import mxnet as mx
 import numpy as np
 from tqdm import tqdm
 
-from ..complexity import FORMATS, render_table
 from ..data.face_records import LABEL_WIDTH, read_face_records
 from ..data.landmarks import CROP_SCALE, POINTS, box_size, crop_matrix, from_outputs, landmark_box, transform, warp_crop
 from ..data.records import check_records
 from ..deployment.artefact import load_network
 from ..errors import InputError
-from ..flags import positive_float
 
 # |yaw| in degrees. An upper limit belongs to its bin, a lower one only where it is 0.
 YAW_BINS = ((0, 30), (30, 60), (60, math.inf))
@@ -291,65 +287,20 @@ def evaluate_sets(networks, recs, train_recs=None):
 def load_networks(paths):
     """Landmark networks by label: the model's name, with the path where several are of one model."""
     loaded = [load_landmark_network(path) for path in paths]
-    return dict(zip(_labels([description.get('model', str(path)) for path, (_, description) in zip(paths, loaded)],
-                            paths), loaded))
+    return dict(zip(labels_of([description.get('model', str(path)) for path, (_, description) in zip(paths, loaded)],
+                              paths), loaded))
 
 
-def _labels(names, paths):
+def labels_of(names, paths):
+    """The names, with the path where one comes twice.
+
+    Raises
+    ------
+    InputError
+        If a path comes twice.
+    """
     labels = [name if names.count(name) == 1 else f'{name} ({path})' for name, path in zip(names, paths)]
     for label, path in zip(labels, paths):
         if labels.count(label) > 1:
             raise InputError(f'{path} is given twice.')
     return labels
-
-
-def percent(value, digits=2):
-    """A fraction in percent, or '-' for None."""
-    return '-' if value is None else f'{100 * value:.{digits}f}'
-
-
-def table(results, threshold=THRESHOLD, format='text'):
-    """The results of :func:`evaluate_sets` as a string, in one of ``FORMATS``."""
-    rows = [{'set': name, 'network': label, **summarize(found.errors, found.yaw, threshold)}
-            for name, networks in results.items() for label, found in networks.items()]
-    if format == 'json':
-        # Fractions, as the functions give them.
-        return json.dumps({'protocol': PROTOCOL, 'yaw_bins': BIN_NAMES, 'rows': rows}, indent=1)
-    columns = ('set', 'network', 'faces', *BIN_NAMES, 'mean of bins', 'mean of faces', 'median', '95th percentile',
-               f'failures > {100 * threshold:g}', 'AUC')
-    cells = [(row['set'], row['network'], row['faces'], *map(percent, row['bin_nme']), percent(row['mean_of_bins']),
-              percent(row['mean']), percent(row['median']), percent(row['percentile_95']), percent(row['failure_rate']),
-              f'{row["auc"]:.4f}') for row in rows]
-    counts = {row['set']: row['bin_faces'] for row in rows}
-    return '\n\n'.join([
-        'NME and failures in percent; [0,30] and so on: |yaw| in degrees', render_table(columns, cells, format),
-        PROTOCOL + f' AUC: area under the cumulative error distribution from 0 to {100 * threshold:g}%, 1 at most.',
-        '\n'.join(f'Faces by yaw in {name}: '
-                  + (', '.join(f'{bin_name} {count}' for bin_name, count in zip(BIN_NAMES, bins)) if any(bins)
-                     else 'unknown') + '.' for name, bins in counts.items())])
-
-
-def add_commands(commands):
-    parser = commands.add_parser(
-        'nme', help='errors of facial landmarks, by yaw, with curves and pictures',
-        description='Evaluate networks of 68 landmarks on RecordIO files of faces.')
-    parser.add_argument('networks', nargs='+', metavar='NETWORK',
-                        help='run folder, checkpoint folder or -symbol.json')
-    parser.add_argument('--rec', nargs='+', required=True, metavar='REC',
-                        help='test sets, packed by "pack faces"')
-    parser.add_argument('--mean-face', nargs='+', metavar='TRAIN_REC',
-                        help='beside the networks, the mean landmarks of these training sets')
-    parser.add_argument('--out', metavar='DIR', help='write CED, error by yaw and grids of faces (PNG, SVG, CSV)')
-    parser.add_argument('--threshold', type=positive_float, default=100 * THRESHOLD, metavar='PERCENT',
-                        help='NME of a failure and end of the AUC (default: %(default)g)')
-    parser.add_argument('--format', choices=FORMATS, default='text')
-    parser.set_defaults(run=_run)
-
-
-def _run(args):
-    recs = dict(zip(_labels([Path(rec).stem for rec in args.rec], args.rec), args.rec))
-    results = evaluate_sets(load_networks(args.networks), recs, args.mean_face)
-    print(table(results, args.threshold / 100, args.format))
-    if args.out:
-        from .face_figures import draw_all
-        draw_all(results, recs, args.out)

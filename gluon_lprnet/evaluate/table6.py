@@ -18,7 +18,8 @@ import numpy as np
 
 from ..complexity import FORMATS, render_table
 from ..errors import InputError
-from .landmarks import BIN_NAMES, PROTOCOL, evaluate_sets, load_networks, percent, summarize
+from .landmarks import BIN_NAMES, PROTOCOL, evaluate_sets, load_networks, summarize
+from .nme import percent
 
 # Of the timing, for each network: rounds in turn with the others, and passes a round.
 _ROUNDS = 15

@@ -1,0 +1,125 @@
+"""A network as a graph: its symbol with its parameters, the nodes of the symbol, and back to a block."""
+import ast
+import json
+from collections import Counter
+
+import mxnet as mx
+import numpy as np
+from mxnet.gluon import SymbolBlock
+
+from ..blocks import normalize_in_rank_space
+from ..errors import InputError
+
+__all__ = ['SymbolGraph', 'as_block', 'attributes', 'trace']
+
+
+def trace(net):
+    """Symbol and parameters of a network.
+
+    Parameters
+    ----------
+    net : HybridBlock
+        Initialized, in float32, with one NCHW input. Its LPR modules are left in the plain form (see
+        :func:`gluon_lprnet.blocks.normalize_in_rank_space`).
+
+    Returns
+    -------
+    tuple of (Symbol, dict of str to NDArray)
+        The symbol, with the input ``data``, and its parameters and auxiliary states.
+
+    Raises
+    ------
+    InputError
+        If a parameter is not float32.
+    """
+    normalize_in_rank_space(net, False)
+    # Four dimensions of any size: without them L2Normalization fails in optimize_for('MKLDNN', args=...).
+    symbol = net(mx.sym.var('data', shape=(0, 0, 0, 0)))
+    parameters = net.collect_params()
+    params = {name: parameters[name].data(parameters[name].list_ctx()[0])
+              for name in symbol.list_inputs() if name != 'data'}
+    other = {np.dtype(value.dtype).name for value in params.values()} - {'float32'}
+    if other:
+        raise InputError(f"the network has parameters in {', '.join(sorted(other))}: call net.cast('float32') first.")
+    return symbol, params
+
+
+def as_block(symbol, params):
+    """The SymbolBlock of a symbol with the input ``data`` and its parameters, on the device of these."""
+    block = SymbolBlock(symbol, mx.sym.var('data', dtype='float32'))
+    block.collect_params().load_dict(params, ctx=next(iter(params.values())).context)
+    return block
+
+
+class SymbolGraph:
+    """The nodes of a symbol's JSON, to be rewritten in place.
+
+    Parameters
+    ----------
+    symbol : Symbol
+    params : dict of str to NDArray
+        Its parameters and auxiliary states.
+    """
+
+    def __init__(self, symbol, params):
+        self.graph = json.loads(symbol.tojson())
+        # It states how many outputs a node has, which a rewriting changes; MXNet reads a symbol without it.
+        del self.graph['node_row_ptr']
+        self.nodes = self.graph['nodes']
+        self.params = dict(params)
+        self.uses = Counter(index for inputs in [self.graph['heads'], *(node['inputs'] for node in self.nodes)]
+                            for index, *_ in inputs)
+
+    def result(self):
+        """The new Symbol and what it needs of the parameters; nodes that fell out of use are gone."""
+        symbol = mx.sym.load_json(json.dumps(self.graph))
+        return symbol, {name: self.params[name] for name in symbol.list_inputs() if name in self.params}
+
+    def _folded(self, convolution, norm):
+        """Weight and bias, float64, of a convolution with the BatchNorm that follows it."""
+        eps, fix_gamma = attributes(norm, eps=1e-3, fix_gamma=True)
+        gamma, beta, mean, variance = (self._value(norm, slot) for slot in (1, 2, 3, 4))
+        scale = (1 if fix_gamma else gamma) / np.sqrt(variance + eps)
+        weight = self._value(convolution, 1)
+        return weight * scale.reshape((-1,) + (1,) * (weight.ndim - 1)), beta + (self._bias(convolution) - mean) * scale
+
+    def _bias(self, convolution):
+        return self._value(convolution, 2) if len(convolution['inputs']) > 2 else 0
+
+    def _sole_convolution(self, node):
+        """The convolution whose output ``node`` and nothing else takes, if its weights serve it alone; or None."""
+        index = node['inputs'][0][0]
+        source = self.nodes[index]
+        if source['op'] == 'Convolution' and self.uses[index] == 1 and self._has_own_parameters(source):
+            return source
+        return None
+
+    def _has_own_parameters(self, node):
+        return all(self.uses[index] == 1 and self.nodes[index]['name'] in self.params
+                   for index, *_ in node['inputs'][1:])
+
+    def _name(self, node, slot):
+        return self.nodes[node['inputs'][slot][0]]['name']
+
+    def _value(self, node, slot):
+        return self.params[self._name(node, slot)].asnumpy().astype('float64')
+
+    def _set(self, node, slot, value):
+        name = self._name(node, slot)
+        # Gluon writes the shapes of its parameters into the symbol.
+        self.nodes[node['inputs'][slot][0]].setdefault('attrs', {})['__shape__'] = str(value.shape)
+        self.params[name] = mx.nd.array(value, ctx=self.params[name].context, dtype='float32')
+
+
+def attributes(node, **defaults):
+    """Values of a node's attributes, as a list in the order of ``defaults``."""
+    found = node.get('attrs', {})
+    return [type(default)(_literal(found[name])) if name in found else default
+            for name, default in defaults.items()]
+
+
+def _literal(text):
+    try:
+        return ast.literal_eval(text)
+    except ValueError:
+        return text

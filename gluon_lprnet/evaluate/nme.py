@@ -1,0 +1,59 @@
+"""``python -m gluon_lprnet nme``: errors of landmark networks by yaw, as a table and as pictures."""
+import json
+from pathlib import Path
+
+from ..complexity import FORMATS, render_table
+from ..flags import positive_float
+from .face_figures import draw_all
+from .landmarks import BIN_NAMES, PROTOCOL, THRESHOLD, evaluate_sets, labels_of, load_networks, summarize
+
+
+def percent(value, digits=2):
+    """A fraction in percent, or '-' for None."""
+    return '-' if value is None else f'{100 * value:.{digits}f}'
+
+
+def table(results, threshold=THRESHOLD, format='text'):
+    """The results of :func:`gluon_lprnet.evaluate.landmarks.evaluate_sets` as a string, in one of ``FORMATS``."""
+    rows = [{'set': name, 'network': label, **summarize(found.errors, found.yaw, threshold)}
+            for name, networks in results.items() for label, found in networks.items()]
+    if format == 'json':
+        # Fractions, as the functions give them.
+        return json.dumps({'protocol': PROTOCOL, 'yaw_bins': BIN_NAMES, 'rows': rows}, indent=1)
+    columns = ('set', 'network', 'faces', *BIN_NAMES, 'mean of bins', 'mean of faces', 'median', '95th percentile',
+               f'failures > {100 * threshold:g}', 'AUC')
+    cells = [(row['set'], row['network'], row['faces'], *map(percent, row['bin_nme']), percent(row['mean_of_bins']),
+              percent(row['mean']), percent(row['median']), percent(row['percentile_95']), percent(row['failure_rate']),
+              f'{row["auc"]:.4f}') for row in rows]
+    counts = {row['set']: row['bin_faces'] for row in rows}
+    return '\n\n'.join([
+        'NME and failures in percent; [0,30] and so on: |yaw| in degrees', render_table(columns, cells, format),
+        PROTOCOL + f' AUC: area under the cumulative error distribution from 0 to {100 * threshold:g}%, 1 at most.',
+        '\n'.join(f'Faces by yaw in {name}: '
+                  + (', '.join(f'{bin_name} {count}' for bin_name, count in zip(BIN_NAMES, bins)) if any(bins)
+                     else 'unknown') + '.' for name, bins in counts.items())])
+
+
+def add_commands(commands):
+    parser = commands.add_parser(
+        'nme', help='errors of facial landmarks, by yaw, with curves and pictures',
+        description='Evaluate networks of 68 landmarks on RecordIO files of faces.')
+    parser.add_argument('networks', nargs='+', metavar='NETWORK',
+                        help='run folder, checkpoint folder or -symbol.json')
+    parser.add_argument('--rec', nargs='+', required=True, metavar='REC',
+                        help='test sets, packed by "pack faces"')
+    parser.add_argument('--mean-face', nargs='+', metavar='TRAIN_REC',
+                        help='beside the networks, the mean landmarks of these training sets')
+    parser.add_argument('--out', metavar='DIR', help='write CED, error by yaw and grids of faces (PNG, SVG, CSV)')
+    parser.add_argument('--threshold', type=positive_float, default=100 * THRESHOLD, metavar='PERCENT',
+                        help='NME of a failure and end of the AUC (default: %(default)g)')
+    parser.add_argument('--format', choices=FORMATS, default='text')
+    parser.set_defaults(run=_run)
+
+
+def _run(args):
+    recs = dict(zip(labels_of([Path(rec).stem for rec in args.rec], args.rec), args.rec))
+    results = evaluate_sets(load_networks(args.networks), recs, args.mean_face)
+    print(table(results, args.threshold / 100, args.format))
+    if args.out:
+        draw_all(results, recs, args.out)
