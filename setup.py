@@ -32,7 +32,6 @@ setup(
         'tensorboard': ['tensorboardX'],
         'serving': ['multi-model-server==1.1.11'],
         'onnx': ['onnx>=1.16,<1.19', 'onnxruntime>=1.18,<1.21'],
-        'distributed': ['horovod==0.28.1'],
         'test': ['pytest', 'gluoncv', 'scikit-learn', 'tensorboardX', 'onnx>=1.16,<1.19', 'onnxruntime>=1.18,<1.21',
                  'multi-model-server==1.1.11', 'selenium'],
     },

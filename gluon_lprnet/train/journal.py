@@ -126,8 +126,6 @@ def add_commands(commands):
     parser.set_defaults(run=lambda args: draw_curves(args.runs, args.out))
 
 
-
-
 def _summary_writer(folder):
     try:
         from tensorboardX import SummaryWriter
