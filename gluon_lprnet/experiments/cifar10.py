@@ -123,7 +123,7 @@ def draw(experiment, results, path):
     for row in experiment.rows:
         if results[row.name].accuracies:
             families.setdefault(row.title.split()[0], []).append((row, results[row.name]))
-    for family, members in families.items():
+    for number, (family, members) in enumerate(families.items()):
         accuracies = [list(result.accuracies.values()) for _, result in members]
         means = [sum(values) / len(values) for values in accuracies]
         axis.errorbar([result.multiply_adds / 1e6 for _, result in members], means,
@@ -131,8 +131,10 @@ def draw(experiment, results, path):
                        [max(values) - mean for mean, values in zip(means, accuracies)]],
                       marker='o', capsize=3, label=family)
         for (row, result), mean in zip(members, means):
+            # Of one family above the curve, of the next below it.
             axis.annotate(row.title[len(family):].strip(' ,'), (result.multiply_adds / 1e6, mean), fontsize='small',
-                          xytext=(4, -12), textcoords='offset points')
+                          xytext=(0, -14 if number % 2 else 7), textcoords='offset points', ha='center')
+    axis.margins(0.1)
     axis.set_xlabel('multiply-adds (millions)')
     axis.set_ylabel('top-1 (%), mean and range over the seeds')
     axis.grid(alpha=0.3)
