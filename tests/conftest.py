@@ -1,5 +1,7 @@
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 # Networks of the tests are too small for more, and sums are then the same everywhere.
@@ -53,3 +55,50 @@ def training_flags(tiny_records, tmp_path):
 def epoch_records(run_dir):
     lines = (Path(run_dir) / 'metrics.jsonl').read_text().splitlines()
     return [record for record in map(json.loads, lines) if record['kind'] == 'epoch']
+
+
+@pytest.fixture(scope='session')
+def artefacts(tmp_path_factory):
+    """See ``test_handler.make_artefacts``."""
+    # Here, since other tests do not need what it imports.
+    from test_handler import make_artefacts
+    return make_artefacts(tmp_path_factory.mktemp('artefacts'))
+
+
+@pytest.fixture(scope='session')
+def photos():
+    """See ``test_handler.make_photos``."""
+    from test_handler import make_photos
+    return make_photos()
+
+
+_STOCK_MXNET = '''
+import sys, numpy as np
+for name, builtin in {'bool': bool, 'int': int, 'float': float, 'object': object}.items():
+    setattr(np, name, builtin)
+import mxnet as mx
+prefix, folder = sys.argv[1:3]
+x = mx.nd.array(np.load(folder + '/x.npy'))
+block = mx.gluon.SymbolBlock.imports(prefix + '-symbol.json', ['data'], prefix + '-0000.params')
+np.save(folder + '/block.npy', block(x).asnumpy())
+symbol, arguments, auxiliary = mx.model.load_checkpoint(prefix, 0)
+for size in sys.argv[3:]:
+    batch = x[:int(size)]
+    module = mx.mod.Module(symbol, label_names=None)
+    module.bind([('data', batch.shape)], for_training=False)
+    module.set_params(arguments, auxiliary)
+    module.forward(mx.io.DataBatch([batch]), is_train=False)
+    np.save(folder + '/module' + size + '.npy', module.get_outputs()[0].asnumpy())
+assert 'gluon_lprnet' not in sys.modules
+'''
+
+
+def outputs_in_stock_mxnet(prefix, images, batch_sizes, folder):
+    """Outputs of symbol and params in a process that has nothing of this package but its patch of NumPy.
+
+    Those of Gluon's SymbolBlock for ``images``, and of Module for the first of them, by each of ``batch_sizes``.
+    """
+    np.save(folder / 'x.npy', images)
+    subprocess.run([sys.executable, '-c', _STOCK_MXNET, str(prefix), str(folder), *map(str, batch_sizes)], check=True,
+                   cwd=folder, stderr=subprocess.DEVNULL)
+    return [np.load(folder / f'{name}.npy') for name in ('block', *(f'module{size}' for size in batch_sizes))]

@@ -1,11 +1,11 @@
 """Exported files against the network in the checkpoint, in stock MXNet and in ONNX Runtime."""
 import json
-import subprocess
 import sys
 
 import mxnet as mx
 import numpy as np
 import pytest
+from conftest import outputs_in_stock_mxnet
 
 from gluon_lprnet import get_model
 from gluon_lprnet.__main__ import main
@@ -84,32 +84,11 @@ def test_files_and_what_they_say(exported):
 
 @pytest.mark.parametrize('prefix', [MODEL, f'{MODEL}-deployed'])
 def test_stock_mxnet_loads_it(trained, exported, prefix, tmp_path):
-    """In a process that has nothing of this package but its patch of NumPy, from Gluon and from Module."""
-    np.save(tmp_path / 'x.npy', NORMALIZED)
-    script = '''
-import sys, numpy as np
-for name, builtin in {'bool': bool, 'int': int, 'float': float, 'object': object}.items():
-    setattr(np, name, builtin)
-import mxnet as mx
-prefix, folder = sys.argv[1:]
-x = mx.nd.array(np.load(folder + '/x.npy'))
-block = mx.gluon.SymbolBlock.imports(prefix + '-symbol.json', ['data'], prefix + '-0000.params')
-np.save(folder + '/block.npy', block(x).asnumpy())
-symbol, arguments, auxiliary = mx.model.load_checkpoint(prefix, 0)
-for size in (4, 2):
-    module = mx.mod.Module(symbol, label_names=None)
-    module.bind([('data', (size, 3, 32, 32))], for_training=False)
-    module.set_params(arguments, auxiliary)
-    module.forward(mx.io.DataBatch([x[:size]]), is_train=False)
-    np.save(folder + '/module%d.npy' % size, module.get_outputs()[0].asnumpy())
-assert 'gluon_lprnet' not in sys.modules
-'''
-    subprocess.run([sys.executable, '-c', script, str(exported / prefix), str(tmp_path)], check=True, cwd=tmp_path,
-                   stderr=subprocess.DEVNULL)
+    block, *modules = outputs_in_stock_mxnet(exported / prefix, NORMALIZED, (4, 2), tmp_path)
     expected = outputs_of(trained)
-    assert_close(np.load(tmp_path / 'block.npy'), expected)
-    assert_close(np.load(tmp_path / 'module4.npy'), expected)
-    assert_close(np.load(tmp_path / 'module2.npy'), expected[:2])
+    assert_close(block, expected)
+    for module, size in zip(modules, (4, 2)):
+        assert_close(module, expected[:size])
 
 
 def test_forms_and_their_sizes(trained, tmp_path, capsys):

@@ -69,11 +69,6 @@ def make_photos():
 
 
 @pytest.fixture(scope='module')
-def artefacts(tmp_path_factory):
-    return make_artefacts(tmp_path_factory.mktemp('artefacts'))
-
-
-@pytest.fixture(scope='module')
 def folders(artefacts, tmp_path_factory):
     """The two archives, unpacked as the server does."""
     out = tmp_path_factory.mktemp('archives')
@@ -86,11 +81,6 @@ def folders(artefacts, tmp_path_factory):
 @pytest.fixture(scope='module')
 def services(folders):
     return [handler.load(folder) for folder in folders]
-
-
-@pytest.fixture(scope='module')
-def photos():
-    return make_photos()
 
 
 def ask(service, data, **fields):

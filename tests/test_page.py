@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
-from test_handler import CLASSES, expected_probabilities, make_artefacts, make_photos
+from test_handler import CLASSES, expected_probabilities
 
 from gluon_lprnet.deployment import serve
 from gluon_lprnet.deployment.page import Page
@@ -117,16 +117,6 @@ def test_a_port_in_use_is_named(page, tmp_path, monkeypatch):
         Server([], tmp_path, port=serve.free_port(), page_port=port).__enter__()
     with pytest.raises(InputError, match='--port and --page-port are the same'):
         Server([], tmp_path, port=port, page_port=port).__enter__()
-
-
-@pytest.fixture(scope='module')
-def artefacts(tmp_path_factory):
-    return make_artefacts(tmp_path_factory.mktemp('artefacts'))
-
-
-@pytest.fixture(scope='module')
-def photos():
-    return make_photos()
 
 
 @pytest.fixture(scope='module')

@@ -1,13 +1,12 @@
 """INT8 files against the float network, ONNX Runtime's own quantize_static, and integer arithmetic in NumPy."""
 import json
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import mxnet as mx
 import numpy as np
 import pytest
+from conftest import outputs_in_stock_mxnet
 from mxnet import gluon
 
 from gluon_lprnet import get_model
@@ -102,32 +101,11 @@ def test_weights_and_operators_are_of_8_bits(written, onnx):
 
 
 def test_stock_mxnet_loads_it(written, tiny_records, tmp_path):
-    """In a process that has nothing of this package but its patch of NumPy, from Gluon and from Module."""
     images = pictures(tiny_records)[:8]
-    np.save(tmp_path / 'x.npy', images)
-    script = '''
-import sys, numpy as np
-for name, builtin in {'bool': bool, 'int': int, 'float': float, 'object': object}.items():
-    setattr(np, name, builtin)
-import mxnet as mx
-prefix, folder = sys.argv[1:]
-x = mx.nd.array(np.load(folder + '/x.npy'))
-block = mx.gluon.SymbolBlock.imports(prefix + '-symbol.json', ['data'], prefix + '-0000.params')
-np.save(folder + '/block.npy', block(x).asnumpy())
-symbol, arguments, auxiliary = mx.model.load_checkpoint(prefix, 0)
-module = mx.mod.Module(symbol, label_names=None)
-module.bind([('data', x.shape)], for_training=False)
-module.set_params(arguments, auxiliary)
-module.forward(mx.io.DataBatch([x]), is_train=False)
-np.save(folder + '/module.npy', module.get_outputs()[0].asnumpy())
-assert 'gluon_lprnet' not in sys.modules
-'''
     prefix = written[0] / f'{MODEL}-int8'
-    subprocess.run([sys.executable, '-c', script, str(prefix), str(tmp_path)], check=True, cwd=tmp_path,
-                   stderr=subprocess.DEVNULL)
     expected = load_network(f'{prefix}-symbol.json')[0](mx.nd.array(images)).asnumpy()
-    for name in ('block', 'module'):
-        np.testing.assert_allclose(np.load(tmp_path / f'{name}.npy'), expected, rtol=1e-5, atol=1e-5)
+    for outputs in outputs_in_stock_mxnet(prefix, images, (8,), tmp_path):
+        np.testing.assert_allclose(outputs, expected, rtol=1e-5, atol=1e-5)
 
 
 def dense_network():

@@ -14,7 +14,7 @@ from urllib.parse import urlencode
 import cv2
 import numpy as np
 import pytest
-from test_handler import BOXES, assert_classes, expected_probabilities, make_artefacts, make_photos
+from test_handler import BOXES, assert_classes, expected_probabilities
 from test_landmark_metrics import command
 
 from gluon_lprnet.deployment import serve
@@ -36,16 +36,6 @@ psutil = pytest.importorskip('psutil')
 CLASSIFICATION, LANDMARKS = 'lprnet_mobilenet_x0.25-deployed', 'lprnet_mobilenet_x0.25'
 # Waits for the rest of its batch so many seconds that a test would notice.
 BATCHED, DELAY = 'batched', 8
-
-
-@pytest.fixture(scope='module')
-def artefacts(tmp_path_factory):
-    return make_artefacts(tmp_path_factory.mktemp('artefacts'))
-
-
-@pytest.fixture(scope='module')
-def photos():
-    return make_photos()
 
 
 @pytest.fixture(scope='module')
