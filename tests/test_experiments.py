@@ -81,6 +81,8 @@ def test_learned_scale_begins_as_equation_6():
     block.scale.scale.set_data(mx.nd.full((1, 1, 1, 1), 3))
     x = mx.nd.array(np.random.default_rng(0).normal(size=(2, 16, 5, 5)))
     np.testing.assert_allclose(block(x).asnumpy(), np.maximum(3 * normalized + d, 0), atol=1e-5)
+    _, y, d, _, normalized = built(ablation.LearnedScaleOfWidth)
+    np.testing.assert_allclose(y, np.maximum(4 * normalized + d, 0), atol=1e-5)
 
 
 def test_initial_values_and_decay():

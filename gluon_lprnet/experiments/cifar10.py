@@ -55,6 +55,7 @@ def choices(width):
             ('lprnet_with_batch_norm_after_l2_norm', 'BatchNorm after the L2 norm'),
             ('lprnet_with_batch_norm_for_l2_norm', 'BatchNorm in place of the L2 norm'),
             ('lprnet_with_learned_scale', 'learned scale of the L2 norm'),
+            ('lprnet_with_learned_scale_of_width', 'learned scale of the L2 norm, begins as the root of the width'),
             ('lprnet_with_orthogonal_init', 'P1, P2 begin orthogonal'),
             ('lprnet_with_small_init', 'P1, P2 begin small (0.01)'),
             ('lprnet_without_decay_of_p', 'no weight decay on P1, P2')))), default.name)

@@ -3,6 +3,8 @@
 They are built by name, for the experiments on them, and are not among :func:`gluon_lprnet.list_models`: each
 ``lprnet_with_...`` is LPRNet-MobileNet with one thing changed in all its modules.
 """
+import math
+
 import mxnet as mx
 from mxnet.gluon import nn
 from mxnet.gluon.block import HybridBlock
@@ -76,13 +78,20 @@ class Scale(HybridBlock):
 class LearnedScale(LPR):
     """``ReLU(s L2norm(P2 P1 d) + d)``; s begins as 1, equation (6)."""
 
-    def __init__(self, channels, **kwargs):
+    def __init__(self, channels, initial=1.0, **kwargs):
         super().__init__(channels, **kwargs)
         with self.name_scope():
-            self.scale = Scale(1.0)
+            self.scale = Scale(initial)
 
     def _output(self, F, y, d):
         return super()._output(F, self.scale(y), d)
+
+
+class LearnedScaleOfWidth(LearnedScale):
+    """s begins as sqrt(m): the mean square of the normalized channels is then 1, as that of d, and not 1/m."""
+
+    def __init__(self, channels, **kwargs):
+        super().__init__(channels, math.sqrt(channels), **kwargs)
 
 
 class OrthogonalInit(LPR):
@@ -125,6 +134,7 @@ for _name, _module in {
         'lprnet_with_batch_norm_after_l2_norm': BatchNormAfterL2Norm,
         'lprnet_with_batch_norm_for_l2_norm': BatchNormForL2Norm,
         'lprnet_with_learned_scale': LearnedScale,
+        'lprnet_with_learned_scale_of_width': LearnedScaleOfWidth,
         'lprnet_with_orthogonal_init': OrthogonalInit,
         'lprnet_with_small_init': SmallInit,
         'lprnet_without_decay_of_p': NoDecay}.items():
