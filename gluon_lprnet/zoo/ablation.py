@@ -94,6 +94,11 @@ class LearnedScaleOfWidth(LearnedScale):
         super().__init__(channels, math.sqrt(channels), **kwargs)
 
 
+@register(widths=(), any_width=True)
+def table4_lpr_with_learned_scale_of_width(width=1.0, classes=10, small_image=False):
+    return MobileNetV1(LearnedScaleOfWidth, width, classes, small_image, TABLE_4_PLACES)
+
+
 class OrthogonalInit(LPR):
     """P1 and P2 begin with orthonormal rows and columns."""
 
