@@ -46,6 +46,7 @@ NETWORKS = {
     'LPRNet-MobileNet, no residual': ('lprnet_mobilenet_x0.25', {'residual': False}),
     'LPRNet-MobileNet, no L2Norm': ('lprnet_mobilenet_x0.25', {'l2_norm': False}),
     'LPRNet-MobileNet, neither': ('lprnet_mobilenet_x0.25', {'residual': False, 'l2_norm': False}),
+    'LPRNet-MobileNet, scaled L2Norm': ('lprnet_with_learned_scale_of_width_x0.25', {}),
     'LPRNet-ShuffleNetV2': ('lprnet_shufflenetv2_x0.5', {}),
     'LPRNet-ShuffleNetV2, no residual': ('lprnet_shufflenetv2_x0.5', {'residual': False}),
     'MobileNetV1': ('mobilenetv1_x0.25', {}),
@@ -86,6 +87,13 @@ def test_normalization_has_r_channels():
 
     assert normalized_channels(net) == [32, 64, 128, 128, 128, 128, 128, 256]
     assert normalized_channels(deploy(net)) == [4, 8, 16, 16, 16, 16, 16, 32]
+
+
+def test_a_learned_number_becomes_part_of_the_weights():
+    net = random_network('lprnet_with_learned_scale_of_width_x0.25')
+    assert operators(trace(net)[0])['broadcast_mul'] == 8
+    assert operators(reparametrize(*trace(net))[0]) == operators(
+        reparametrize(*trace(random_network('lprnet_mobilenet_x0.25')))[0])
 
 
 def test_trained_network():
@@ -205,7 +213,7 @@ def test_convolution_with_bias_and_fixed_gamma():
 
 
 class Kept(gluon.HybridBlock):
-    """Of 4 channels and 5 rows; neither rule fits anything in it."""
+    """Of 4 channels and 5 rows; no rule fits anything in it."""
 
     def __init__(self):
         super().__init__()
@@ -214,7 +222,8 @@ class Kept(gluon.HybridBlock):
             return nn.Conv2D(4, 1, in_channels=4, **{'use_bias': False, **keywords})
 
         with self.name_scope():
-            self.output_used_twice, self.used_twice, self.other_axis = (convolution() for _ in range(3))
+            self.output_used_twice, self.used_twice, self.other_axis, self.scaled = (convolution() for _ in range(4))
+            self.factors = self.params.get('factors_weight', shape=(1, 4, 1, 1))
             self.norm1, self.norm2, self.norm3 = (nn.BatchNorm(in_channels=4) for _ in range(3))
             self.norm_of_rows = nn.BatchNorm(axis=2, in_channels=5)
             self.pairs = nn.HybridSequential()
@@ -223,8 +232,9 @@ class Kept(gluon.HybridBlock):
                            convolution(), convolution(use_bias=True),
                            convolution(), convolution())
 
-    def hybrid_forward(self, F, x):
-        y = self.output_used_twice(x)
+    def hybrid_forward(self, F, x, factors):
+        y = F.broadcast_mul(self.scaled(x), factors)
+        y = self.output_used_twice(y)
         y = self.norm1(y) + y
         y = self.norm2(self.used_twice(self.norm3(self.used_twice(y))))
         y = self.norm_of_rows(self.other_axis(y))

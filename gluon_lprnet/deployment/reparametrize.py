@@ -1,6 +1,6 @@
 """The exact re-parametrization: a trained network turned into a smaller and faster equal of itself.
 
-Two rules rewrite its symbol; what fits neither of them stays as it is.
+Three rules rewrite its symbol; what fits none of them stays as it is.
 
 - *Batch normalization* after a convolution is, at inference, a scale and a shift of each channel:
   ``BN(W x) = (s W) x + (beta - s mean)`` with ``s = gamma / sqrt(variance + eps)``.
@@ -9,6 +9,8 @@ Two rules rewrite its symbol; what fits neither of them stays as it is.
   ``P2 P1 d / sqrt(||P2 P1 d||^2 + eps) = Q (q / sqrt(||q||^2 + eps))``. The operator, its epsilon and all, moves
   from the m channels of P2's output to the r = m/8 of P1's; Q, the residual sum and the activation stand together
   then, and MXNet's fused backend makes them one convolution. R need not be invertible.
+- *One learned number* that multiplies a convolution's output, as that of the normalization's scale in
+  :mod:`gluon_lprnet.zoo.ablation`, multiplies its weights.
 
 The new weights are computed in float64.
 """
@@ -51,7 +53,7 @@ def deploy(net, operators=False):
 
 
 def reparametrize(symbol, params):
-    """Apply the two rules of this module.
+    """Apply the rules of this module.
 
     Parameters
     ----------
@@ -71,6 +73,8 @@ def reparametrize(symbol, params):
             network.fold_batch_norm(node)
         elif node['op'] == 'L2Normalization':
             network.move_normalization(index)
+        elif node['op'] == 'broadcast_mul':
+            network.fold_scale(node)
     return network.result()
 
 
@@ -101,6 +105,14 @@ class _Rules(SymbolGraph):
         between = norm['inputs'][0][0]
         self.nodes[between] = {**norm, 'inputs': p2['inputs'][:1]}
         self.nodes[index] = {**p2, 'inputs': norm['inputs'] + p2['inputs'][1:]}
+
+    def fold_scale(self, product):
+        convolution = self._sole_convolution(product)
+        if convolution is None or not self._has_own_parameters(product) or self._value(product, 1).size != 1:
+            return
+        for slot in range(1, len(convolution['inputs'])):
+            self._set(convolution, slot, self._value(convolution, slot) * self._value(product, 1).item())
+        product.update(op='Convolution', attrs=convolution['attrs'], inputs=convolution['inputs'])
 
 
 def _is_matrix(convolution):
