@@ -24,7 +24,7 @@ from .faces import LAYOUTS, read_faces
 from .landmarks import POINTS, crop_matrix, transform, warp_crop
 from .pack import (add_output_flags, check_prefix, check_ranges, encode_jpeg, listing, rgb,
                    write_records)
-from .records import decode_image, default_workers, map_in_processes, read_records
+from .records import check_records, decode_image, default_workers, map_in_processes, read_records
 
 # The numbers of a label, in float32; pixels are those of the crop.
 _FIELDS = {
@@ -152,6 +152,13 @@ def read_face_records(rec_path):
         except ValueError as error:
             raise InputError(f'{os.fspath(rec_path)}: record {number} (counted from 0) has {error}: pack faces with '
                              '"python -m gluon_lprnet pack faces".') from None
+
+
+def check_face_records(rec_path):
+    """As :func:`gluon_lprnet.data.records.check_records`, of a ``.rec`` file of faces."""
+    # First that it holds faces, as a file of classes has another label width and is sound.
+    next(read_face_records(rec_path))
+    return check_records(rec_path, label_width=LABEL_WIDTH)
 
 
 def pack_faces(sources, layout, prefix, size=224, scale=2.0, quality=95, workers=None, skip_bad=False, shuffle=True,

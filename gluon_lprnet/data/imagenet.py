@@ -43,7 +43,6 @@ class ImageBatches:
         self.count = records.count
         # ImageRecordIter refuses a batch that is much larger than the set.
         self.batch_size = batch_size = min(batch_size, self.count)
-        self.resize = resize
         self._seed = seed
         self._arguments = dict(
             path_imgrec=records.path, path_imgidx=records.index_path, data_shape=(3, input_size, input_size),

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..complexity import count, render_table
 from ..data.face_batches import FaceBatches
-from ..data.face_records import LABEL_WIDTH, read_face_records
+from ..data.face_records import check_face_records, read_face_records
 from ..data.imagenet import Normalization
 from ..data.landmarks import CROP_SCALE
 from ..data.records import check_records
@@ -221,12 +221,8 @@ def _save(symbol, params, prefix):
 def _checked_records(int8, description, outputs):
     """What :func:`check_records` found, by path, of the files of an :class:`Int8`."""
     paths = [int8.calibrate] + ([int8.rec_val] if int8.rec_val else [])
-    if not _has_landmarks(description):
-        return {path: check_records(path, num_classes=outputs) for path in paths}
-    for path in paths:
-        # First that it holds faces, as a file of classes has another label width and is sound.
-        next(read_face_records(path))
-    return {path: check_records(path, label_width=LABEL_WIDTH) for path in paths}
+    return {path: check_face_records(path) if _has_landmarks(description) else check_records(path, num_classes=outputs)
+            for path in paths}
 
 
 def _has_landmarks(description):

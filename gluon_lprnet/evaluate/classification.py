@@ -75,7 +75,7 @@ def validation_batches(records, config, batch_size, threads, **order):
         With ``input_size``, ``crop_ratio``, ``rgb_mean`` and ``rgb_std``.
     batch_size, threads : int
     order
-        ``shuffle`` and ``seed`` of :class:`ImageBatches`, for a sample of the set.
+        ``shuffle`` and ``seed`` of :class:`ImageBatches`, to train on such crops or take a sample of them.
     """
     return ImageBatches(records, config['input_size'], batch_size, Normalization(config['rgb_mean'], config['rgb_std']),
                         resize=_resized(config), threads=threads, **order)

@@ -8,9 +8,8 @@ import mxnet as mx
 import numpy as np
 from tqdm import tqdm
 
-from ..data.face_records import LABEL_WIDTH, read_face_records
+from ..data.face_records import check_face_records, read_face_records
 from ..data.landmarks import CROP_SCALE, POINTS, box_size, crop_matrix, from_outputs, landmark_box, transform, warp_crop
-from ..data.records import check_records
 from ..deployment.artefact import load_network
 from ..errors import InputError
 
@@ -269,9 +268,7 @@ def evaluate_sets(networks, recs, train_recs=None):
         If a file is missing, damaged or not one of faces.
     """
     for rec in [*recs.values(), *(train_recs or ())]:
-        # First that it holds faces, as a file of classes has another label width and is sound.
-        next(read_face_records(rec))
-        check_records(rec, label_width=LABEL_WIDTH)
+        check_face_records(rec)
     face = mean_face(record for rec in train_recs for record in read_face_records(rec)) if train_recs else None
     results = {}
     for name, rec in recs.items():

@@ -94,16 +94,14 @@ def build_experiment(config):
     check_split(records['train'].count, config, contexts)
     net = make_network(config, mx.init.MSRAPrelu(), contexts)
 
-    def train_images(augmentation, resize):
-        return ImageBatches(records['train'], config.input_size, config.batch_size,
-                            Normalization(config.rgb_mean, config.rgb_std), resize=resize, shuffle=True,
-                            threads=config.num_data_workers, seed=config.seed, augmentation=augmentation)
-
+    augmented = ImageBatches(
+        records['train'], config.input_size, config.batch_size, Normalization(config.rgb_mean, config.rgb_std),
+        shuffle=True, threads=config.num_data_workers, seed=config.seed, augmentation=paper_augmentation(
+            config.pad, config.min_random_scale, config.max_random_scale, config.max_random_illumination,
+            not config.no_mirror))
+    plain = validation_batches(records['train'], vars(config), config.batch_size, config.num_data_workers,
+                               shuffle=True, seed=config.seed)
     validation = validation_batches(records['val'], vars(config), config.batch_size, config.num_data_workers)
-    augmented = train_images(
-        paper_augmentation(config.pad, config.min_random_scale, config.max_random_scale,
-                           config.max_random_illumination, not config.no_mirror), resize=-1)
-    plain = train_images({}, resize=validation.resize)
 
     def batches(epoch, start):
         if epoch >= config.num_epochs:
