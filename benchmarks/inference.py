@@ -60,8 +60,9 @@ VISIT = 0.02
 # What a process of a runtime does: a loader takes the prefix of a network's files and an input, and gives a pass.
 
 def load_mxnet(prefix, data):
-    import gluon_lprnet  # noqa: F401  before MXNet
     import mxnet as mx
+
+    import gluon_lprnet  # noqa: F401  before MXNet
     if Path(f'{prefix}.operators').exists():
         from gluon_lprnet.deployment.operators import load_library
         load_library()
@@ -253,13 +254,14 @@ class Worker:
 
 def write_networks(folder, width, args):
     """The files of each network at a width; dict from (runtime, network) to their prefix."""
-    import gluon_lprnet
     import mxnet as mx
+
+    import gluon_lprnet
     from gluon_lprnet.deployment.onnx import write_onnx
     from gluon_lprnet.deployment.operators import with_operators
-    from gluon_lprnet.deployment.graph import trace
     from gluon_lprnet.deployment.reparametrize import reparametrize
-    from gluon_lprnet.errors import InputError
+    from gluon_lprnet.graph import trace
+    from gluon_lprnet.utils.errors import InputError
     image = (3, args.input_size, args.input_size)
 
     def save(symbol, params, prefix):
@@ -389,7 +391,7 @@ def versions(args):
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    from gluon_lprnet.flags import positive_float, positive_int
+    from gluon_lprnet.utils.flags import positive_float, positive_int
     parser.add_argument('--networks', nargs='+', choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument('--widths', nargs='+', type=positive_float, default=[0.25, 0.5, 0.75, 1.0, 1.25, 1.5])
     parser.add_argument('--batch-sizes', nargs='+', type=positive_int, default=[1, 32])

@@ -25,18 +25,18 @@ from pathlib import Path
 os.environ.update(OMP_NUM_THREADS='1', MXNET_ENGINE_TYPE='NaiveEngine')
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-import gluon_lprnet  # noqa: E402,F401  before MXNet
 import cv2  # noqa: E402
 import numpy as np  # noqa: E402
 from tabulate import tabulate  # noqa: E402
 
-from gluon_lprnet.data.drawn_faces import draw_face  # noqa: E402
+import gluon_lprnet  # noqa: E402,F401  before MXNet
+from gluon_lprnet.data.faces.drawn import draw_face  # noqa: E402
 from gluon_lprnet.data.pack import encode_jpeg  # noqa: E402
-from gluon_lprnet.deployment import handler  # noqa: E402
-from gluon_lprnet.deployment.archive import archive  # noqa: E402
-from gluon_lprnet.deployment.serve import Request, Server, free_port, send  # noqa: E402
-from gluon_lprnet.errors import InputError  # noqa: E402
-from gluon_lprnet.flags import positive_int  # noqa: E402
+from gluon_lprnet.serving import handler  # noqa: E402
+from gluon_lprnet.serving.archive import archive  # noqa: E402
+from gluon_lprnet.serving.server import Request, Server, free_port, send  # noqa: E402
+from gluon_lprnet.utils.errors import InputError  # noqa: E402
+from gluon_lprnet.utils.flags import positive_int  # noqa: E402
 
 # The server refuses more than 100 that wait.
 CLIENTS = 1, 4, 16, 64

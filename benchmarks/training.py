@@ -17,14 +17,14 @@ import time
 os.environ.setdefault('OMP_NUM_THREADS', str(max(1, len(os.sched_getaffinity(0)) - 1)))
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-import gluon_lprnet  # noqa: E402,F401  before MXNet
 import mxnet as mx  # noqa: E402
 from tabulate import tabulate  # noqa: E402
 
-from gluon_lprnet.flags import positive_int  # noqa: E402
+import gluon_lprnet  # noqa: E402,F401  before MXNet
 from gluon_lprnet.train import face, imagenet, options  # noqa: E402
 from gluon_lprnet.train.journal import start_log  # noqa: E402
 from gluon_lprnet.train.loop import Run  # noqa: E402
+from gluon_lprnet.utils.flags import positive_int  # noqa: E402
 
 EXPERIMENTS = {'imagenet': imagenet, 'face': face}
 ROUNDS = 5

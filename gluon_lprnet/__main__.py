@@ -2,14 +2,21 @@
 import argparse
 import sys
 
-from . import __version__, complexity, tables
+from . import __version__, complexity
 from .compression import command as compression
-from .data import digits, drawn_faces, face_records, pack, profiling, records
-from .deployment import archive, export, serve
-from .errors import InputError
-from .evaluate import align, classification, nme, table6
-from .experiments import cifar10, figure2
+from .data import digits, pack
+from .data import integrity as records
+from .data.faces import drawn as drawn_faces
+from .data.faces import pose_synthesis as profiling
+from .data.faces import records as face_records
+from .deployment import export
+from .evaluate import classification, nme
+from .paper import cifar10, figure2, table6, tables
+from .predict import align
+from .serving import archive
+from .serving import server as serve
 from .train import journal
+from .utils.errors import InputError
 from .zoo import symbols
 
 # Each module adds the parsers of its commands and sets `run`, a function of the parsed arguments.

@@ -9,7 +9,7 @@ import numpy as np
 from mxnet.gluon import nn
 from mxnet.gluon.block import HybridBlock
 
-from .errors import InputError
+from .utils.errors import InputError
 
 __all__ = ['ConvBNReLU', 'SConv', 'DSC', 'LPR', 'InvertedResidual', 'ShuffleNetV1Unit',
            'ShuffleNetV2Unit', 'ShuffleNetV2DownUnit', 'normalize_in_rank_space', 'resolve_rank']

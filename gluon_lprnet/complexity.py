@@ -26,7 +26,7 @@ import mxnet as mx
 from mxnet.gluon import Block, Constant
 from tabulate import tabulate
 
-from .errors import InputError
+from .utils.errors import InputError
 from .zoo import get_model
 
 __all__ = ['Complexity', 'Layer', 'count', 'render_table', 'FORMATS']

@@ -7,11 +7,11 @@ from pathlib import Path
 # Networks of the tests are too small for more, and sums are then the same everywhere.
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 
-import gluon_lprnet  # noqa: F401  before MXNet, for NumPy's sake
 import cv2
 import numpy as np
 import pytest
 
+import gluon_lprnet  # noqa: F401  before MXNet, for NumPy's sake
 from gluon_lprnet.data.pack import write_records
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / 'shared' / 'data'

@@ -7,9 +7,9 @@ import pytest
 from test_faces import write_pts
 from test_landmark_metrics import ANSWER, command, make_network
 
-from gluon_lprnet.data.faces import read_faces
-from gluon_lprnet.errors import InputError
-from gluon_lprnet.evaluate import align
+from gluon_lprnet.data.faces.datasets import read_faces
+from gluon_lprnet.predict import align
+from gluon_lprnet.utils.errors import InputError
 
 
 @pytest.fixture(scope='module')

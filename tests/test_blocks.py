@@ -1,16 +1,14 @@
 """The modules against a NumPy implementation of their own, written from the papers."""
 import json
 
+import mxnet as mx
 import numpy as np
 import pytest
-
-from gluon_lprnet import blocks
-from gluon_lprnet.errors import InputError
-
-import mxnet as mx
 from mxnet import autograd
 from mxnet.gluon import SymbolBlock, nn
 
+from gluon_lprnet import blocks
+from gluon_lprnet.utils.errors import InputError
 
 # The NumPy side: float64, NCHW.
 

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from mxnet import autograd, gluon
 
-from gluon_lprnet.errors import InputError
-from gluon_lprnet.train import checkpoint
+from gluon_lprnet import checkpoint
+from gluon_lprnet.utils.errors import InputError
 
 
 @pytest.fixture

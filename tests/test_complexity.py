@@ -4,14 +4,13 @@ import itertools
 import json
 import math
 
+import mxnet as mx
 import pytest
+from mxnet.gluon import HybridBlock, nn
 
 from gluon_lprnet import complexity, get_model
 from gluon_lprnet.complexity import count
-from gluon_lprnet.errors import InputError
-
-import mxnet as mx
-from mxnet.gluon import HybridBlock, nn
+from gluon_lprnet.utils.errors import InputError
 
 DATA = mx.sym.var('data')
 

@@ -12,17 +12,15 @@ from mxnet import autograd, gluon
 from mxnet.gluon import nn
 from test_reparametrize import random_images, random_network, relative_error
 
-from gluon_lprnet import get_model
+from gluon_lprnet import checkpoint, get_model
+from gluon_lprnet.artefact import load_network
 from gluon_lprnet.blocks import DSC
 from gluon_lprnet.complexity import count
-from gluon_lprnet.compression import (command, compress, distill, distillation_loss, latency,
-                                      reestimate_statistics)
+from gluon_lprnet.compression import command, compress, distill, distillation_loss, latency, reestimate_statistics
 from gluon_lprnet.compression.factorize import factorize, ranks_within, spectrum
-from gluon_lprnet.deployment.artefact import load_network
-from gluon_lprnet.deployment.graph import trace
-from gluon_lprnet.errors import InputError
-from gluon_lprnet.train import checkpoint
+from gluon_lprnet.graph import trace
 from gluon_lprnet.train.loop import Experiment
+from gluon_lprnet.utils.errors import InputError
 
 M = 24
 

@@ -2,10 +2,10 @@ import argparse
 
 import numpy as np
 
-from gluon_lprnet.data import drawn_faces
-from gluon_lprnet.data.face_model import fit_pose
-from gluon_lprnet.data.faces import read_faces
-from gluon_lprnet.data.records import decode_image
+from gluon_lprnet.data.faces.datasets import drawn as drawn_faces
+from gluon_lprnet.data.faces.datasets import read_faces
+from gluon_lprnet.data.faces.head_model import fit_pose
+from gluon_lprnet.data.integrity import decode_image
 
 
 def test_faces_of_all_yaws_are_read_as_300w_lp(tmp_path, capsys):

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from conftest import encode, epoch_records
 
+from gluon_lprnet import checkpoint
 from gluon_lprnet.__main__ import main
-from gluon_lprnet.data.imagenet import ImageBatches, Normalization
-from gluon_lprnet.data.records import check_records
-from gluon_lprnet.deployment.artefact import load_network
-from gluon_lprnet.errors import InputError
+from gluon_lprnet.artefact import load_network
+from gluon_lprnet.data.batches import ImageBatches, Normalization
+from gluon_lprnet.data.integrity import check_records
 from gluon_lprnet.evaluate import classification
-from gluon_lprnet.train import checkpoint, imagenet
+from gluon_lprnet.train import imagenet
+from gluon_lprnet.utils.errors import InputError
 
 
 def test_correct_in_top_counts_labels_among_the_largest():

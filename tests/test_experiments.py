@@ -14,8 +14,8 @@ from conftest import epoch_records
 from gluon_lprnet import get_model
 from gluon_lprnet.__main__ import main
 from gluon_lprnet.complexity import count
-from gluon_lprnet.experiments import cifar10, figure2
-from gluon_lprnet.experiments.grid import Result, Row
+from gluon_lprnet.paper import cifar10, figure2
+from gluon_lprnet.paper.grid import Result, Row
 from gluon_lprnet.zoo import ablation
 
 ROOT = Path(__file__).resolve().parents[1]

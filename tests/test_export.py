@@ -7,16 +7,15 @@ import numpy as np
 import pytest
 from conftest import outputs_in_stock_mxnet
 
-from gluon_lprnet import get_model
+from gluon_lprnet import checkpoint, get_model
 from gluon_lprnet.__main__ import main
+from gluon_lprnet.artefact import load_network
 from gluon_lprnet.complexity import count
 from gluon_lprnet.deployment import export as export_module
 from gluon_lprnet.deployment import onnx as onnx_module
-from gluon_lprnet.deployment.artefact import load_network
 from gluon_lprnet.deployment.export import export
 from gluon_lprnet.deployment.reparametrize import reparametrize
-from gluon_lprnet.errors import InputError
-from gluon_lprnet.train import checkpoint
+from gluon_lprnet.utils.errors import InputError
 
 MODEL = 'lprnet_mobilenet_x0.25'
 SIZE = 32

@@ -5,11 +5,18 @@ import numpy as np
 import pytest
 from conftest import encode
 
-from gluon_lprnet.data.face_batches import FaceAugmentation, FaceBatches
-from gluon_lprnet.data.face_records import FaceRecord
-from gluon_lprnet.data.imagenet import Normalization
-from gluon_lprnet.data.landmarks import (crop_matrix, from_outputs, landmark_box, mirror, to_outputs,
-                                         transform, warp_crop)
+from gluon_lprnet.data.batches import Normalization
+from gluon_lprnet.data.faces.batches import FaceAugmentation, FaceBatches
+from gluon_lprnet.data.faces.landmarks import (
+    crop_matrix,
+    from_outputs,
+    landmark_box,
+    mirror,
+    to_outputs,
+    transform,
+    warp_crop,
+)
+from gluon_lprnet.data.faces.records import FaceRecord
 
 PLAIN = Normalization((0, 0, 0), (1, 1, 1))
 STILL = FaceAugmentation(color=0, blur=0, gray=0, occlusion=0, mirror=False)

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from test_landmark_metrics import command, make_network, write_faces
 
-from gluon_lprnet.data.face_records import read_face_records
-from gluon_lprnet.evaluate import face_figures, landmarks, nme
+from gluon_lprnet.data.faces.records import read_face_records
+from gluon_lprnet.evaluate import figures as face_figures
+from gluon_lprnet.evaluate import landmarks, nme
 
 
 @pytest.fixture(scope='module')

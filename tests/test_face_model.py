@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from gluon_lprnet.data.face_model import MODEL, fit_pose, mirror_points, pose_of, rotation
-from gluon_lprnet.data.faces import read_faces
+from gluon_lprnet.data.faces.datasets import read_faces
+from gluon_lprnet.data.faces.head_model import MODEL, fit_pose, mirror_points, pose_of, rotation
 
 POSES = np.radians([(0, 0, 0), (10, 20, -5), (-20, -60, 15), (15, 85, -20), (-5, -40, 40)])
 

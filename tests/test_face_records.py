@@ -11,13 +11,12 @@ from PIL import Image
 from test_faces import points_of, write_aflw2000, write_pts, write_ytf68
 
 from gluon_lprnet.__main__ import main
-from gluon_lprnet.data.face_records import (LABEL_WIDTH, decode_record, encode_record, pack_faces,
-                                            read_face_records)
-from gluon_lprnet.data.faces import read_faces
-from gluon_lprnet.data.landmarks import landmark_box
+from gluon_lprnet.data.faces.datasets import read_faces
+from gluon_lprnet.data.faces.landmarks import landmark_box
+from gluon_lprnet.data.faces.records import LABEL_WIDTH, decode_record, encode_record, pack_faces, read_face_records
+from gluon_lprnet.data.integrity import check_records, read_records
 from gluon_lprnet.data.pack import write_records
-from gluon_lprnet.data.records import check_records, read_records
-from gluon_lprnet.errors import InputError
+from gluon_lprnet.utils.errors import InputError
 
 
 def pixels_of(record):
@@ -240,7 +239,7 @@ def test_other_records_are_refused(tmp_path, tiny_records):
 @pytest.mark.parametrize('path, layout', [('aflw2000_3d', 'aflw2000-3d'), ('ytf68/test.npz', 'ytf68')])
 def test_real_faces(shared_data, tmp_path, path, layout, monkeypatch):
     faces = list(read_faces(shared_data / path, layout, []))[:60]
-    monkeypatch.setattr('gluon_lprnet.data.face_records.read_faces', lambda *arguments: iter(faces))
+    monkeypatch.setattr('gluon_lprnet.data.faces.records.read_faces', lambda *arguments: iter(faces))
     pack_faces(shared_data / path, layout, tmp_path / 'out', shuffle=False, workers=1)
     records = list(read_face_records(tmp_path / 'out.rec'))
     assert len(records) == 60

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import scipy.io
 
-from gluon_lprnet.data.faces import LAYOUTS, ORIGIN, read_faces
-from gluon_lprnet.data.landmarks import landmark_box, mirror
-from gluon_lprnet.errors import InputError
+from gluon_lprnet.data.faces.datasets import LAYOUTS, ORIGIN, read_faces
+from gluon_lprnet.data.faces.landmarks import landmark_box, mirror
+from gluon_lprnet.utils.errors import InputError
 
 WIDTH, HEIGHT = 120, 100
 POSE = np.array([0.1, -1.2, 0.3], dtype='float32')

@@ -15,19 +15,19 @@ from conftest import SHARED_DATA
 from PIL import Image
 from test_landmark_metrics import command
 
-from gluon_lprnet import get_model
-from gluon_lprnet.data.drawn_faces import draw_face
+from gluon_lprnet import checkpoint, get_model
+from gluon_lprnet.artefact import export_network, load_network
+from gluon_lprnet.data.faces.drawn import draw_face
 from gluon_lprnet.data.pack import encode_jpeg
-from gluon_lprnet.deployment import archive as archive_module
-from gluon_lprnet.deployment import handler, serve
-from gluon_lprnet.deployment.archive import archive
-from gluon_lprnet.deployment.artefact import export_network, load_network
 from gluon_lprnet.deployment.export import export
-from gluon_lprnet.errors import InputError
-from gluon_lprnet.evaluate.align import Aligner, HaarDetector
 from gluon_lprnet.evaluate.classification import preprocess
 from gluon_lprnet.evaluate.landmarks import predict_landmarks
-from gluon_lprnet.train import checkpoint
+from gluon_lprnet.predict.align import Aligner, HaarDetector
+from gluon_lprnet.serving import archive as archive_module
+from gluon_lprnet.serving import handler
+from gluon_lprnet.serving import server as serve
+from gluon_lprnet.serving.archive import archive
+from gluon_lprnet.utils.errors import InputError
 
 CLASSES = ['a', 'b', 'c']
 BOXES = [[20, 30, 90, 80.5], [-10, -5, 60, 70]]

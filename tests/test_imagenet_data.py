@@ -2,8 +2,8 @@ import cv2
 import numpy as np
 import pytest
 
-from gluon_lprnet.data.imagenet import ImageBatches, Normalization, paper_augmentation
-from gluon_lprnet.data.records import check_records
+from gluon_lprnet.data.batches import ImageBatches, Normalization, paper_augmentation
+from gluon_lprnet.data.integrity import check_records
 from gluon_lprnet.evaluate.classification import validation_batches
 
 RAW = Normalization((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
@@ -78,6 +78,7 @@ def test_illumination_moves_all_pixels_of_an_image_by_one_number_in_range(tiny_r
 
 def test_random_scale_never_leaves_less_than_the_crop(tmp_path):
     from conftest import encode
+
     from gluon_lprnet.data.pack import write_records
     y, x = np.mgrid[:64, :64]
     image = np.stack([x * 2 + 60, y * 2 + 60, np.full_like(x, 90)], -1).astype(np.uint8)

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from gluon_lprnet import get_model
-from gluon_lprnet.data.face_records import FaceRecord, encode_record, read_face_records
-from gluon_lprnet.data.imagenet import IMAGENET_MEAN, IMAGENET_STD
-from gluon_lprnet.data.landmarks import landmark_box
+from gluon_lprnet.artefact import export_network
+from gluon_lprnet.data.batches import IMAGENET_MEAN, IMAGENET_STD
+from gluon_lprnet.data.faces.landmarks import landmark_box
+from gluon_lprnet.data.faces.records import FaceRecord, encode_record, read_face_records
 from gluon_lprnet.data.pack import encode_jpeg, write_records
-from gluon_lprnet.deployment.artefact import export_network
-from gluon_lprnet.errors import InputError
 from gluon_lprnet.evaluate import landmarks, nme
 from gluon_lprnet.evaluate.landmarks import ced, normalized_mean_errors, summarize, yaw_bins
+from gluon_lprnet.utils.errors import InputError
 
 SQUARE = np.array([[0, 0], [100, 0], [0, 100], [100, 100]], dtype='float64')
 # Of the networks below: 68 points from the box's centre, in units of its longer side.

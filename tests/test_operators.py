@@ -12,10 +12,10 @@ from mxnet.gluon import nn
 from test_reparametrize import X, lpr_network, operators, random_images, random_network, reference, relative_error
 
 from gluon_lprnet import blocks
-from gluon_lprnet.deployment.graph import trace
 from gluon_lprnet.deployment.operators import build_library, load_library, with_operators
 from gluon_lprnet.deployment.reparametrize import deploy, reparametrize
-from gluon_lprnet.errors import InputError
+from gluon_lprnet.graph import trace
+from gluon_lprnet.utils.errors import InputError
 
 pytestmark = pytest.mark.skipif(shutil.which('g++') is None, reason='no g++')
 

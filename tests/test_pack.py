@@ -11,18 +11,18 @@ import sys
 import time
 import zlib
 
-import gluon_lprnet  # noqa: F401  makes MXNet importable
 import cv2
 import mxnet as mx
 import numpy as np
 import pytest
 from PIL import Image
 
+import gluon_lprnet  # noqa: F401  makes MXNet importable
 from gluon_lprnet.__main__ import main
 from gluon_lprnet.data import pack
+from gluon_lprnet.data.integrity import check_records
 from gluon_lprnet.data.pack import pack_images, write_records
-from gluon_lprnet.data.records import check_records
-from gluon_lprnet.errors import InputError
+from gluon_lprnet.utils.errors import InputError
 
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 DATA = os.path.join(REPOSITORY, '..', 'shared', 'data')

@@ -15,11 +15,11 @@ import pytest
 from PIL import Image
 from test_handler import CLASSES, expected_probabilities
 
-from gluon_lprnet.deployment import serve
-from gluon_lprnet.deployment.page import Page
-from gluon_lprnet.deployment.serve import Server, form
-from gluon_lprnet.errors import InputError
-from gluon_lprnet.evaluate.align import Aligner, HaarDetector
+from gluon_lprnet.predict.align import Aligner, HaarDetector
+from gluon_lprnet.serving import server as serve
+from gluon_lprnet.serving.page import Page
+from gluon_lprnet.serving.server import Server, form
+from gluon_lprnet.utils.errors import InputError
 
 CLASSIFICATION, LANDMARKS = 'lprnet_mobilenet_x0.25-deployed', 'lprnet_mobilenet_x0.25'
 SECONDS = 60

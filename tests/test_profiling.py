@@ -5,11 +5,11 @@ import cv2
 import numpy as np
 import pytest
 
-from gluon_lprnet.data import lp_layout, profiling
-from gluon_lprnet.data.face_model import MODEL, fit_pose, rotation
-from gluon_lprnet.data.faces import read_faces
-from gluon_lprnet.data.profiling import Profiler, profile_faces
-from gluon_lprnet.errors import InputError
+from gluon_lprnet.data.faces.datasets import lp_layout, read_faces
+from gluon_lprnet.data.faces.datasets import pose_synthesis as profiling
+from gluon_lprnet.data.faces.head_model import MODEL, fit_pose, rotation
+from gluon_lprnet.data.faces.pose_synthesis import Profiler, profile_faces
+from gluon_lprnet.utils.errors import InputError
 
 SIDE = 320
 GREY = np.full((SIDE, SIDE, 3), 128, dtype='uint8')

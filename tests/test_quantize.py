@@ -9,19 +9,26 @@ import pytest
 from conftest import outputs_in_stock_mxnet
 from mxnet import gluon
 
-from gluon_lprnet import get_model
+from gluon_lprnet import checkpoint, get_model
 from gluon_lprnet.__main__ import main
-from gluon_lprnet.data.face_records import FaceRecord, encode_record
-from gluon_lprnet.data.landmarks import landmark_box
+from gluon_lprnet.artefact import load_network
+from gluon_lprnet.data.faces.landmarks import landmark_box
+from gluon_lprnet.data.faces.records import FaceRecord, encode_record
 from gluon_lprnet.data.pack import encode_jpeg, write_records
-from gluon_lprnet.deployment.artefact import load_network
 from gluon_lprnet.deployment.export import Int8, export
-from gluon_lprnet.deployment.graph import as_block, trace
-from gluon_lprnet.deployment.quantize import (MXNetQuantizer, OnnxQuantizer, mxnet_function, noise_of, onnx_function,
-                                          outputs_of, quantize)
+from gluon_lprnet.deployment.quantize import (
+    MXNetQuantizer,
+    OnnxQuantizer,
+    mxnet_function,
+    noise_of,
+    onnx_function,
+    outputs_of,
+    quantize,
+)
 from gluon_lprnet.deployment.reparametrize import reparametrize
-from gluon_lprnet.errors import InputError
-from gluon_lprnet.train import checkpoint, imagenet
+from gluon_lprnet.graph import as_block, trace
+from gluon_lprnet.train import imagenet
+from gluon_lprnet.utils.errors import InputError
 
 MODEL = 'lprnet_mobilenet_x0.25'
 MEAN, STD = [120.0, 115.0, 100.0], [60.0, 58.0, 57.0]
@@ -143,6 +150,7 @@ def deployed(trained):
 
 def test_onnx_against_quantize_static(deployed, tiny_records, onnx, tmp_path):
     from onnxruntime.quantization import QuantType, quantize_static
+
     from gluon_lprnet.deployment.onnx import write_onnx
     images = pictures(tiny_records)
     quantizer = OnnxQuantizer(*deployed, images, 'naive')

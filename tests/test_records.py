@@ -6,16 +6,16 @@ import struct
 import tracemalloc
 import zlib
 
-import gluon_lprnet  # noqa: F401  makes MXNet importable
 import mxnet as mx
 import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
+import gluon_lprnet  # noqa: F401  makes MXNet importable
 from gluon_lprnet.__main__ import main
-from gluon_lprnet.data import records
-from gluon_lprnet.data.records import check_records, read_records
-from gluon_lprnet.errors import InputError
+from gluon_lprnet.data import integrity as records
+from gluon_lprnet.data.integrity import check_records, read_records
+from gluon_lprnet.utils.errors import InputError
 
 MAGIC = struct.pack('<I', 0xced7230a)
 DATA = os.path.join(os.path.dirname(__file__), '..', '..', 'shared', 'data')

@@ -11,9 +11,9 @@ from test_blocks import Layers, dsc_reference, lpr_reference, random_parameters
 
 from gluon_lprnet import blocks, get_model
 from gluon_lprnet.complexity import count
-from gluon_lprnet.deployment.graph import trace
 from gluon_lprnet.deployment.reparametrize import deploy, reparametrize
-from gluon_lprnet.errors import InputError
+from gluon_lprnet.graph import trace
+from gluon_lprnet.utils.errors import InputError
 
 
 def relative_error(found, expected):

@@ -17,12 +17,12 @@ import pytest
 from test_handler import BOXES, assert_classes, expected_probabilities
 from test_landmark_metrics import command
 
-from gluon_lprnet.deployment import serve
-from gluon_lprnet.deployment.artefact import load_network
-from gluon_lprnet.deployment.serve import Request, Server, bad_requests, form, send
-from gluon_lprnet.errors import InputError
-from gluon_lprnet.evaluate.align import HaarDetector
+from gluon_lprnet.artefact import load_network
 from gluon_lprnet.evaluate.landmarks import predict_landmarks
+from gluon_lprnet.predict.align import HaarDetector
+from gluon_lprnet.serving import server as serve
+from gluon_lprnet.serving.server import Request, Server, bad_requests, form, send
+from gluon_lprnet.utils.errors import InputError
 
 if importlib.util.find_spec('mms') is None:
     pytest.skip('multi-model-server is not installed (pip install gluon_lprnet[serving])', allow_module_level=True)

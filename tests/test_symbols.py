@@ -3,15 +3,14 @@ import argparse
 import shutil
 from pathlib import Path
 
+import mxnet as mx
 import numpy as np
 import pytest
+from mxnet.gluon import SymbolBlock
 
 from gluon_lprnet import list_models
-from gluon_lprnet.errors import InputError
+from gluon_lprnet.utils.errors import InputError
 from gluon_lprnet.zoo import symbols
-
-import mxnet as mx
-from mxnet.gluon import SymbolBlock
 
 FOLDER = Path(__file__).parents[1] / 'symbols'
 

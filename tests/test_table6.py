@@ -8,8 +8,8 @@ import zipfile
 import pytest
 from test_landmark_metrics import command, expected_points, loop_errors, make_network, write_faces
 
-from gluon_lprnet.errors import InputError
-from gluon_lprnet.evaluate import table6
+from gluon_lprnet.paper import table6
+from gluon_lprnet.utils.errors import InputError
 
 
 @pytest.fixture(scope='module')

@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from gluon_lprnet import get_model, tables
-from gluon_lprnet.errors import InputError
+from gluon_lprnet import get_model
+from gluon_lprnet.paper import tables
+from gluon_lprnet.utils.errors import InputError
 
 
 @pytest.fixture(scope='module')

@@ -16,8 +16,9 @@ import pytest
 from conftest import epoch_records
 from mxnet import gluon
 
+from gluon_lprnet import checkpoint
 from gluon_lprnet.__main__ import main
-from gluon_lprnet.train import checkpoint, imagenet, options
+from gluon_lprnet.train import imagenet, options
 from gluon_lprnet.train.loop import Experiment, Run, Schedule
 
 ROOT = Path(__file__).resolve().parents[1]

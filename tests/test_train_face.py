@@ -8,10 +8,10 @@ import pytest
 from conftest import epoch_records
 
 from gluon_lprnet.__main__ import main
-from gluon_lprnet.data.face_records import FaceRecord, encode_record, read_face_records
-from gluon_lprnet.data.landmarks import CROP_SCALE, crop_matrix, landmark_box, transform
+from gluon_lprnet.artefact import load_network
+from gluon_lprnet.data.faces.landmarks import CROP_SCALE, crop_matrix, landmark_box, transform
+from gluon_lprnet.data.faces.records import FaceRecord, encode_record, read_face_records
 from gluon_lprnet.data.pack import encode_jpeg, write_records
-from gluon_lprnet.deployment.artefact import load_network
 from gluon_lprnet.evaluate.landmarks import normalized_mean_errors
 from gluon_lprnet.train import face, options
 

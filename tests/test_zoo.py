@@ -1,13 +1,12 @@
 """The networks against published numbers, another implementation, and their rules."""
+import mxnet as mx
 import numpy as np
 import pytest
 
 import gluon_lprnet
 from gluon_lprnet import blocks, get_model, list_models
-from gluon_lprnet.errors import InputError
+from gluon_lprnet.utils.errors import InputError
 from gluon_lprnet.zoo.scaling import scale_channels
-
-import mxnet as mx
 
 # Trainable parameters with 1000 classes.
 PARAMETERS = {

@@ -10,18 +10,23 @@ import mxnet as mx
 import numpy as np
 from mxnet import gluon
 
+from ..artefact import export_network, load_network
 from ..complexity import render_table
-from ..data.imagenet import ImageBatches, Normalization, paper_augmentation
-from ..data.records import check_records
-from ..deployment.artefact import export_network, load_network
+from ..data.batches import ImageBatches, Normalization, paper_augmentation
+from ..data.integrity import check_records
 from ..deployment.reparametrize import deploy
-from ..errors import InputError
-from ..evaluate.classification import (add_description_flags, correct_in_top, evaluate_classification,
-                                       load_described, validation_batches)
-from ..flags import non_negative_float, non_negative_int, positive_float, positive_int
+from ..evaluate.classification import (
+    add_description_flags,
+    correct_in_top,
+    evaluate_classification,
+    load_described,
+    validation_batches,
+)
 from ..train import options
 from ..train.command import fit
 from ..train.loop import Experiment
+from ..utils.errors import InputError
+from ..utils.flags import non_negative_float, non_negative_int, positive_float, positive_int
 from .latency import median_milliseconds
 from .network import compress, reestimate_statistics
 from .tuning import distill

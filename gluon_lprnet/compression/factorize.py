@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import linalg
 
-from ..errors import InputError
+from ..utils.errors import InputError
 
 __all__ = ['Factors', 'factorize', 'spectrum', 'ranks_within']
 

@@ -5,8 +5,8 @@ import mxnet as mx
 import numpy as np
 from tqdm import tqdm
 
-from ..errors import InputError
-from ..timing import PASSES, interleaved_milliseconds
+from ..utils.errors import InputError
+from ..utils.timing import PASSES, interleaved_milliseconds
 from .factorize import ranks_within
 
 __all__ = ['median_milliseconds', 'ranks_by_latency']

@@ -13,9 +13,9 @@ from tqdm import tqdm
 
 from ..blocks import resolve_rank
 from ..complexity import Complexity, count, render_table
-from ..deployment.graph import SymbolGraph, as_block, attributes, trace
 from ..deployment.reparametrize import deploy
-from ..errors import InputError
+from ..graph import SymbolGraph, as_block, attributes, trace
+from ..utils.errors import InputError
 from .factorize import Factors, factorize, ranks_within, spectrum
 from .latency import COPIES, ranks_by_latency
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 import mxnet as mx
 from mxnet import gluon
 
-from ..data.imagenet import Batch
+from ..data.batches import Batch
 
 __all__ = ['distill', 'distillation_loss']
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from ..errors import InputError
+from ..utils.errors import InputError
 from .pack import write_records
 
 SIDE = 32

@@ -27,9 +27,16 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from ..errors import InputError
-from .records import (MANIFEST_FORMAT, MANIFEST_VERSION, decode_image, default_workers, file_crc32,
-                      label_fault, map_in_processes)
+from ..utils.errors import InputError
+from .integrity import (
+    MANIFEST_FORMAT,
+    MANIFEST_VERSION,
+    decode_image,
+    default_workers,
+    file_crc32,
+    label_fault,
+    map_in_processes,
+)
 
 IMAGE_EXTENSIONS = ('.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.bmp', '.gif', '.webp', '.tif',
                     '.tiff', '.ppm', '.pgm')

@@ -12,23 +12,31 @@ from typing import NamedTuple, Optional, Sequence
 import mxnet as mx
 import numpy as np
 
+from ..artefact import load_network
 from ..complexity import count, render_table
-from ..data.face_batches import FaceBatches
-from ..data.face_records import check_face_records, read_face_records
-from ..data.imagenet import Normalization
-from ..data.landmarks import CROP_SCALE
-from ..data.records import check_records
-from ..errors import InputError
+from ..data.batches import Normalization
+from ..data.faces.batches import FaceBatches
+from ..data.faces.landmarks import CROP_SCALE
+from ..data.faces.records import check_face_records, read_face_records
+from ..data.integrity import check_records
 from ..evaluate.classification import evaluate_classification, validation_batches
 from ..evaluate.landmarks import evaluate_landmarks
-from ..flags import positive_float, positive_int
-from ..timing import interleaved_milliseconds
-from .archive import archive
-from .artefact import load_network
-from .graph import as_block, trace
+from ..graph import as_block, trace
+from ..serving.archive import archive
+from ..utils.errors import InputError
+from ..utils.flags import positive_float, positive_int
+from ..utils.timing import interleaved_milliseconds
 from .onnx import require_onnx, run_onnx, write_onnx
-from .quantize import (CALIBRATIONS, MXNetQuantizer, OnnxQuantizer, mxnet_function, noise_of, onnx_function, outputs_of,
-                       quantize)
+from .quantize import (
+    CALIBRATIONS,
+    MXNetQuantizer,
+    OnnxQuantizer,
+    mxnet_function,
+    noise_of,
+    onnx_function,
+    outputs_of,
+    quantize,
+)
 from .reparametrize import reparametrize
 
 __all__ = ['export', 'Int8', 'FORMS', 'FORMATS']
@@ -76,7 +84,7 @@ def export(path, out, forms=FORMS, formats=('mxnet',), normalize_input=False, in
     Parameters
     ----------
     path : path
-        As :func:`gluon_lprnet.deployment.artefact.load_network` takes it.
+        As :func:`gluon_lprnet.artefact.load_network` takes it.
     out : path
         Folder, made if it is not there.
     forms, formats : sequence of str

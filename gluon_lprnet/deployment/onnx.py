@@ -10,7 +10,7 @@ import json
 import mxnet as mx
 import numpy as np
 
-from ..errors import InputError
+from ..utils.errors import InputError
 
 __all__ = ['require_onnx', 'write_onnx', 'run_onnx']
 

@@ -19,8 +19,8 @@ from typing import NamedTuple
 import mxnet as mx
 import numpy as np
 
-from ..errors import InputError
-from .graph import SymbolGraph, attributes
+from ..graph import SymbolGraph, attributes
+from ..utils.errors import InputError
 
 __all__ = ['build_library', 'load_library', 'with_operators']
 

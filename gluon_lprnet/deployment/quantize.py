@@ -26,8 +26,8 @@ import numpy as np
 from mxnet.contrib import quantization
 from tqdm import tqdm
 
-from ..errors import InputError
-from .graph import as_block
+from ..graph import as_block
+from ..utils.errors import InputError
 from .onnx import require_onnx, write_onnx
 
 __all__ = ['CALIBRATIONS', 'LayerNoise', 'MXNetQuantizer', 'OnnxQuantizer', 'Quantized', 'mxnet_function', 'noise_of',

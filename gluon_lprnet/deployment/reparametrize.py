@@ -16,7 +16,7 @@ The new weights are computed in float64.
 """
 import numpy as np
 
-from .graph import SymbolGraph, as_block, attributes, trace
+from ..graph import SymbolGraph, as_block, attributes, trace
 from .operators import with_operators
 
 __all__ = ['deploy', 'reparametrize']

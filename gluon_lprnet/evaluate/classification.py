@@ -7,11 +7,11 @@ import mxnet as mx
 import numpy as np
 from tqdm import tqdm
 
-from ..data.imagenet import IMAGENET_MEAN, IMAGENET_STD, ImageBatches, Normalization
-from ..data.records import check_records
-from ..deployment.artefact import load_network
-from ..errors import InputError
-from ..flags import positive_float, positive_int
+from ..artefact import load_network
+from ..data.batches import IMAGENET_MEAN, IMAGENET_STD, ImageBatches, Normalization
+from ..data.integrity import check_records
+from ..utils.errors import InputError
+from ..utils.flags import positive_float, positive_int
 
 
 def correct_in_top(outputs, labels, k):
@@ -70,7 +70,7 @@ def validation_batches(records, config, batch_size, threads, **order):
 
     Parameters
     ----------
-    records : gluon_lprnet.data.records.RecordSummary
+    records : gluon_lprnet.data.integrity.RecordSummary
     config : dict
         With ``input_size``, ``crop_ratio``, ``rgb_mean`` and ``rgb_std``.
     batch_size, threads : int

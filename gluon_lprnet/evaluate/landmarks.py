@@ -8,10 +8,19 @@ import mxnet as mx
 import numpy as np
 from tqdm import tqdm
 
-from ..data.face_records import check_face_records, read_face_records
-from ..data.landmarks import CROP_SCALE, POINTS, box_size, crop_matrix, from_outputs, landmark_box, transform, warp_crop
-from ..deployment.artefact import load_network
-from ..errors import InputError
+from ..artefact import load_network
+from ..data.faces.landmarks import (
+    CROP_SCALE,
+    POINTS,
+    box_size,
+    crop_matrix,
+    from_outputs,
+    landmark_box,
+    transform,
+    warp_crop,
+)
+from ..data.faces.records import check_face_records, read_face_records
+from ..utils.errors import InputError
 
 # |yaw| in degrees. An upper limit belongs to its bin, a lower one only where it is 0.
 YAW_BINS = ((0, 30), (30, 60), (60, math.inf))
@@ -144,7 +153,7 @@ def load_landmark_network(path, context=None):
     Parameters
     ----------
     path : path
-        As of :func:`gluon_lprnet.deployment.artefact.load_network`.
+        As of :func:`gluon_lprnet.artefact.load_network`.
     context : mx.Context, optional
 
     Returns

@@ -3,8 +3,8 @@ import json
 from pathlib import Path
 
 from ..complexity import FORMATS, render_table
-from ..flags import positive_float
-from .face_figures import draw_all
+from ..utils.flags import positive_float
+from .figures import draw_all
 from .landmarks import BIN_NAMES, PROTOCOL, THRESHOLD, evaluate_sets, labels_of, load_networks, summarize
 
 

@@ -7,11 +7,12 @@ import sys
 import mxnet as mx
 from mxnet.contrib import amp
 
+from .. import checkpoint
+from ..artefact import export_network, model_arguments
 from ..blocks import normalize_in_rank_space
-from ..deployment.artefact import export_network, model_arguments
-from ..errors import InputError
+from ..utils.errors import InputError
 from ..zoo import get_model
-from . import checkpoint, options
+from . import options
 from .journal import start_log, stop_log
 from .loop import Interrupted, NonFiniteLoss, Run
 

@@ -6,14 +6,14 @@ import mxnet as mx
 import numpy as np
 from tqdm import tqdm
 
-from ..data.face_batches import FaceAugmentation, FaceBatches
-from ..data.face_records import LABEL_WIDTH, read_face_records
-from ..data.imagenet import Normalization
-from ..data.landmarks import CROP_SCALE, POINTS, from_outputs
-from ..data.records import check_records
-from ..errors import InputError
+from ..data.batches import Normalization
+from ..data.faces.batches import FaceAugmentation, FaceBatches
+from ..data.faces.landmarks import CROP_SCALE, POINTS, from_outputs
+from ..data.faces.records import LABEL_WIDTH, read_face_records
+from ..data.integrity import check_records
 from ..evaluate.landmarks import normalized_mean_errors
-from ..flags import positive_float
+from ..utils.errors import InputError
+from ..utils.flags import positive_float
 from . import options
 from .command import check_split, contexts_of, make_network, run_command
 from .loop import Experiment

@@ -6,11 +6,11 @@ import mxnet as mx
 import numpy as np
 from mxnet import gluon
 
-from ..data.imagenet import Batch, ImageBatches, Normalization, paper_augmentation
-from ..data.records import check_records
-from ..errors import InputError
+from ..data.batches import Batch, ImageBatches, Normalization, paper_augmentation
+from ..data.integrity import check_records
 from ..evaluate.classification import correct_in_top, evaluate_classification, validation_batches
-from ..flags import non_negative_float, non_negative_int, positive_float, positive_int
+from ..utils.errors import InputError
+from ..utils.flags import non_negative_float, non_negative_int, positive_float, positive_int
 from . import options
 from .command import check_split, contexts_of, make_network, run_command
 from .loop import Experiment

@@ -3,7 +3,7 @@ import json
 import logging
 from pathlib import Path
 
-from ..errors import InputError
+from ..utils.errors import InputError
 
 
 class Journal:

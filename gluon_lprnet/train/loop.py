@@ -15,7 +15,7 @@ from mxnet import autograd, gluon
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from . import checkpoint
+from .. import checkpoint
 from .journal import Journal
 from .options import input_dtype
 

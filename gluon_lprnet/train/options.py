@@ -4,10 +4,10 @@ import json
 import os
 from pathlib import Path
 
-from ..data.imagenet import IMAGENET_MEAN, IMAGENET_STD
-from ..errors import InputError
-from ..flags import non_negative_float, non_negative_int, positive_float, positive_int
-from . import checkpoint
+from .. import checkpoint
+from ..data.batches import IMAGENET_MEAN, IMAGENET_STD
+from ..utils.errors import InputError
+from ..utils.flags import non_negative_float, non_negative_int, positive_float, positive_int
 
 # Flags that do not change what is learned: a resumed run may give them another value.
 _FREE = {'save_dir', 'resume', 'log_interval', 'save_frequency', 'num_data_workers', 'tensorboard', 'data_check',

@@ -4,7 +4,7 @@ import inspect
 import re
 from collections import namedtuple
 
-from ..errors import InputError
+from ..utils.errors import InputError
 
 Family = namedtuple('Family', 'build widths any_width rank_denominators')
 

@@ -1,5 +1,5 @@
 """What the layouts of several families share: width multipliers, and strides for small images."""
-from ..errors import InputError
+from ..utils.errors import InputError
 
 
 def scale_channels(channels, width, divisor=1):

@@ -7,7 +7,7 @@ import os
 
 import mxnet as mx
 
-from ..errors import InputError
+from ..utils.errors import InputError
 from .registry import get_model, list_models
 
 __all__ = ['build', 'symbol_json', 'differences', 'write']

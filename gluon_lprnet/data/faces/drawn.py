@@ -12,12 +12,12 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from ..flags import non_negative_int, positive_int
-from .face_model import MODEL
+from ...utils.flags import non_negative_int, positive_int
+from ..integrity import default_workers, map_in_processes
+from ..pack import encode_jpeg
+from .head_model import MODEL
 from .lp_layout import new_folder, write_face
-from .pack import encode_jpeg
-from .profiling import Profiler
-from .records import default_workers, map_in_processes
+from .pose_synthesis import Profiler
 
 _SIDE = 280
 # Pixels per millimetre of the front view, and where the head's origin is in it.

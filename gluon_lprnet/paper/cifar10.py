@@ -3,9 +3,9 @@ import sys
 from typing import NamedTuple
 
 from ..complexity import render_table
-from ..data.records import check_records
-from ..errors import InputError
-from ..flags import non_negative_int, positive_float, positive_int
+from ..data.integrity import check_records
+from ..utils.errors import InputError
+from ..utils.flags import non_negative_int, positive_float, positive_int
 from .grid import Grid, Row, mean_and_deviation
 
 
@@ -84,7 +84,7 @@ def table(experiment, results, format='text'):
     Parameters
     ----------
     experiment : Experiment
-    results : dict of str to gluon_lprnet.experiments.grid.Result
+    results : dict of str to gluon_lprnet.paper.grid.Result
         By the names of rows.
     format : str
         ``text`` or ``markdown``.
@@ -115,7 +115,7 @@ def draw(experiment, results, path):
     Parameters
     ----------
     experiment : Experiment
-    results : dict of str to gluon_lprnet.experiments.grid.Result
+    results : dict of str to gluon_lprnet.paper.grid.Result
     path : path
         Its extension is the format.
     """

@@ -15,7 +15,7 @@ import numpy as np
 import scipy.io
 from PIL import Image
 
-from ..errors import InputError
+from ...utils.errors import InputError
 from .landmarks import POINTS, landmark_box, mirror
 
 # The coordinates that a layout's files give the centre of the top left pixel.

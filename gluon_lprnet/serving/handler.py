@@ -39,7 +39,7 @@ _MAX_FORWARD = 32
 _FORM = 'send a JPEG or PNG as the body (Content-Type: image/jpeg), or as the field "data" of a multipart form'
 _BINARY_TYPES = ('', 'application/octet-stream', 'binary/octet-stream')
 
-# As gluon_lprnet.evaluate.align finds faces.
+# As gluon_lprnet.predict.align finds faces.
 _DETECTION_SIDE = 1024
 _SMALLEST_FACE = 30
 _CASCADES = (('frontal', 'frontalface_alt', False), ('profile', 'profileface', False),

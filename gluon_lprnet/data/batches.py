@@ -21,8 +21,8 @@ class ImageBatches:
 
     Parameters
     ----------
-    records : gluon_lprnet.data.records.RecordSummary
-        Of the file, which :func:`gluon_lprnet.data.records.check_records` found sound.
+    records : gluon_lprnet.data.integrity.RecordSummary
+        Of the file, which :func:`gluon_lprnet.data.integrity.check_records` found sound.
     input_size : int
         Height and width of the network's input, in pixels.
     batch_size : int

@@ -5,11 +5,11 @@ from collections import namedtuple
 from decimal import ROUND_DOWN, ROUND_HALF_UP, Decimal
 from typing import NamedTuple
 
-from .blocks import DSC, LPR, InvertedResidual, SConv, ShuffleNetV2Unit
-from .complexity import FORMATS, count, render_table
-from .errors import InputError
-from .zoo import get_model
-from .zoo.shufflenetv2 import CHANNELS as SHUFFLENETV2_CHANNELS
+from ..blocks import DSC, LPR, InvertedResidual, SConv, ShuffleNetV2Unit
+from ..complexity import FORMATS, count, render_table
+from ..utils.errors import InputError
+from ..zoo import get_model
+from ..zoo.shufflenetv2 import CHANNELS as SHUFFLENETV2_CHANNELS
 
 __all__ = ['rows', 'table', 'follows', 'Comparison', 'Row', 'TABLE_NUMBERS']
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.face_records import read_face_records
-from ..data.landmarks import landmark_box
+from ..data.faces.landmarks import landmark_box
+from ..data.faces.records import read_face_records
 from .landmarks import MEAN_FACE, ced
 
 _FACES = 24

@@ -6,10 +6,10 @@ from pathlib import Path
 import mxnet as mx
 from mxnet import gluon
 
-from ..blocks import normalize_in_rank_space
-from ..errors import InputError
-from ..train import checkpoint
-from ..zoo import get_model
+from . import checkpoint
+from .blocks import normalize_in_rank_space
+from .utils.errors import InputError
+from .zoo import get_model
 
 # What a user of the network must know beside its weights; written next to symbol and params.
 DESCRIPTION_KEYS = ('task', 'model', 'num_classes', 'small_image', 'rank', 'no_residual', 'no_l2_norm', 'input_size',

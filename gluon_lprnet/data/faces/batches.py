@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from mxnet import gluon
 
-from .imagenet import Batch
+from ..batches import Batch
 from .landmarks import crop_matrix, mirror, to_outputs, transform, warp_crop
 
 
@@ -113,7 +113,7 @@ class FaceBatches:
         ------
         Batch
             ``data`` (N, 3, input_size, input_size) float32, ``label`` (N, 136) float32 as of
-            :func:`gluon_lprnet.data.landmarks.to_outputs`.
+            :func:`gluon_lprnet.data.faces.landmarks.to_outputs`.
         """
         order = np.arange(len(self.faces))
         if self._augmentation:

@@ -19,7 +19,7 @@ import zlib
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..errors import InputError
+from .utils.errors import InputError
 
 _FILES = ('net.params', 'trainer.states')
 _NAME = re.compile(r'step-(\d+)')

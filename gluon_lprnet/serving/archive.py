@@ -5,9 +5,9 @@ import re
 import zipfile
 from pathlib import Path
 
-from ..data.landmarks import CROP_SCALE
-from ..errors import InputError
-from .artefact import load_network
+from ..artefact import load_network
+from ..data.faces.landmarks import CROP_SCALE
+from ..utils.errors import InputError
 
 __all__ = ['archive']
 
@@ -56,7 +56,7 @@ def archive(artefact, out):
                          'with python -m gluon_lprnet export.')
     if task == 'landmarks':
         # Here, since evaluation imports from this folder.
-        from ..evaluate.align import CORRECTIONS
+        from ..predict.align import CORRECTIONS
         description = {'crop_scale': CROP_SCALE, **description, 'corrections': CORRECTIONS}
     params = max(file for file in artefact.parent.iterdir()
                  if re.fullmatch(re.escape(name) + r'-\d{4,}\.params', file.name))

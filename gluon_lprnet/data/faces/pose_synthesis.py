@@ -20,14 +20,14 @@ from scipy.interpolate import RBFInterpolator
 from scipy.spatial import Delaunay
 from tqdm import tqdm
 
-from ..errors import InputError
-from ..flags import non_negative_int, positive_int
-from .face_model import JAW, MODEL, Fit, fit_pose, mirror_points, rotation
-from .faces import LAYOUTS, read_faces
+from ...utils.errors import InputError
+from ...utils.flags import non_negative_int, positive_int
+from ..integrity import decode_image, default_workers, map_in_processes
+from ..pack import encode_jpeg, listing
+from .datasets import LAYOUTS, read_faces
+from .head_model import JAW, MODEL, Fit, fit_pose, mirror_points, rotation
 from .landmarks import landmark_box
 from .lp_layout import new_folder, write_face
-from .pack import encode_jpeg, listing
-from .records import decode_image, default_workers, map_in_processes
 
 # Faces turned farther hide too much of a cheek to be turned.
 MAX_SOURCE_YAW = np.radians(30)

@@ -19,12 +19,11 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from ..errors import InputError
-from .faces import LAYOUTS, read_faces
+from ...utils.errors import InputError
+from ..integrity import check_records, decode_image, default_workers, map_in_processes, read_records
+from ..pack import add_output_flags, check_prefix, check_ranges, encode_jpeg, listing, rgb, write_records
+from .datasets import LAYOUTS, read_faces
 from .landmarks import POINTS, crop_matrix, transform, warp_crop
-from .pack import (add_output_flags, check_prefix, check_ranges, encode_jpeg, listing, rgb,
-                   write_records)
-from .records import check_records, decode_image, default_workers, map_in_processes, read_records
 
 # The numbers of a label, in float32; pixels are those of the crop.
 _FIELDS = {
@@ -47,7 +46,7 @@ class FaceRecord(NamedTuple):
     Attributes
     ----------
     name : str
-        As :class:`gluon_lprnet.data.faces.Face` has it, after the source's name if several were packed.
+        As :class:`gluon_lprnet.data.faces.datasets.Face` has it, after the source's name if several were packed.
     identity : str or None
     image : bytes
         The crop, encoded as JPEG.
@@ -155,7 +154,7 @@ def read_face_records(rec_path):
 
 
 def check_face_records(rec_path):
-    """As :func:`gluon_lprnet.data.records.check_records`, of a ``.rec`` file of faces."""
+    """As :func:`gluon_lprnet.data.integrity.check_records`, of a ``.rec`` file of faces."""
     # First that it holds faces, as a file of classes has another label width and is sound.
     next(read_face_records(rec_path))
     return check_records(rec_path, label_width=LABEL_WIDTH)
@@ -172,7 +171,7 @@ def pack_faces(sources, layout, prefix, size=224, scale=2.0, quality=95, workers
     Parameters
     ----------
     sources : path or sequence of paths
-        Data sets, each as :func:`gluon_lprnet.data.faces.read_faces` takes it. If there are several, the names
+        Data sets, each as :func:`gluon_lprnet.data.faces.datasets.read_faces` takes it. If there are several, the names
         of the faces begin with the source's own.
     layout : str
         Of all the sources.

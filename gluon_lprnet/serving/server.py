@@ -22,11 +22,11 @@ from urllib.parse import quote, urlencode
 import cv2
 import numpy as np
 
-from ..data.drawn_faces import draw_face
+from ..data.faces.drawn import draw_face
+from ..data.integrity import available_cpus
 from ..data.pack import encode_jpeg
-from ..data.records import available_cpus
-from ..errors import InputError
-from ..flags import non_negative_int, positive_int
+from ..utils.errors import InputError
+from ..utils.flags import non_negative_int, positive_int
 from .archive import archive
 from .handler import MAX_PIXELS
 from .page import Page

@@ -10,9 +10,10 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
+from .. import checkpoint
+from ..artefact import model_arguments
 from ..complexity import count
-from ..deployment.artefact import model_arguments
-from ..train import checkpoint, imagenet, options
+from ..train import imagenet, options
 from ..train.journal import read_epochs
 from ..zoo import get_model
 

@@ -34,7 +34,7 @@ import numpy as np
 from PIL import Image, ImageFile
 from tqdm import tqdm
 
-from ..errors import InputError
+from ..utils.errors import InputError
 
 _MAGIC = 0xced7230a
 _MAGIC_BYTES = struct.pack('<I', _MAGIC)

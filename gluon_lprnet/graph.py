@@ -7,8 +7,8 @@ import mxnet as mx
 import numpy as np
 from mxnet.gluon import SymbolBlock
 
-from ..blocks import normalize_in_rank_space
-from ..errors import InputError
+from .blocks import normalize_in_rank_space
+from .utils.errors import InputError
 
 __all__ = ['SymbolGraph', 'as_block', 'attributes', 'trace']
 

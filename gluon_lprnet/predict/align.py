@@ -15,10 +15,10 @@ import numpy as np
 from tqdm import tqdm
 
 from ..complexity import render_table
-from ..data.faces import read_faces
-from ..errors import InputError
-from ..flags import non_negative_int, positive_int
-from .landmarks import load_landmark_network, predict_landmarks
+from ..data.faces.datasets import read_faces
+from ..evaluate.landmarks import load_landmark_network, predict_landmarks
+from ..utils.errors import InputError
+from ..utils.flags import non_negative_int, positive_int
 
 _PICTURES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff')
 _VIDEOS = ('.mp4', '.avi', '.mov', '.mkv', '.webm', '.m4v', '.mpg', '.mpeg')

@@ -14,17 +14,18 @@ from mxnet import gluon
 from mxnet.gluon import nn
 from tqdm import tqdm
 
+from .. import checkpoint
+from ..artefact import load_network
 from ..blocks import DSC, LPR, SConv, normalize_in_rank_space
 from ..complexity import render_table
-from ..data.imagenet import Batch
-from ..data.records import check_records
-from ..deployment.artefact import load_network
-from ..errors import InputError
+from ..data.batches import Batch
+from ..data.integrity import check_records
 from ..evaluate.classification import correct_in_top, evaluate_classification, validation_batches
-from ..flags import non_negative_int, positive_float, positive_int
-from ..train import checkpoint, options
+from ..train import options
 from ..train.command import fit
 from ..train.loop import Experiment
+from ..utils.errors import InputError
+from ..utils.flags import non_negative_int, positive_float, positive_int
 
 ORIGINAL = 'SConv'
 MODULES = {
@@ -84,7 +85,7 @@ class Features:
     Parameters
     ----------
     net : HybridBlock
-    batches : gluon_lprnet.data.imagenet.ImageBatches
+    batches : gluon_lprnet.data.batches.ImageBatches
         Unshuffled, without augmentation.
     path : path
         Written; a NumPy file.

@@ -17,9 +17,9 @@ import mxnet as mx
 import numpy as np
 
 from ..complexity import FORMATS, render_table
-from ..errors import InputError
-from .landmarks import BIN_NAMES, PROTOCOL, evaluate_sets, load_networks, summarize
-from .nme import percent
+from ..evaluate.landmarks import BIN_NAMES, PROTOCOL, evaluate_sets, load_networks, summarize
+from ..evaluate.nme import percent
+from ..utils.errors import InputError
 
 # Of the timing, for each network: rounds in turn with the others, and passes a round.
 _ROUNDS = 15

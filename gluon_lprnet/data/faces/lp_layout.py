@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import scipy.io
 
-from ..errors import InputError
-from .faces import LP_SETS, ORIGIN
-from .pack import exit_on_sigterm
+from ...utils.errors import InputError
+from ..pack import exit_on_sigterm
+from .datasets import LP_SETS, ORIGIN
 
 # The folder of faces of no set of 300W-LP.
 OTHER_SET = 'OTHER'
