@@ -31,10 +31,11 @@ from tabulate import tabulate  # noqa: E402
 
 import gluon_lprnet  # noqa: E402,F401  before MXNet
 from gluon_lprnet.data.faces.drawn import draw_face  # noqa: E402
-from gluon_lprnet.data.pack import encode_jpeg  # noqa: E402
+from gluon_lprnet.data.images import encode_jpeg  # noqa: E402
 from gluon_lprnet.serving import handler  # noqa: E402
 from gluon_lprnet.serving.archive import archive  # noqa: E402
-from gluon_lprnet.serving.server import Request, Server, free_port, send  # noqa: E402
+from gluon_lprnet.serving.load_client import Request, send  # noqa: E402
+from gluon_lprnet.serving.server import Server, free_port  # noqa: E402
 from gluon_lprnet.utils.errors import InputError  # noqa: E402
 from gluon_lprnet.utils.flags import positive_int  # noqa: E402
 

@@ -4,24 +4,23 @@ import sys
 
 from . import __version__, complexity
 from .compression import command as compression
-from .data import digits, pack
-from .data import integrity as records
-from .data.faces import drawn as drawn_faces
-from .data.faces import pose_synthesis as profiling
+from .data import digits, integrity, pack
+from .data.faces import drawn, pose_synthesis
 from .data.faces import records as face_records
 from .deployment import export
-from .evaluate import classification, nme
+from .evaluate import classification as evaluation
+from .evaluate import nme
 from .paper import cifar10, figure2, table6, tables
-from .predict import align
-from .serving import archive
-from .serving import server as serve
+from .predict import align, detectors
+from .predict import classification as prediction
+from .serving import archive, server, soak
 from .train import journal
 from .utils.errors import InputError
 from .zoo import symbols
 
 # Each module adds the parsers of its commands and sets `run`, a function of the parsed arguments.
-_COMMAND_MODULES = (tables, table6, complexity, symbols, digits, drawn_faces, profiling, records, journal,
-                    classification, nme, align, export, archive, serve, compression,
+_COMMAND_MODULES = (tables, table6, complexity, symbols, digits, drawn, pose_synthesis, integrity, journal,
+                    evaluation, prediction, nme, align, detectors, export, archive, server, soak, compression,
                     cifar10, figure2)
 # `pack KIND`: each module adds the parser of a kind of data set.
 _PACK_MODULES = (pack, face_records)

@@ -24,15 +24,12 @@ from typing import NamedTuple
 
 import mxnet as mx
 from mxnet.gluon import Block, Constant
-from tabulate import tabulate
 
 from .utils.errors import InputError
+from .utils.text import FORMATS, render_table
 from .zoo import get_model
 
 __all__ = ['Complexity', 'Layer', 'count', 'render_table', 'FORMATS']
-
-FORMATS = ('text', 'markdown', 'json')
-
 # What a rule sees of an operator: its attributes as strings, the shapes of its inputs and outputs.
 _Node = namedtuple('_Node', 'attributes inputs outputs')
 
@@ -234,8 +231,6 @@ def _attribute(attributes, name, default):
     return ast.literal_eval(attributes[name]) if name in attributes else default
 
 
-# Rules: from a _Node to (multiply-adds, other operations).
-
 def _weighted(node):
     # Each output element is a sum over one filter: the weight is (filters, ...) in every layout.
     elements = math.prod(node.outputs[0])
@@ -269,7 +264,6 @@ def _per_input_element(operations):
 
 _OPERATORS_WITH_LABEL = ('SoftmaxOutput', 'LinearRegressionOutput', 'LogisticRegressionOutput',
                          'MAERegressionOutput')
-
 _RULES = {
     'Convolution': _weighted,
     'FullyConnected': _weighted,
@@ -303,16 +297,6 @@ _RULES = {
         '_zeros', '_ones', 'zeros_like', 'ones_like', 'LinearRegressionOutput', 'MAERegressionOutput'),
         _per_output_element(0)),
 }
-
-
-def render_table(columns, rows, format):
-    """A table as aligned text or as Markdown; whole numbers get thousands separators, None an empty cell."""
-    cells = [[f'{cell:,}' if isinstance(cell, int) else '' if cell is None else cell for cell in row]
-             for row in rows]
-    alignment = ['right' if any(isinstance(row[column], int) for row in rows) else 'left'
-                 for column in range(len(columns))]
-    return tabulate(cells, columns, {'text': 'simple', 'markdown': 'pipe'}[format],
-                    disable_numparse=True, colalign=alignment)
 
 
 def _unless_none(number):

@@ -75,37 +75,37 @@ class SymbolGraph:
         symbol = mx.sym.load_json(json.dumps(self.graph))
         return symbol, {name: self.params[name] for name in symbol.list_inputs() if name in self.params}
 
-    def _folded(self, convolution, norm):
+    def folded_weights(self, convolution, norm):
         """Weight and bias, float64, of a convolution with the BatchNorm that follows it."""
         eps, fix_gamma = attributes(norm, eps=1e-3, fix_gamma=True)
-        gamma, beta, mean, variance = (self._value(norm, slot) for slot in (1, 2, 3, 4))
+        gamma, beta, mean, variance = (self.value(norm, slot) for slot in (1, 2, 3, 4))
         scale = (1 if fix_gamma else gamma) / np.sqrt(variance + eps)
-        weight = self._value(convolution, 1)
-        return weight * scale.reshape((-1,) + (1,) * (weight.ndim - 1)), beta + (self._bias(convolution) - mean) * scale
+        weight = self.value(convolution, 1)
+        return weight * scale.reshape((-1,) + (1,) * (weight.ndim - 1)), beta + (self.bias(convolution) - mean) * scale
 
-    def _bias(self, convolution):
-        return self._value(convolution, 2) if len(convolution['inputs']) > 2 else 0
+    def bias(self, convolution):
+        return self.value(convolution, 2) if len(convolution['inputs']) > 2 else 0
 
-    def _sole_convolution(self, node):
+    def sole_convolution(self, node):
         """The convolution whose output ``node`` and nothing else takes, if its weights serve it alone; or None."""
         index = node['inputs'][0][0]
         source = self.nodes[index]
-        if source['op'] == 'Convolution' and self.uses[index] == 1 and self._has_own_parameters(source):
+        if source['op'] == 'Convolution' and self.uses[index] == 1 and self.has_own_parameters(source):
             return source
         return None
 
-    def _has_own_parameters(self, node):
+    def has_own_parameters(self, node):
         return all(self.uses[index] == 1 and self.nodes[index]['name'] in self.params
                    for index, *_ in node['inputs'][1:])
 
-    def _name(self, node, slot):
+    def input_name(self, node, slot):
         return self.nodes[node['inputs'][slot][0]]['name']
 
-    def _value(self, node, slot):
-        return self.params[self._name(node, slot)].asnumpy().astype('float64')
+    def value(self, node, slot):
+        return self.params[self.input_name(node, slot)].asnumpy().astype('float64')
 
-    def _set(self, node, slot, value):
-        name = self._name(node, slot)
+    def set_value(self, node, slot, value):
+        name = self.input_name(node, slot)
         # Gluon writes the shapes of its parameters into the symbol.
         self.nodes[node['inputs'][slot][0]].setdefault('attrs', {})['__shape__'] = str(value.shape)
         self.params[name] = mx.nd.array(value, ctx=self.params[name].context, dtype='float32')

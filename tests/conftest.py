@@ -12,14 +12,15 @@ import numpy as np
 import pytest
 
 import gluon_lprnet  # noqa: F401  before MXNet, for NumPy's sake
-from gluon_lprnet.data.pack import write_records
+from gluon_lprnet.data.recordio import write_records
 
-SHARED_DATA = Path(__file__).resolve().parents[2] / 'shared' / 'data'
+# Real data, beside the checkout unless this names another folder.
+SHARED_DATA = Path(os.environ.get('GLUON_LPRNET_TEST_DATA', Path(__file__).resolve().parents[2] / 'shared' / 'data'))
 
 
 @pytest.fixture(scope='session')
 def shared_data():
-    """Folder of real data beside the checkout."""
+    """Folder of real data."""
     if not SHARED_DATA.is_dir():
         pytest.skip(f'no real data at {SHARED_DATA}')
     return SHARED_DATA
@@ -59,16 +60,16 @@ def epoch_records(run_dir):
 
 @pytest.fixture(scope='session')
 def artefacts(tmp_path_factory):
-    """See ``test_handler.make_artefacts``."""
+    """See ``reference.artefacts.make_artefacts``."""
     # Here, since other tests do not need what it imports.
-    from test_handler import make_artefacts
+    from reference.artefacts import make_artefacts
     return make_artefacts(tmp_path_factory.mktemp('artefacts'))
 
 
 @pytest.fixture(scope='session')
 def photos():
-    """See ``test_handler.make_photos``."""
-    from test_handler import make_photos
+    """See ``reference.artefacts.make_photos``."""
+    from reference.artefacts import make_photos
     return make_photos()
 
 

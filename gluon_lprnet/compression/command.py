@@ -11,22 +11,16 @@ import numpy as np
 from mxnet import gluon
 
 from ..artefact import export_network, load_network
-from ..complexity import render_table
-from ..data.batches import ImageBatches, Normalization, paper_augmentation
+from ..data.batches import ImageBatches, Normalization, paper_augmentation, validation_batches
 from ..data.integrity import check_records
 from ..deployment.reparametrize import deploy
-from ..evaluate.classification import (
-    add_description_flags,
-    correct_in_top,
-    evaluate_classification,
-    load_described,
-    validation_batches,
-)
+from ..evaluate.classification import add_description_flags, correct_in_top, evaluate_classification, load_described
 from ..train import options
 from ..train.command import fit
 from ..train.loop import Experiment
 from ..utils.errors import InputError
 from ..utils.flags import non_negative_float, non_negative_int, positive_float, positive_int
+from ..utils.text import render_table
 from .latency import median_milliseconds
 from .network import compress, reestimate_statistics
 from .tuning import distill

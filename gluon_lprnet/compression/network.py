@@ -12,10 +12,11 @@ from mxnet.gluon.parameter import DeferredInitializationError
 from tqdm import tqdm
 
 from ..blocks import resolve_rank
-from ..complexity import Complexity, count, render_table
+from ..complexity import Complexity, count
 from ..deployment.reparametrize import deploy
 from ..graph import SymbolGraph, as_block, attributes, trace
 from ..utils.errors import InputError
+from ..utils.text import render_table
 from .factorize import Factors, factorize, ranks_within, spectrum
 from .latency import COPIES, ranks_by_latency
 
@@ -267,15 +268,15 @@ class _Modules(SymbolGraph):
         """A _Pair for each 1x1 convolution over all channels."""
         return [self._pair(index, node) for index, node in enumerate(self.nodes)
                 if node['op'] == 'Convolution' and attributes(node, kernel=(), num_group=1) == [(1, 1), 1]
-                and self._name(node, 1) in self.params]
+                and self.input_name(node, 1) in self.params]
 
     def folded(self, pair):
         """Weight (m, m) and bias (m,) of the pointwise convolution with its BatchNorm."""
         convolution = self.nodes[pair.index]
         if pair.norm is None:
-            weight, bias = self._value(convolution, 1), self._bias(convolution) + np.zeros(pair.shape[0])
+            weight, bias = self.value(convolution, 1), self.bias(convolution) + np.zeros(pair.shape[0])
         else:
-            weight, bias = self._folded(convolution, self.nodes[pair.norm])
+            weight, bias = self.folded_weights(convolution, self.nodes[pair.norm])
         return weight[:, :, 0, 0], bias
 
     def replace(self, pair, factors, bias, norm_scale, residual):
@@ -294,7 +295,7 @@ class _Modules(SymbolGraph):
         self._put(pair, self._add('elemwise_add', f'{stem}_sum', [low_rank, scaled]))
 
     def _pair(self, index, node):
-        weight = self.params[self._name(node, 1)]
+        weight = self.params[self.input_name(node, 1)]
         shape = weight.shape[:2]
         source = self.nodes[node['inputs'][0][0]]
         while source['op'] in _BETWEEN:
@@ -303,14 +304,14 @@ class _Modules(SymbolGraph):
                      == [(3, 3), shape[1], shape[1]])
         skipped = ('its input and output differ in width' if shape[0] != shape[1] else
                    'no depthwise 3x3 convolution before it' if not depthwise else
-                   'its weight is used elsewhere too' if not self._has_own_parameters(node) else
+                   'its weight is used elsewhere too' if not self.has_own_parameters(node) else
                    'its stride, padding or layout is not plain' if not _is_plain(node) else None)
         return _Pair(node['name'], index, self._norm_after(index), shape, skipped)
 
     def _norm_after(self, index):
         for number, node in enumerate(self.nodes):
             if (node['op'] == 'BatchNorm' and node['inputs'][0][0] == index and self.uses[index] == 1
-                    and attributes(node, axis=1) == [1] and self._has_own_parameters(node)):
+                    and attributes(node, axis=1) == [1] and self.has_own_parameters(node)):
                 return number
         return None
 

@@ -7,7 +7,6 @@ import mxnet as mx
 # Of ImageNet in 8-bit RGB, as GluonCV and MXNet's examples use them.
 IMAGENET_MEAN = (123.68, 116.779, 103.939)
 IMAGENET_STD = (58.393, 57.12, 57.375)
-
 Batch = namedtuple('Batch', 'data label')
 Normalization = namedtuple('Normalization', 'mean std')
 
@@ -96,3 +95,23 @@ def paper_augmentation(pad=0, min_random_scale=1.0, max_random_scale=1.0,
     if (min_random_scale, max_random_scale) != (1.0, 1.0):
         augmentation.update(min_random_scale=min_random_scale, max_random_scale=max_random_scale)
     return augmentation
+
+
+def validation_batches(records, config, batch_size, threads, **order):
+    """The centre crops of a validation set: shorter side to input_size / crop_ratio, then the crop.
+
+    Parameters
+    ----------
+    records : gluon_lprnet.data.integrity.RecordSummary
+    config : dict
+        With ``input_size``, ``crop_ratio``, ``rgb_mean`` and ``rgb_std``.
+    batch_size, threads : int
+    order
+        ``shuffle`` and ``seed`` of :class:`ImageBatches`, to train on such crops or take a sample of them.
+    """
+    return ImageBatches(records, config['input_size'], batch_size, Normalization(config['rgb_mean'], config['rgb_std']),
+                        resize=shorter_side(config), threads=threads, **order)
+
+
+def shorter_side(config):
+    return math.ceil(config['input_size'] / config['crop_ratio'])

@@ -5,7 +5,7 @@ import cv2
 import numpy as np
 
 from ..utils.errors import InputError
-from .pack import write_records
+from .recordio import write_records
 
 SIDE = 32
 VALIDATION_IMAGES = 397

@@ -10,45 +10,23 @@
 They appear only when complete: everything is written in a folder ``PREFIX.partial-*`` first, which
 is removed on any error, on Ctrl-C and on SIGTERM.
 """
-import contextlib
 import itertools
-import json
 import os
-import signal
 import sys
-import tempfile
-import threading
-import warnings
 from typing import List, NamedTuple, Optional, Tuple
 
 import cv2
-import mxnet as mx
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from ..utils.errors import InputError
-from .integrity import (
-    MANIFEST_FORMAT,
-    MANIFEST_VERSION,
-    decode_image,
-    default_workers,
-    file_crc32,
-    label_fault,
-    map_in_processes,
-)
+from ..utils.processes import default_workers, map_in_processes
+from ..utils.text import listing
+from .images import UPRIGHT, decode_image, encode_jpeg, orientation, rgb
+from .recordio import check_prefix, write_records
+from .sources import read_source
 
-IMAGE_EXTENSIONS = ('.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.bmp', '.gif', '.webp', '.tif',
-                    '.tiff', '.ppm', '.pgm')
-
-_EXTENSIONS = ('.rec', '.idx', '.classes.txt', '.json')
 _IMAGES_PER_TASK = 16
-_NAMES_SHOWN = 100
-_EXIF_ORIENTATION = 0x0112
-# The EXIF value says how the stored picture lies; the transposition sets it upright.
-_UPRIGHT = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
-            4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270,
-            7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90}
 
 
 class PackSummary(NamedTuple):
@@ -75,16 +53,6 @@ class PackSummary(NamedTuple):
     classes: Optional[List[str]]
     skipped: List[Tuple[str, str]]
     ignored: List[str]
-
-
-class _Source(NamedTuple):
-    """Images to pack: `paths` are relative to `root`, `labels` are floats or float32 arrays."""
-
-    root: str
-    paths: list
-    labels: list
-    classes: Optional[list]
-    ignored: list
 
 
 def pack_images(source, prefix, resize=480, quality=95, workers=None, skip_bad=False, shuffle=True, seed=0,
@@ -146,7 +114,7 @@ def pack_images(source, prefix, resize=480, quality=95, workers=None, skip_bad=F
     check_prefix(prefix, overwrite)
     check_ranges(('--resize', resize, 0, 65500), ('--quality', quality, 1, 100), ('--workers', workers, 1, 1024),
                  ('--seed', seed, 0, 2**32 - 1))
-    source = _read_source(os.fspath(source), root)
+    source = read_source(os.fspath(source), root)
     order = np.arange(len(source.paths))
     if shuffle:
         np.random.RandomState(seed).shuffle(order)
@@ -176,277 +144,11 @@ def pack_images(source, prefix, resize=480, quality=95, workers=None, skip_bad=F
     return PackSummary(rec_path, count, size, source.classes, skipped, source.ignored)
 
 
-def write_records(prefix, samples, classes=None, details=None, overwrite=False, progress=True):
-    """Write records, index, classes and manifest, all or nothing.
-
-    Parameters
-    ----------
-    prefix : str or os.PathLike
-        Where to write: ``data/train`` gives ``data/train.rec`` and so on. The folder must exist.
-    samples : iterable of (label, image)
-        `label` is a class (an integer from 0) or a 1-D array of finite numbers, of one length
-        throughout; `image` (bytes) is an encoded image that decodes: the later check relies on it.
-        Records get the keys 0, 1, ... in this order.
-    classes : sequence of str, optional
-        The class of each label.
-    details : dict, optional
-        Further entries of the manifest; read when all samples were, so that these may add to it.
-    overwrite : bool
-        Replace files of the same prefix.
-    progress : bool
-        Show a progress bar where standard error is a terminal.
-
-    Returns
-    -------
-    rec_path : str
-    count : int
-        Records written.
-    size : int
-        Bytes of the ``.rec`` file.
-
-    Raises
-    ------
-    InputError
-        Files exist, the disk is full, a label is not sound, or there is no sample. Whatever
-        exception ends the writing, also one of `samples`, nothing is left at `prefix`.
-    """
-    prefix = check_prefix(prefix, overwrite)
-    for name in classes or ():
-        if '\n' in name:
-            raise InputError(f'The class {name!r} has a line break in its name: rename it.')
-    with exit_on_sigterm(), _folder_aside(prefix) as aside:
-        part = os.path.join(aside, os.path.basename(prefix))
-        count, label_width, size = _write_rec(part, prefix, samples)
-        with _disk_errors(prefix):
-            written = os.path.getsize(f'{part}.rec')
-            # MXNet does not notice when the last buffered bytes cannot be written.
-            if written != size:
-                raise InputError(f'{prefix}.rec: only {written} of {size} bytes could be written: the '
-                                 'disk is full. Make room and pack again.')
-            if classes is not None:
-                # A folder's name need not be valid UTF-8.
-                with open(f'{part}.classes.txt', 'w', encoding='utf-8', errors='surrogateescape') as file:
-                    file.writelines(f'{name}\n' for name in classes)
-            manifest = {'format': MANIFEST_FORMAT, 'version': MANIFEST_VERSION,
-                        'count': count, 'label_width': label_width,
-                        'classes': None if classes is None else list(classes), **(details or {})}
-            for kind in ('rec', 'idx'):
-                path = f'{part}.{kind}'
-                manifest[kind] = {'bytes': os.path.getsize(path), 'crc32': file_crc32(path, progress)}
-            with open(f'{part}.json', 'w', encoding='utf-8') as file:
-                json.dump(manifest, file, indent=1)
-            _publish(part, prefix)
-    return f'{prefix}.rec', count, size
-
-
-def _publish(part, prefix):
-    parts = [extension for extension in _EXTENSIONS if os.path.exists(part + extension)]
-    for extension in parts:
-        with open(part + extension, 'rb') as file:
-            os.fsync(file.fileno())
-    # An older manifest goes first and the new one comes last: none ever stands beside a .rec that
-    # it does not describe. An older file of classes may have no successor.
-    for extension in ('.json', '.classes.txt'):
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(prefix + extension)
-    for extension in parts:
-        os.replace(part + extension, prefix + extension)
-
-
-def _write_rec(part, prefix, samples):
-    """Write ``part.rec`` and ``part.idx``; returns the count, the label width and the size of the .rec."""
-    count, width, size = 0, None, 0
-    with _disk_errors(prefix):
-        writer = mx.recordio.MXIndexedRecordIO(f'{part}.idx', f'{part}.rec', 'w')
-    try:
-        for label, image in samples:
-            fault = label_fault(label)
-            if fault:
-                raise InputError(f'Sample {count} (counted from 0) has the label {label}: {fault}.')
-            label = float(label) if np.ndim(label) == 0 else np.asarray(label, dtype=np.float32).ravel()
-            if width not in (None, np.size(label)):
-                raise InputError(f'Sample {count} (counted from 0) has {np.size(label)} label(s), the ones '
-                                 f'before it {width}: give all the same number.')
-            width = np.size(label)
-            with _disk_errors(prefix):
-                writer.write_idx(count, _pack(label, count, image))
-                size = writer.tell()
-            count += 1
-    finally:
-        with _disk_errors(prefix):
-            writer.close()
-    if not count:
-        raise InputError(f'{prefix}.rec: there is no image to pack.')
-    return count, width, size
-
-
-def _pack(label, key, image):
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore', DeprecationWarning)  # MXNet calls ndarray.tostring
-        return mx.recordio.pack(mx.recordio.IRHeader(0, label, key, 0), image)
-
-
-@contextlib.contextmanager
-def _disk_errors(prefix):
-    try:
-        yield
-    except (mx.base.MXNetError, OSError) as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise InputError(f'{prefix}.rec and its companions cannot be written: {reason}. Check the '
-                         'disk\'s free space and the folder\'s permissions.') from error
-
-
-def _folder_aside(prefix):
-    folder, name = os.path.split(prefix)
-    with _disk_errors(prefix):
-        return tempfile.TemporaryDirectory(prefix=f'{name}.partial-', dir=folder or '.')
-
-
-@contextlib.contextmanager
-def exit_on_sigterm():
-    """Let SIGTERM raise SystemExit, so that what was written so far is removed."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may set a handler
-        return
-    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def check_prefix(prefix, overwrite):
-    """The prefix as str, if files can be written there; otherwise raises InputError."""
-    prefix = os.fspath(prefix)
-    folder, name = os.path.split(prefix)
-    if not name or os.path.isdir(prefix):
-        raise InputError(f'--out {prefix} is a folder: add the beginning of the files\' names, for example '
-                         f'{os.path.join(prefix, "train")}.')
-    if name.endswith('.rec'):
-        raise InputError(f'--out {prefix} is the beginning of several names: leave ".rec" away.')
-    if not os.path.isdir(folder or '.'):
-        raise InputError(f'--out {prefix}: the folder {folder} does not exist. Make it first.')
-    existing = [prefix + extension for extension in _EXTENSIONS
-                if os.path.lexists(prefix + extension)]
-    if existing and not overwrite:
-        raise InputError(f'{", ".join(existing)} exist(s) already: give --overwrite, or another --out.')
-    return prefix
-
-
 def check_ranges(*ranges):
     """Raise InputError unless each (flag, value, lowest, highest) holds, or its value is None."""
     for flag, value, low, high in ranges:
         if value is not None and not low <= value <= high:
             raise InputError(f'{flag} is {value}: it must be from {low} to {high}.')
-
-
-def listing(lines, shown=_NAMES_SHOWN):
-    """Lines for a message, indented, and cut where there are too many."""
-    more = [f'and {len(lines) - shown} more'] if len(lines) > shown else []
-    return '\n'.join(f'  {line}' for line in lines[:shown] + more)
-
-
-def _read_source(source, root):
-    if not os.path.exists(source):
-        raise InputError(f'{source} does not exist: give a folder of class folders, or a list file.')
-    try:
-        if not os.path.isdir(source):
-            return _read_list(source, os.path.dirname(source) if root is None else os.fspath(root))
-        if root is not None:
-            raise InputError(f'--root is for a list, and {source} is a folder: leave it away.')
-        return _read_folder(source)
-    except OSError as error:
-        raise InputError(f'{error.filename or source} cannot be read: {error.strerror or error}.') from error
-
-
-def _entries(folder):
-    with os.scandir(folder) as entries:
-        return sorted(entries, key=lambda entry: entry.name)
-
-
-def _is_image_name(name):
-    return not name.startswith('.') and name.lower().endswith(IMAGE_EXTENSIONS)
-
-
-def _read_folder(folder):
-    classes, paths, labels, ignored, unclassed = [], [], [], [], []
-    for entry in _entries(folder):
-        if entry.is_dir() and not entry.name.startswith('.'):
-            classes.append(entry.name)
-        else:
-            is_image = _is_image_name(entry.name) and not entry.is_dir()
-            (unclassed if is_image else ignored).append(entry.name)
-    if unclassed:
-        raise InputError(f'{folder} holds {len(unclassed)} image(s) directly ({unclassed[0]}), which have no '
-                         'class: move each into a folder per class, or give a list file.')
-    if not classes:
-        raise InputError(f'{folder} holds no class folders: give the folder that has a folder per class.')
-    for label, name in enumerate(classes):
-        before, folders = len(paths), 0
-        for entry in _entries(os.path.join(folder, name)):
-            path = os.path.join(name, entry.name)
-            folders += entry.is_dir()
-            if entry.is_dir() or not _is_image_name(entry.name):
-                ignored.append(path)
-            else:
-                paths.append(path)
-                labels.append(float(label))
-        if len(paths) == before:
-            remedy = (f' directly (the {folders} folders in it are not searched): name the folder whose '
-                      'folders are the classes.' if folders else ': fill or remove it.')
-            raise InputError(f'The class folder {os.path.join(folder, name)} holds no image{remedy}')
-    return _Source(folder, paths, labels, classes, ignored)
-
-
-def _read_list(path, root):
-    if not os.path.isdir(root or '.'):
-        raise InputError(f'--root {root} is not a folder: name the one that the paths of {path} start from.')
-    parse = _parse_lst_line if path.endswith('.lst') else _parse_text_line
-    lines_of, labels = {}, []
-    # Paths may be of any bytes; a byte order mark is an editor's.
-    with open(path, encoding='utf-8-sig', errors='surrogateescape') as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                image, label = parse(line.rstrip('\r\n'))
-                if np.size(label) == 1:
-                    label = float(np.asarray(label).item())
-                fault = label_fault(label)
-                if fault:
-                    raise ValueError(f'the label is {label}: {fault}')
-                if labels and np.size(label) != np.size(labels[0]):
-                    raise ValueError(f'it has {np.size(label)} label(s), the lines before it '
-                                     f'{np.size(labels[0])}')
-                if image in lines_of:
-                    raise ValueError(f'{image} is on line {lines_of[image]} too')
-            except ValueError as error:
-                raise InputError(f'{path}: line {number}: {error}. Mend the line.') from None
-            lines_of[image] = number
-            labels.append(label)
-    if not labels:
-        raise InputError(f'{path} lists no images.')
-    return _Source(root, list(lines_of), labels, None, [])
-
-
-def _parse_lst_line(line):
-    fields = line.split('\t')
-    try:
-        int(fields[0])
-        labels = np.array(fields[1:-1], dtype=np.float32)
-    except ValueError:
-        labels = np.zeros(0)
-    if not labels.size or not fields[-1].strip():
-        raise ValueError(f'{line[:100]!r} is not "index<TAB>label<TAB>path"')
-    return fields[-1].strip(), labels
-
-
-def _parse_text_line(line):
-    fields = line.rsplit(None, 1)
-    try:
-        return fields[0].strip(), float(fields[1])
-    except (ValueError, IndexError):
-        raise ValueError(f'{line[:100]!r} is not "path label" (an MXNet list must be named *.lst)') from None
 
 
 def _convert_files(task):
@@ -470,7 +172,7 @@ def _convert_file(path, resize, quality):
     except OSError as error:
         raise ValueError(f'cannot be read: {error.strerror or error}') from None
     picture = decode_image(image)
-    turn = _UPRIGHT.get(_orientation(picture))
+    turn = UPRIGHT.get(orientation(picture))
     must_shrink = 0 < resize < min(picture.size)
     # A progressive JPEG is encoded again, as it takes longer to decode, in every epoch.
     if (picture.format == 'JPEG' and picture.mode == 'RGB' and not picture.info.get('progressive')
@@ -485,56 +187,6 @@ def _convert_file(path, resize, quality):
         pixels = cv2.resize(pixels, (round(width * scale), round(height * scale)),
                             interpolation=cv2.INTER_AREA)
     return encode_jpeg(pixels, quality)
-
-
-def encode_jpeg(pixels, quality=95):
-    """Encode a picture as JPEG.
-
-    Parameters
-    ----------
-    pixels : numpy.ndarray
-        RGB, uint8 of shape (height, width, 3).
-    quality : int
-        1 to 100.
-
-    Returns
-    -------
-    bytes
-
-    Raises
-    ------
-    ValueError
-        A side is longer than the 65,500 pixels that JPEG can hold.
-    """
-    if max(pixels.shape) > 65500:
-        raise ValueError(f'is of {pixels.shape[1]}x{pixels.shape[0]} pixels, more than a JPEG can hold')
-    _, encoded = cv2.imencode('.jpg', cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR),
-                              [cv2.IMWRITE_JPEG_QUALITY, quality])
-    return encoded.tobytes()
-
-
-def _orientation(picture):
-    try:
-        return picture.getexif().get(_EXIF_ORIENTATION)
-    except Exception:
-        # Broken EXIF says nothing about the pixels, and Pillow raises nearly anything on it.
-        return None
-
-
-def rgb(picture):
-    """A Pillow picture of any mode as 8-bit RGB: 16 bits scaled, transparency laid on white; or ValueError."""
-    if picture.mode.startswith('I'):
-        deep = np.asarray(picture)
-        if deep.min() < 0 or deep.max() > 65535:
-            raise ValueError('has more than 16 bits per channel: convert it first')
-        picture = Image.fromarray((deep / 257 + 0.5).astype(np.uint8))
-    elif picture.mode == 'F':
-        raise ValueError('has pixels in floating point: convert it first')
-    elif picture.mode in ('RGBA', 'LA', 'PA') or 'transparency' in picture.info:
-        picture = picture.convert('RGBA')
-        white = Image.new('RGBA', picture.size, 'white')
-        picture = Image.alpha_composite(white, picture)
-    return picture.convert('RGB')
 
 
 def add_pack_kind(kinds):

@@ -13,18 +13,19 @@ import mxnet as mx
 import numpy as np
 
 from ..artefact import load_network
-from ..complexity import count, render_table
-from ..data.batches import Normalization
+from ..complexity import count
+from ..data.batches import Normalization, validation_batches
 from ..data.faces.batches import FaceBatches
 from ..data.faces.landmarks import CROP_SCALE
 from ..data.faces.records import check_face_records, read_face_records
 from ..data.integrity import check_records
-from ..evaluate.classification import evaluate_classification, validation_batches
+from ..evaluate.classification import evaluate_classification
 from ..evaluate.landmarks import evaluate_landmarks
 from ..graph import as_block, trace
 from ..serving.archive import archive
 from ..utils.errors import InputError
 from ..utils.flags import positive_float, positive_int
+from ..utils.text import render_table
 from ..utils.timing import interleaved_milliseconds
 from .onnx import require_onnx, run_onnx, write_onnx
 from .quantize import (

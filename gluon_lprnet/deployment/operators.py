@@ -136,7 +136,7 @@ class Rewriting(SymbolGraph):
                 self.modules[index] = self._convolution(index)
         for module in filter(None, self.modules.values()):
             for node, slot, pack in module.parameters:
-                self._set(node, slot, pack(self._value(node, slot)))
+                self.set_value(node, slot, pack(self.value(node, slot)))
         self.copies, self.plain, self.blocked = [], {}, {}
         for index, node in enumerate(self.nodes):
             module = self.modules.get(index)
@@ -181,13 +181,13 @@ class Rewriting(SymbolGraph):
 
     def _separable(self, index):
         """The depthwise separable module that ends with an activation, or None."""
-        pointwise = self._sole_convolution(self.nodes[index])
+        pointwise = self.sole_convolution(self.nodes[index])
         if not pointwise or not _is_pointwise(pointwise, no_bias=False):
             return None
         between = self.nodes[pointwise['inputs'][0][0]]
         if between['op'] != 'Activation' or attributes(between, act_type='') != ['relu']:
             return None
-        depthwise = self._sole_convolution(between)
+        depthwise = self.sole_convolution(between)
         if self.uses[pointwise['inputs'][0][0]] != 1 or not depthwise or not _is_depthwise(depthwise):
             return None
         return Module('lprnet_separable', {'stride': _stride(depthwise)}, depthwise['inputs'][0][0],
@@ -199,16 +199,16 @@ class Rewriting(SymbolGraph):
         total, = (self.nodes[entry[0]] for entry in self.nodes[index]['inputs'])
         if total['op'] != 'elemwise_add' or self.uses[self.nodes[index]['inputs'][0][0]] != 1:
             return None
-        p2 = self._sole_convolution(total)
+        p2 = self.sole_convolution(total)
         norm = p2 and self.nodes[p2['inputs'][0][0]]
         if not p2 or norm['op'] != 'L2Normalization' or attributes(norm, mode='instance') != ['channel']:
             return None
-        p1 = self._sole_convolution(norm)
+        p1 = self.sole_convolution(norm)
         residual = total['inputs'][1][0]
         depthwise = self.nodes[residual]
         if not (self.uses[p2['inputs'][0][0]] == 1 and p1 and p1['inputs'][0][0] == residual
                 and self.uses[residual] == 2 and depthwise['op'] == 'Convolution' and _is_depthwise(depthwise)
-                and self._has_own_parameters(depthwise) and _stride(depthwise) == '1'
+                and self.has_own_parameters(depthwise) and _stride(depthwise) == '1'
                 and _is_pointwise(p1, no_bias=True) and _is_pointwise(p2, no_bias=True)):
             return None
         eps, = attributes(norm, eps=1e-10)
@@ -218,7 +218,7 @@ class Rewriting(SymbolGraph):
 
     def _convolution(self, index):
         """The 3x3 convolution that ends with an activation, or None."""
-        convolution = self._sole_convolution(self.nodes[index])
+        convolution = self.sole_convolution(self.nodes[index])
         if not convolution or not _is_3x3(convolution) or attributes(convolution, num_group=1) != [1]:
             return None
         return Module('lprnet_convolution', {'stride': _stride(convolution)}, convolution['inputs'][0][0],

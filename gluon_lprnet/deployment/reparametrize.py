@@ -81,25 +81,25 @@ def reparametrize(symbol, params):
 class _Rules(SymbolGraph):
 
     def fold_batch_norm(self, norm):
-        convolution = self._sole_convolution(norm)
-        if convolution is None or attributes(norm, axis=1) != [1] or not self._has_own_parameters(norm):
+        convolution = self.sole_convolution(norm)
+        if convolution is None or attributes(norm, axis=1) != [1] or not self.has_own_parameters(norm):
             return
-        weight, bias = self._folded(convolution, norm)
-        self._set(convolution, 1, weight)
-        self._set(norm, 2, bias)
+        weight, bias = self.folded_weights(convolution, norm)
+        self.set_value(convolution, 1, weight)
+        self.set_value(norm, 2, bias)
         norm.update(op='Convolution', attrs={**convolution['attrs'], 'no_bias': 'False'},
                     inputs=convolution['inputs'][:2] + norm['inputs'][2:3])
 
     def move_normalization(self, index):
         norm = self.nodes[index]
-        p2 = self._sole_convolution(norm)
-        p1 = p2 and self._sole_convolution(p2)
+        p2 = self.sole_convolution(norm)
+        p1 = p2 and self.sole_convolution(p2)
         if not (attributes(norm, mode='instance') == ['channel'] and p1 and _is_matrix(p1) and _is_matrix(p2)):
             return
-        matrix1, matrix2 = (self._value(convolution, 1)[:, :, 0, 0] for convolution in (p1, p2))
+        matrix1, matrix2 = (self.value(convolution, 1)[:, :, 0, 0] for convolution in (p1, p2))
         q, r = np.linalg.qr(matrix2)
-        self._set(p1, 1, (r @ matrix1)[:, :, None, None])
-        self._set(p2, 1, q[:, :, None, None])
+        self.set_value(p1, 1, (r @ matrix1)[:, :, None, None])
+        self.set_value(p2, 1, q[:, :, None, None])
         p1['attrs']['num_filter'] = str(len(r))
         # The two nodes change places, so that who takes the normalized output takes P2's.
         between = norm['inputs'][0][0]
@@ -107,11 +107,11 @@ class _Rules(SymbolGraph):
         self.nodes[index] = {**p2, 'inputs': norm['inputs'] + p2['inputs'][1:]}
 
     def fold_scale(self, product):
-        convolution = self._sole_convolution(product)
-        if convolution is None or not self._has_own_parameters(product) or self._value(product, 1).size != 1:
+        convolution = self.sole_convolution(product)
+        if convolution is None or not self.has_own_parameters(product) or self.value(product, 1).size != 1:
             return
         for slot in range(1, len(convolution['inputs'])):
-            self._set(convolution, slot, self._value(convolution, slot) * self._value(product, 1).item())
+            self.set_value(convolution, slot, self.value(convolution, slot) * self.value(product, 1).item())
         product.update(op='Convolution', attrs=convolution['attrs'], inputs=convolution['inputs'])
 
 

@@ -1,14 +1,10 @@
-"""Top-1 and top-5 accuracy, and the classes of single pictures."""
-import math
-from pathlib import Path
-
-import cv2
+"""Top-1 and top-5 accuracy."""
 import mxnet as mx
 import numpy as np
 from tqdm import tqdm
 
 from ..artefact import load_network
-from ..data.batches import IMAGENET_MEAN, IMAGENET_STD, ImageBatches, Normalization
+from ..data.batches import IMAGENET_MEAN, IMAGENET_STD, validation_batches
 from ..data.integrity import check_records
 from ..utils.errors import InputError
 from ..utils.flags import positive_float, positive_int
@@ -65,67 +61,15 @@ def evaluate_classification(net, batches, context, dtype='float32'):
     return {name: value / images for name, value in correct.items() if name == 'top1' or outputs.shape[1] > 5}
 
 
-def validation_batches(records, config, batch_size, threads, **order):
-    """The centre crops of a validation set: shorter side to input_size / crop_ratio, then the crop.
-
-    Parameters
-    ----------
-    records : gluon_lprnet.data.integrity.RecordSummary
-    config : dict
-        With ``input_size``, ``crop_ratio``, ``rgb_mean`` and ``rgb_std``.
-    batch_size, threads : int
-    order
-        ``shuffle`` and ``seed`` of :class:`ImageBatches`, to train on such crops or take a sample of them.
-    """
-    return ImageBatches(records, config['input_size'], batch_size, Normalization(config['rgb_mean'], config['rgb_std']),
-                        resize=_resized(config), threads=threads, **order)
-
-
-def preprocess(path, config):
-    """Read one picture and make the centre crop that the validation uses.
-
-    Returns
-    -------
-    NDArray (1, 3, input_size, input_size) float32
-
-    Raises
-    ------
-    InputError
-        If there is no picture at ``path`` that OpenCV can read.
-    """
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR) if Path(path).is_file() else None
-    if image is None:
-        raise InputError(f'{path}: {"not a picture that can be read" if Path(path).exists() else "no such file"}.')
-    image = mx.nd.array(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), dtype='uint8')
-    size = config['input_size']
-    # Bilinear, as ImageRecordIter resizes.
-    image = mx.image.resize_short(image, _resized(config), interp=cv2.INTER_LINEAR)
-    image = mx.image.center_crop(image, (size, size), interp=cv2.INTER_LINEAR)[0].astype('float32')
-    image = mx.image.color_normalize(image, mx.nd.array(config['rgb_mean']), mx.nd.array(config['rgb_std']))
-    return image.transpose((2, 0, 1)).expand_dims(0)
-
-
-def _resized(config):
-    return math.ceil(config['input_size'] / config['crop_ratio'])
-
-
 def add_commands(commands):
-    evaluate = commands.add_parser('evaluate', help='top-1 and top-5 of a trained network on RecordIO')
-    evaluate.add_argument('network', help='run folder, checkpoint folder or -symbol.json')
-    evaluate.add_argument('--rec-val', required=True)
-    evaluate.add_argument('--rec-val-idx', help='default: the name of --rec-val with .idx')
-    evaluate.add_argument('--batch-size', type=positive_int, default=64)
-    evaluate.add_argument('-j', '--num-data-workers', type=positive_int, default=2)
-    evaluate.set_defaults(run=_run_evaluate)
-
-    predict = commands.add_parser('predict', help='most probable classes of pictures')
-    predict.add_argument('network', help='run folder, checkpoint folder or -symbol.json')
-    predict.add_argument('images', nargs='+', metavar='IMAGE')
-    predict.add_argument('--top-k', type=positive_int, default=5)
-    predict.set_defaults(run=_run_predict)
-
-    for parser in (evaluate, predict):
-        add_description_flags(parser)
+    parser = commands.add_parser('evaluate', help='top-1 and top-5 of a trained network on RecordIO')
+    parser.add_argument('network', help='run folder, checkpoint folder or -symbol.json')
+    parser.add_argument('--rec-val', required=True)
+    parser.add_argument('--rec-val-idx', help='default: the name of --rec-val with .idx')
+    parser.add_argument('--batch-size', type=positive_int, default=64)
+    parser.add_argument('-j', '--num-data-workers', type=positive_int, default=2)
+    parser.set_defaults(run=_run)
+    add_description_flags(parser)
 
 
 def add_description_flags(parser):
@@ -155,7 +99,7 @@ def load_described(args):
     return net, description
 
 
-def _run_evaluate(args):
+def _run(args):
     net, description = load_described(args)
     size = description['input_size']
     classes = net(mx.nd.zeros((1, 3, size, size))).shape[1]
@@ -164,13 +108,3 @@ def _run_evaluate(args):
     metrics = evaluate_classification(net, batches, mx.cpu())
     print(f'{args.rec_val}: {records.count} images, {classes} classes, '
           + ', '.join(f'{name} {value:.4f}' for name, value in metrics.items()))
-
-
-def _run_predict(args):
-    net, description = load_described(args)
-    names = description.get('class_names')
-    for path in args.images:
-        probabilities = net(preprocess(path, description)).softmax().asnumpy()[0]
-        print(path)
-        for label in np.argsort(-probabilities)[:args.top_k]:
-            print(f'  {probabilities[label]:.4f}  {names[label] if names else label}')

@@ -2,8 +2,8 @@
 import json
 from pathlib import Path
 
-from ..complexity import FORMATS, render_table
 from ..utils.flags import positive_float
+from ..utils.text import FORMATS, render_table
 from .figures import draw_all
 from .landmarks import BIN_NAMES, PROTOCOL, THRESHOLD, evaluate_sets, labels_of, load_networks, summarize
 

@@ -2,10 +2,10 @@
 import sys
 from typing import NamedTuple
 
-from ..complexity import render_table
 from ..data.integrity import check_records
 from ..utils.errors import InputError
 from ..utils.flags import non_negative_int, positive_float, positive_int
+from ..utils.text import render_table
 from .grid import Grid, Row, mean_and_deviation
 
 

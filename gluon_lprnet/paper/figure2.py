@@ -17,15 +17,15 @@ from tqdm import tqdm
 from .. import checkpoint
 from ..artefact import load_network
 from ..blocks import DSC, LPR, SConv, normalize_in_rank_space
-from ..complexity import render_table
-from ..data.batches import Batch
+from ..data.batches import Batch, validation_batches
 from ..data.integrity import check_records
-from ..evaluate.classification import correct_in_top, evaluate_classification, validation_batches
+from ..evaluate.classification import correct_in_top, evaluate_classification
 from ..train import options
 from ..train.command import fit
 from ..train.loop import Experiment
 from ..utils.errors import InputError
 from ..utils.flags import non_negative_int, positive_float, positive_int
+from ..utils.text import render_table
 
 ORIGINAL = 'SConv'
 MODULES = {

@@ -16,10 +16,10 @@ from typing import NamedTuple, Tuple
 import mxnet as mx
 import numpy as np
 
-from ..complexity import FORMATS, render_table
 from ..evaluate.landmarks import BIN_NAMES, PROTOCOL, evaluate_sets, load_networks, summarize
 from ..evaluate.nme import percent
 from ..utils.errors import InputError
+from ..utils.text import FORMATS, render_table
 
 # Of the timing, for each network: rounds in turn with the others, and passes a round.
 _ROUNDS = 15

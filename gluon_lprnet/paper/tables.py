@@ -6,8 +6,9 @@ from decimal import ROUND_DOWN, ROUND_HALF_UP, Decimal
 from typing import NamedTuple
 
 from ..blocks import DSC, LPR, InvertedResidual, SConv, ShuffleNetV2Unit
-from ..complexity import FORMATS, count, render_table
+from ..complexity import count
 from ..utils.errors import InputError
+from ..utils.text import FORMATS, render_table
 from ..zoo import get_model
 from ..zoo.shufflenetv2 import CHANNELS as SHUFFLENETV2_CHANNELS
 

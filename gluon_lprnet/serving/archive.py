@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..artefact import load_network
 from ..data.faces.landmarks import CROP_SCALE
+from ..predict.detectors import CORRECTIONS
 from ..utils.errors import InputError
 
 __all__ = ['archive']
@@ -55,8 +56,6 @@ def archive(artefact, out):
         raise InputError(f'{artefact}: {name}.json, its description, lacks {", ".join(missing)}: export the network '
                          'with python -m gluon_lprnet export.')
     if task == 'landmarks':
-        # Here, since evaluation imports from this folder.
-        from ..predict.align import CORRECTIONS
         description = {'crop_scale': CROP_SCALE, **description, 'corrections': CORRECTIONS}
     params = max(file for file in artefact.parent.iterdir()
                  if re.fullmatch(re.escape(name) + r'-\d{4,}\.params', file.name))

@@ -177,16 +177,16 @@ class Classification(_Service):
 
     def __init__(self, net, description):
         super().__init__(net, description)
-        self._resized = math.ceil(description['input_size'] / description['crop_ratio'])
+        self.shorter_side = math.ceil(description['input_size'] / description['crop_ratio'])
         self._names = description.get('class_names') or [str(index) for index in range(description['num_classes'])]
 
     def prepare(self, fields, types):
         top_k = _read_top_k(fields.get('top_k'), len(self._names))
         image = decode(read_image(fields, types))
         shorter, longer = sorted(image.shape[:2])
-        if longer * self._resized > MAX_SIDE * shorter:
+        if longer * self.shorter_side > MAX_SIDE * shorter:
             raise BadRequest(f'the image is {image.shape[1]}x{image.shape[0]} pixels: too long and narrow')
-        image = mx.image.resize_short(mx.nd.array(image, dtype='uint8'), self._resized, interp=cv2.INTER_LINEAR)
+        image = mx.image.resize_short(mx.nd.array(image, dtype='uint8'), self.shorter_side, interp=cv2.INTER_LINEAR)
         crop = mx.image.center_crop(image, (self._size, self._size), interp=cv2.INTER_LINEAR)[0]
         return [self._normalize(crop.asnumpy())], top_k
 

@@ -1,4 +1,4 @@
-"""``python -m gluon_lprnet serve`` and ``soak``: networks behind the real multi-model-server, and a test of them."""
+"""``python -m gluon_lprnet serve``: networks behind the real multi-model-server."""
 import importlib.util
 import json
 import os
@@ -9,30 +9,21 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import zipfile
-from collections import Counter
-from http.client import HTTPConnection, HTTPException
+from http.client import HTTPConnection
 from itertools import combinations
 from pathlib import Path
-from typing import NamedTuple
 from urllib.parse import quote, urlencode
 
-import cv2
-import numpy as np
-
-from ..data.faces.drawn import draw_face
-from ..data.integrity import available_cpus
-from ..data.pack import encode_jpeg
 from ..utils.errors import InputError
 from ..utils.flags import non_negative_int, positive_int
+from ..utils.processes import available_cpus
 from .archive import archive
 from .handler import MAX_PIXELS
 from .page import Page
 
-__all__ = ['Server', 'soak']
-
+__all__ = ['Server']
 LOOPBACK = '127.0.0.1'
 # Larger uploads are refused with 413 before a worker sees them.
 MAX_REQUEST_BYTES = 16 * 2 ** 20
@@ -40,10 +31,8 @@ MAX_REQUEST_BYTES = 16 * 2 ** 20
 MAX_PORT = 32_767
 # Requests that wait for a worker; one more is refused with 503.
 QUEUE = 100
-
 _START_SECONDS = 120
 _STOP_SECONDS = 10
-
 # Ends the processes of a group when its own standard input does, which is when the process that writes to it has died
 # in whatever way.
 _WATCH = 'read -r _; kill -s KILL -- "-$1"; rm -rf -- "$2"'
@@ -253,7 +242,7 @@ class Server:
                                  f'{error.strerror}.') from error
 
     def _take_page_port(self, address):
-        self._page = Page(address, _reachable_pair(self.address), self.models, MAX_REQUEST_BYTES)
+        self._page = Page(address, reachable_pair(self.address), self.models, MAX_REQUEST_BYTES)
 
     def _start(self, java, package, store):
         # Its path is short, since those of sockets in it may have 108 characters.
@@ -316,7 +305,7 @@ class Server:
 
     def _manage(self, method, path):
         """The answer and the status of the management interface."""
-        connection = (HTTPConnection(*_reachable_pair(self._management), timeout=_START_SECONDS) if self._management
+        connection = (HTTPConnection(*reachable_pair(self._management), timeout=_START_SECONDS) if self._management
                       else _SocketConnection(self._management_socket, timeout=_START_SECONDS))
         try:
             connection.request(method, path)
@@ -343,13 +332,13 @@ def _probe(address):
         probe.bind(address)
 
 
-def _reachable_pair(address):
+def reachable_pair(address):
     host, port = address
     return (LOOPBACK if host == '0.0.0.0' else host), port
 
 
 def _reachable(address):
-    return '{}:{}'.format(*_reachable_pair(address))
+    return '{}:{}'.format(*reachable_pair(address))
 
 
 def _signal_group(process, number):
@@ -357,198 +346,6 @@ def _signal_group(process, number):
         os.killpg(process.pid, number)
     except ProcessLookupError:
         pass
-
-
-class Request(NamedTuple):
-    """What a client sends, and the status that is right."""
-
-    name: str
-    body: bytes
-    content_type: str
-    status: int = 200
-
-
-class Answer(NamedTuple):
-    """What a client got: status (0 if the connection broke), body, and how long it took."""
-
-    request: Request
-    status: int
-    body: bytes
-    seconds: float
-
-    def is_right(self, references):
-        """Whether status and, of a good request, the numbers are the expected ones."""
-        if self.status != self.request.status:
-            return False
-        return self.status != 200 or _same(json.loads(self.body), references[self.request.name])
-
-
-def form(image, **fields):
-    """A multipart form: its body and its content type."""
-    boundary = 'part-of-the-form'
-    parts = [f'--{boundary}\r\nContent-Disposition: form-data; name="data"; filename="image"\r\n'
-             'Content-Type: application/octet-stream\r\n\r\n'.encode() + image + b'\r\n']
-    parts += [f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'.encode()
-              for name, value in fields.items()]
-    return b''.join(parts) + f'--{boundary}--\r\n'.encode(), f'multipart/form-data; boundary={boundary}'
-
-
-def bad_requests(image):
-    """One of each kind of bad request, made of a good JPEG."""
-    bomb = cv2.imencode('.png', np.zeros((1, 1), 'uint8'))[1].tobytes()
-    # The header of 20,000 x 20,000 pixels; what follows is not reached.
-    bomb = bomb[:16] + (20_000).to_bytes(4, 'big') * 2 + bomb[24:]
-    return [Request('not an image', b'not an image', 'image/jpeg', 400),
-            Request('truncated JPEG', image[:len(image) // 2], 'image/jpeg', 400),
-            Request('20,000 x 20,000 pixels', bomb, 'image/png', 413),
-            Request('empty body', b'', 'image/jpeg', 400),
-            Request('JSON that is not', b'{not JSON', 'application/json', 415),
-            Request('text that is not', b'\xff\xfe', 'text/plain', 415),
-            Request('form without an image', b'top_k=3', 'application/x-www-form-urlencoded', 400)]
-
-
-def send(server, model, requests, clients=1, timeout=60):
-    """Send requests from clients at once, each over a connection that it keeps; ``timeout`` is in seconds.
-
-    Returns
-    -------
-    list of Answer
-        In the requests' order.
-    """
-    requests = list(requests)
-    answers = [None] * len(requests)
-    path = f'/predictions/{quote(model)}'
-    pending = iter(range(len(requests)))
-
-    def client():
-        connection = HTTPConnection(*_reachable_pair(server.address), timeout=timeout)
-        # Of a range, next() is atomic.
-        for number in pending:
-            request = requests[number]
-            start = time.perf_counter()
-            try:
-                connection.request('POST', path, request.body, {'Content-Type': request.content_type})
-                response = connection.getresponse()
-                status, body = response.status, response.read()
-            except (OSError, HTTPException):
-                status, body = 0, b''
-                connection.close()
-            answers[number] = Answer(request, status, body, time.perf_counter() - start)
-        connection.close()
-
-    threads = [threading.Thread(target=client) for _ in range(clients)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return answers
-
-
-def soak(network, run_dir, images, requests=10_000, clients=8, workers=None, batch_size=1, report=print):
-    """Serve a network to many clients, every fifth request a bad one, then kill a worker.
-
-    Parameters
-    ----------
-    network, run_dir, workers, batch_size
-        As of :class:`Server`.
-    images : sequence of bytes
-        JPEG or PNG.
-    requests, clients : int
-    report : callable
-        Takes a line.
-
-    Returns
-    -------
-    list of str
-        The expectations that failed.
-    """
-    good = [Request(f'image {number}', image, 'image/jpeg') for number, image in enumerate(images)]
-    bad = bad_requests(cv2.imencode('.jpg', np.full((64, 64, 3), 128, 'uint8'))[1].tobytes())
-
-    def plan(count):
-        return [bad[number // 5 % len(bad)] if number % 5 == 4 else good[number % len(good)]
-                for number in range(count)]
-
-    failed = []
-
-    def expect(holds, line):
-        report(line)
-        if not holds:
-            failed.append(line)
-
-    with Server([network], run_dir, port=free_port(), workers=workers, batch_size=batch_size) as server:
-        model, = server.models
-        # Alone and before the others, so that a batch's answers are compared with single ones.
-        references = {answer.request.name: json.loads(answer.body) for answer in send(server, model, good)
-                      if answer.status == 200}
-        if len(references) < len(good):
-            raise InputError(f'{len(good) - len(references)} of the images get no answer: give JPEG or PNG files.')
-        # Until every worker has touched the memory that it needs.
-        send(server, model, plan(max(requests // 10, 50 * server.workers)), clients)
-        before = _resources(server, model)
-        start = time.perf_counter()
-        answers = send(server, model, plan(requests), clients)
-        seconds = time.perf_counter() - start
-        after = _resources(server, model)
-
-        statuses = Counter(answer.status for answer in answers)
-        took = np.percentile([answer.seconds for answer in answers if answer.status == 200] or [np.nan], (50, 99)) * 1e3
-        report(f'{requests:,} requests of {clients} clients to {server.workers} workers in {seconds:.1f} s '
-               f'({requests / seconds:.0f}/s); good ones: p50 {took[0]:.1f} ms, p99 {took[1]:.1f} ms')
-        expect(not any(status == 0 or status >= 500 for status in statuses),
-               'statuses (0: no answer): ' + ', '.join(f'{status}: {count:,}'
-                                                       for status, count in sorted(statuses.items())))
-        wrong = Counter(answer.request.name for answer in answers if not answer.is_right(references))
-        expect(not wrong, f'answers that are not the expected ones: {sum(wrong.values())}'
-               + ''.join(f'; {name}: {count}' for name, count in wrong.most_common(5)))
-        expect(abs(after.memory / before.memory - 1) <= 0.05,
-               f"workers' memory: {before.memory / 2 ** 20:.0f} MiB before, {after.memory / 2 ** 20:.0f} MiB after "
-               f'({after.memory / before.memory - 1:+.1%}, at most 5%)')
-        expect(after.descriptors == before.descriptors,
-               f'open file descriptors of server and workers: {before.descriptors} before, {after.descriptors} after')
-        seconds, lost = _recover(server, model, good[0], references)
-        expect(seconds <= 5, f'after SIGKILL of a worker: all back and right in {seconds:.2f} s (at most 5); requests '
-               f'lost meanwhile: {lost}')
-    return failed
-
-
-class Resources(NamedTuple):
-    """Of the workers: bytes of memory, together; of them and of the server: open file descriptors."""
-
-    memory: int
-    descriptors: int
-
-
-def _resources(server, model):
-    # Until the server has closed the connections of clients that left.
-    time.sleep(2)
-    workers = server.workers_of(model)
-    return Resources(sum(worker.memory_info().rss for worker in workers),
-                     sum(process.num_fds() for process in [*workers, server.java]))
-
-
-def _recover(server, model, request, references):
-    """Kill a worker: seconds until as many as before answer rightly (at most 60), and how many requests failed."""
-    lost = 0
-    server.workers_of(model)[0].kill()
-    start = time.perf_counter()
-    while time.perf_counter() - start < 60:
-        # What the worker died with gets an error or, if its batch was not full, never an answer.
-        wrong = sum(not answer.is_right(references)
-                    for answer in send(server, model, [request] * server.workers, server.workers, timeout=3))
-        lost += wrong
-        if not wrong and len(server.workers_of(model)) == server.workers:
-            break
-    return time.perf_counter() - start, lost
-
-
-def _same(found, expected):
-    """Equality of JSON, of numbers to 1e-3: a batch's sums are in another order than a single one's."""
-    if isinstance(expected, dict):
-        return found.keys() == expected.keys() and all(_same(found[key], expected[key]) for key in expected)
-    if isinstance(expected, list):
-        return len(found) == len(expected) and all(map(_same, found, expected))
-    return abs(found - expected) <= 1e-3 if isinstance(expected, float) else found == expected
 
 
 def free_port():
@@ -565,45 +362,37 @@ def free_port():
 
 
 def add_commands(commands):
-    serve = commands.add_parser(
+    parser = commands.add_parser(
         'serve', help='networks behind multi-model-server, until Ctrl-C',
         description='Serve networks over HTTP: POST a JPEG or PNG to http://HOST:PORT/predictions/NAME. Needs Java and '
                     'pip install gluon_lprnet[serving].')
-    serve.add_argument('networks', nargs='+', metavar='NETWORK', help='archive (.mar) or -symbol.json of export')
-    serve.add_argument('--host', default=LOOPBACK, help='address to listen on (default: %(default)s, this machine '
+    parser.add_argument('networks', nargs='+', metavar='NETWORK', help='archive (.mar) or -symbol.json of export')
+    parser.add_argument('--host', default=LOOPBACK, help='address to listen on (default: %(default)s, this machine '
                        'alone; 0.0.0.0: all)')
-    serve.add_argument('--port', type=positive_int, default=8080, help='default: %(default)s')
-    serve.add_argument('--page-port', type=positive_int,
+    parser.add_argument('--port', type=positive_int, default=8080, help='default: %(default)s')
+    parser.add_argument('--page-port', type=positive_int,
                        help='serve a page, too, on which a browser tries the networks: drop a picture, see its classes '
                             'or landmarks (default: none)')
-    serve.add_argument('--management-port', type=positive_int,
+    parser.add_argument('--management-port', type=positive_int,
                        help='listen for the management of the server, too: who reaches it can have any code run here '
                             '(default: none, only a socket of this user)')
-    serve.add_argument('--management-host', default=LOOPBACK, help='address of that port (default: %(default)s)')
-    serve.add_argument('--max-batch-delay', type=non_negative_int, default=10, metavar='MS',
+    parser.add_argument('--management-host', default=LOOPBACK, help='address of that port (default: %(default)s)')
+    parser.add_argument('--max-batch-delay', type=non_negative_int, default=10, metavar='MS',
                        help='how long a request waits for others of its batch (default: %(default)s)')
-    serve.set_defaults(run=_run_serve)
-
-    soaking = commands.add_parser(
-        'soak', help='a test of serving: many requests, bad ones among them, and a killed worker',
-        description='Serve a network on free ports of this machine and send it requests. Exit status 1 if something '
-                    'was not as it should be.')
-    soaking.add_argument('network', metavar='NETWORK', help='archive (.mar) or -symbol.json of export')
-    soaking.add_argument('--images', nargs='+', metavar='FILE', help='JPEG or PNG to send (default: drawn faces)')
-    soaking.add_argument('--requests', type=positive_int, default=10_000, help='default: %(default)s')
-    soaking.add_argument('--clients', type=positive_int, default=8,
-                         help=f'at once; the server refuses more than {QUEUE} that wait (default: %(default)s)')
-    soaking.set_defaults(run=_run_soak)
-
-    for parser, folder in ((serve, 'runs/serve'), (soaking, 'runs/soak')):
-        parser.add_argument('--workers', type=positive_int, help='processes of each network (default: one per CPU)')
-        parser.add_argument('--batch-size', type=positive_int, default=1,
-                            help='requests that pass a network together at most (default: %(default)s)')
-        parser.add_argument('--run-dir', default=folder, metavar='DIR',
-                            help="the server's configuration, archives and logs (default: %(default)s)")
+    add_server_flags(parser, 'runs/serve')
+    parser.set_defaults(run=_run)
 
 
-def _run_serve(args):
+def add_server_flags(parser, run_dir):
+    """The flags that ``serve`` and ``soak`` share; ``run_dir`` is the default of ``--run-dir``."""
+    parser.add_argument('--workers', type=positive_int, help='processes of each network (default: one per CPU)')
+    parser.add_argument('--batch-size', type=positive_int, default=1,
+                        help='requests that pass a network together at most (default: %(default)s)')
+    parser.add_argument('--run-dir', default=run_dir, metavar='DIR',
+                        help="the server's configuration, archives and logs (default: %(default)s)")
+
+
+def _run(args):
     def interrupt(*_):
         raise KeyboardInterrupt
     # The server does not outlive this process when a service manager or a closed terminal ends it.
@@ -625,15 +414,3 @@ def _run_serve(args):
     finally:
         for number, action in previous.items():
             signal.signal(number, action)
-
-
-def _run_soak(args):
-    try:
-        images = [Path(file).read_bytes() for file in args.images or ()]
-    except OSError as error:
-        raise InputError(f'--images {error.filename} cannot be read: {error.strerror}.') from error
-    rng = np.random.default_rng(0)
-    images = images or [encode_jpeg(draw_face(rng)[0], 90) for _ in range(16)]
-    failed = soak(args.network, args.run_dir, images, args.requests, args.clients, args.workers, args.batch_size)
-    print(f'Not as expected: {len(failed)}' if failed else 'All as expected.')
-    return 1 if failed else 0

@@ -6,9 +6,9 @@ import mxnet as mx
 import numpy as np
 from mxnet import gluon
 
-from ..data.batches import Batch, ImageBatches, Normalization, paper_augmentation
+from ..data.batches import Batch, ImageBatches, Normalization, paper_augmentation, validation_batches
 from ..data.integrity import check_records
-from ..evaluate.classification import correct_in_top, evaluate_classification, validation_batches
+from ..evaluate.classification import correct_in_top, evaluate_classification
 from ..utils.errors import InputError
 from ..utils.flags import non_negative_float, non_negative_int, positive_float, positive_int
 from . import options

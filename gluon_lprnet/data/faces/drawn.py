@@ -13,8 +13,8 @@ import numpy as np
 from tqdm import tqdm
 
 from ...utils.flags import non_negative_int, positive_int
-from ..integrity import default_workers, map_in_processes
-from ..pack import encode_jpeg
+from ...utils.processes import default_workers, map_in_processes
+from ..images import encode_jpeg
 from .head_model import MODEL
 from .lp_layout import new_folder, write_face
 from .pose_synthesis import Profiler

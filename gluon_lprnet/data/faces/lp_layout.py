@@ -13,7 +13,7 @@ import numpy as np
 import scipy.io
 
 from ...utils.errors import InputError
-from ..pack import exit_on_sigterm
+from ...utils.signals import exit_on_sigterm
 from .datasets import LP_SETS, ORIGIN
 
 # The folder of faces of no set of 300W-LP.

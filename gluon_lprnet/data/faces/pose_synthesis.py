@@ -22,8 +22,9 @@ from tqdm import tqdm
 
 from ...utils.errors import InputError
 from ...utils.flags import non_negative_int, positive_int
-from ..integrity import decode_image, default_workers, map_in_processes
-from ..pack import encode_jpeg, listing
+from ...utils.processes import default_workers, map_in_processes
+from ...utils.text import listing
+from ..images import decode_image, encode_jpeg
 from .datasets import LAYOUTS, read_faces
 from .head_model import JAW, MODEL, Fit, fit_pose, mirror_points, rotation
 from .landmarks import landmark_box

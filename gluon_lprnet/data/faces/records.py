@@ -20,8 +20,12 @@ import numpy as np
 from tqdm import tqdm
 
 from ...utils.errors import InputError
-from ..integrity import check_records, decode_image, default_workers, map_in_processes, read_records
-from ..pack import add_output_flags, check_prefix, check_ranges, encode_jpeg, listing, rgb, write_records
+from ...utils.processes import default_workers, map_in_processes
+from ...utils.text import listing
+from ..images import decode_image, encode_jpeg, rgb
+from ..integrity import check_records
+from ..pack import add_output_flags, check_ranges
+from ..recordio import check_prefix, read_records, write_records
 from .datasets import LAYOUTS, read_faces
 from .landmarks import POINTS, crop_matrix, transform, warp_crop
 

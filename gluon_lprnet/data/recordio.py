@@ -1,0 +1,317 @@
+"""MXNet's RecordIO files of images: read without MXNet, and written whole or not at all.
+
+The format, little-endian throughout. A ``.rec`` is a sequence of parts, each padded to 4 bytes:
+the magic number 0xced7230a, a word whose upper 3 bits say which part of a record it is (0 the
+whole record, 1 its first part, 2 a middle one, 3 the last) and whose lower 29 bits hold the
+length, then the data. MXNet splits a record wherever its data holds the magic number at a multiple
+of 4 bytes, and drops those 4 bytes. The record is a header ``flag (uint32), label (float32),
+id (uint64), id2 (uint64)``, then `flag` labels (float32), then the image file; with a flag of 0
+the header's label is the label. An ``.idx`` is text: a line ``key<TAB>byte offset`` per record.
+"""
+import contextlib
+import json
+import math
+import os
+import struct
+import tempfile
+import warnings
+import zlib
+
+import mxnet as mx
+import numpy as np
+from tqdm import tqdm
+
+from ..utils.errors import InputError
+from ..utils.signals import exit_on_sigterm
+
+_MAGIC = 0xced7230a
+_MAGIC_BYTES = struct.pack('<I', _MAGIC)
+_PART = struct.Struct('<II')
+HEADER = struct.Struct('<IfQQ')
+_WHOLE, _FIRST, _MIDDLE, _LAST = range(4)
+MANIFEST_FORMAT = 'gluon_lprnet records'
+MANIFEST_VERSION = 1
+
+
+class Damage(Exception):
+    """A record cannot be read; the message completes "record 7: ..."."""
+
+
+def read_records(rec_path):
+    """Iterate over a ``.rec`` file in the file's order.
+
+    Parameters
+    ----------
+    rec_path : str or os.PathLike
+
+    Yields
+    ------
+    label : float or numpy.ndarray
+        The label; float32 of shape (label_width,) where the header's flag is not 0.
+    image : bytes
+        The image file, still encoded.
+
+    Raises
+    ------
+    InputError
+        The file is missing or empty, or a record is damaged; records before it were yielded.
+    """
+    rec_path = os.fspath(rec_path)
+    size = size_of(rec_path)
+    with open(rec_path, 'rb') as file:
+        offset = number = 0
+        while offset < size:
+            try:
+                payload, _, following = read_record(file.fileno(), size, offset)
+                yield split_payload(payload)
+            except Damage as damage:
+                raise damaged(rec_path, number, offset, damage) from None
+            offset, number = following, number + 1
+
+
+def label_fault(label):
+    """Say what is wrong with a record's label.
+
+    Parameters
+    ----------
+    label : float or numpy.ndarray
+        A number is a class; an array of shape (label_width,), label_width > 1, holds any numbers.
+
+    Returns
+    -------
+    str or None
+        None for a sound label.
+    """
+    label = np.asarray(label, dtype=np.float32)
+    if not np.isfinite(label).all():
+        return 'it is not finite'
+    if label.size == 1 and (label.item() < 0 or label.item() != math.floor(label.item())):
+        return 'a class must be an integer from 0'
+    return None
+
+
+def file_crc32(path, progress=True):
+    """Compute the CRC-32 of a file as 8 hexadecimal digits, in memory of a few megabytes."""
+    crc, block = 0, memoryview(bytearray(1 << 22))
+    with open(path, 'rb', buffering=0) as file, \
+            tqdm(desc=f'CRC-32 of {os.path.basename(path)}', total=os.path.getsize(path), unit='B',
+                 unit_scale=True, disable=None if progress else True, leave=False) as bar:
+        while True:
+            length = file.readinto(block)
+            if not length:
+                return f'{crc:08x}'
+            crc = zlib.crc32(block[:length], crc)
+            bar.update(length)
+
+
+def beside(rec_path, extension):
+    return os.path.splitext(rec_path)[0] + extension
+
+
+def size_of(path, remedy='check the path'):
+    if os.path.isdir(path):
+        raise InputError(f'{path} is a folder: name the file in it.')
+    if not os.path.exists(path):
+        raise InputError(f'{path} does not exist: {remedy}.')
+    size = os.path.getsize(path)
+    if not size:
+        raise InputError(f'{path} is empty: copy or pack it again.')
+    return size
+
+
+def damaged(rec_path, number, offset, damage):
+    return InputError(f'{rec_path}: record {number} (counted from 0, at byte {offset}): {damage}. '
+                      'Copy or pack the file again.')
+
+
+def read_record(fd, size, offset, wanted=None):
+    """Read the record at a byte offset.
+
+    Returns its data (only the first `wanted` bytes, if given), the data's whole length, and the
+    offset of the next record.
+    """
+    expected = (_WHOLE, _FIRST)
+    payload, total = b'', 0
+    while True:
+        # Most reads are of the first few bytes alone: one system call for a part.
+        part = os.pread(fd, _PART.size + (wanted or 0), offset)
+        if len(part) < _PART.size:
+            raise Damage('the file ends inside it (truncated)')
+        magic, word = _PART.unpack_from(part)
+        if magic != _MAGIC:
+            raise Damage('it does not begin with the magic number of RecordIO, so it is damaged, or the '
+                          'length of the record before it is, or this is not a RecordIO file')
+        kind, length = word >> 29, word & 0x1fffffff
+        if kind not in expected:
+            raise Damage(f'the kind of one of its parts is {kind}, not {expected[0]} or {expected[1]}')
+        data = offset + _PART.size
+        offset = data + (length + 3) // 4 * 4
+        if offset > size:
+            raise Damage(f'the file ends inside it (truncated: {offset - size} bytes are missing)')
+        if kind in (_MIDDLE, _LAST):
+            payload += _MAGIC_BYTES
+            total += len(_MAGIC_BYTES)
+        payload += os.pread(fd, length, data) if wanted is None else part[_PART.size:_PART.size + length]
+        total += length
+        if kind in (_WHOLE, _LAST):
+            return payload[:wanted], total, offset
+        expected = (_MIDDLE, _LAST)
+
+
+def split_payload(payload):
+    if len(payload) < HEADER.size:
+        raise Damage(f'it is too short for a header ({len(payload)} bytes)')
+    flag, label, _, _ = HEADER.unpack_from(payload)
+    begin = HEADER.size + 4 * flag
+    if len(payload) < begin:
+        raise Damage(f'its header announces {flag} labels, more than it holds')
+    if flag:
+        label = np.frombuffer(payload, '<f4', flag, HEADER.size)
+    return label, payload[begin:]
+
+
+_EXTENSIONS = ('.rec', '.idx', '.classes.txt', '.json')
+
+
+def write_records(prefix, samples, classes=None, details=None, overwrite=False, progress=True):
+    """Write records, index, classes and manifest, all or nothing.
+
+    Parameters
+    ----------
+    prefix : str or os.PathLike
+        Where to write: ``data/train`` gives ``data/train.rec`` and so on. The folder must exist.
+    samples : iterable of (label, image)
+        `label` is a class (an integer from 0) or a 1-D array of finite numbers, of one length
+        throughout; `image` (bytes) is an encoded image that decodes: the later check relies on it.
+        Records get the keys 0, 1, ... in this order.
+    classes : sequence of str, optional
+        The class of each label.
+    details : dict, optional
+        Further entries of the manifest; read when all samples were, so that these may add to it.
+    overwrite : bool
+        Replace files of the same prefix.
+    progress : bool
+        Show a progress bar where standard error is a terminal.
+
+    Returns
+    -------
+    rec_path : str
+    count : int
+        Records written.
+    size : int
+        Bytes of the ``.rec`` file.
+
+    Raises
+    ------
+    InputError
+        Files exist, the disk is full, a label is not sound, or there is no sample. Whatever
+        exception ends the writing, also one of `samples`, nothing is left at `prefix`.
+    """
+    prefix = check_prefix(prefix, overwrite)
+    for name in classes or ():
+        if '\n' in name:
+            raise InputError(f'The class {name!r} has a line break in its name: rename it.')
+    with exit_on_sigterm(), folder_aside(prefix) as aside:
+        part = os.path.join(aside, os.path.basename(prefix))
+        count, label_width, size = _write_rec(part, prefix, samples)
+        with disk_errors(prefix):
+            written = os.path.getsize(f'{part}.rec')
+            # MXNet does not notice when the last buffered bytes cannot be written.
+            if written != size:
+                raise InputError(f'{prefix}.rec: only {written} of {size} bytes could be written: the '
+                                 'disk is full. Make room and pack again.')
+            if classes is not None:
+                # A folder's name need not be valid UTF-8.
+                with open(f'{part}.classes.txt', 'w', encoding='utf-8', errors='surrogateescape') as file:
+                    file.writelines(f'{name}\n' for name in classes)
+            manifest = {'format': MANIFEST_FORMAT, 'version': MANIFEST_VERSION,
+                        'count': count, 'label_width': label_width,
+                        'classes': None if classes is None else list(classes), **(details or {})}
+            for kind in ('rec', 'idx'):
+                path = f'{part}.{kind}'
+                manifest[kind] = {'bytes': os.path.getsize(path), 'crc32': file_crc32(path, progress)}
+            with open(f'{part}.json', 'w', encoding='utf-8') as file:
+                json.dump(manifest, file, indent=1)
+            _publish(part, prefix)
+    return f'{prefix}.rec', count, size
+
+
+def _publish(part, prefix):
+    parts = [extension for extension in _EXTENSIONS if os.path.exists(part + extension)]
+    for extension in parts:
+        with open(part + extension, 'rb') as file:
+            os.fsync(file.fileno())
+    # An older manifest goes first and the new one comes last: none ever stands beside a .rec that
+    # it does not describe. An older file of classes may have no successor.
+    for extension in ('.json', '.classes.txt'):
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(prefix + extension)
+    for extension in parts:
+        os.replace(part + extension, prefix + extension)
+
+
+def _write_rec(part, prefix, samples):
+    """Write ``part.rec`` and ``part.idx``; returns the count, the label width and the size of the .rec."""
+    count, width, size = 0, None, 0
+    with disk_errors(prefix):
+        writer = mx.recordio.MXIndexedRecordIO(f'{part}.idx', f'{part}.rec', 'w')
+    try:
+        for label, image in samples:
+            fault = label_fault(label)
+            if fault:
+                raise InputError(f'Sample {count} (counted from 0) has the label {label}: {fault}.')
+            label = float(label) if np.ndim(label) == 0 else np.asarray(label, dtype=np.float32).ravel()
+            if width not in (None, np.size(label)):
+                raise InputError(f'Sample {count} (counted from 0) has {np.size(label)} label(s), the ones '
+                                 f'before it {width}: give all the same number.')
+            width = np.size(label)
+            with disk_errors(prefix):
+                writer.write_idx(count, _pack(label, count, image))
+                size = writer.tell()
+            count += 1
+    finally:
+        with disk_errors(prefix):
+            writer.close()
+    if not count:
+        raise InputError(f'{prefix}.rec: there is no image to pack.')
+    return count, width, size
+
+
+def _pack(label, key, image):
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', DeprecationWarning)  # MXNet calls ndarray.tostring
+        return mx.recordio.pack(mx.recordio.IRHeader(0, label, key, 0), image)
+
+
+@contextlib.contextmanager
+def disk_errors(prefix):
+    try:
+        yield
+    except (mx.base.MXNetError, OSError) as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise InputError(f'{prefix}.rec and its companions cannot be written: {reason}. Check the '
+                         'disk\'s free space and the folder\'s permissions.') from error
+
+
+def folder_aside(prefix):
+    folder, name = os.path.split(prefix)
+    with disk_errors(prefix):
+        return tempfile.TemporaryDirectory(prefix=f'{name}.partial-', dir=folder or '.')
+
+
+def check_prefix(prefix, overwrite):
+    """The prefix as str, if files can be written there; otherwise raises InputError."""
+    prefix = os.fspath(prefix)
+    folder, name = os.path.split(prefix)
+    if not name or os.path.isdir(prefix):
+        raise InputError(f'--out {prefix} is a folder: add the beginning of the files\' names, for example '
+                         f'{os.path.join(prefix, "train")}.')
+    if name.endswith('.rec'):
+        raise InputError(f'--out {prefix} is the beginning of several names: leave ".rec" away.')
+    if not os.path.isdir(folder or '.'):
+        raise InputError(f'--out {prefix}: the folder {folder} does not exist. Make it first.')
+    existing = [prefix + extension for extension in _EXTENSIONS
+                if os.path.lexists(prefix + extension)]
+    if existing and not overwrite:
+        raise InputError(f'{", ".join(existing)} exist(s) already: give --overwrite, or another --out.')
+    return prefix

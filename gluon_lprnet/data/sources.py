@@ -1,0 +1,122 @@
+"""The pictures and labels that ``pack images`` packs: class folders, MXNet lists, text lists."""
+import os
+from typing import NamedTuple, Optional
+
+import numpy as np
+
+from ..utils.errors import InputError
+from .images import IMAGE_EXTENSIONS
+from .recordio import label_fault
+
+
+class _Source(NamedTuple):
+    """Images to pack: `paths` are relative to `root`, `labels` are floats or float32 arrays."""
+
+    root: str
+    paths: list
+    labels: list
+    classes: Optional[list]
+    ignored: list
+
+
+def read_source(source, root):
+    if not os.path.exists(source):
+        raise InputError(f'{source} does not exist: give a folder of class folders, or a list file.')
+    try:
+        if not os.path.isdir(source):
+            return _read_list(source, os.path.dirname(source) if root is None else os.fspath(root))
+        if root is not None:
+            raise InputError(f'--root is for a list, and {source} is a folder: leave it away.')
+        return _read_folder(source)
+    except OSError as error:
+        raise InputError(f'{error.filename or source} cannot be read: {error.strerror or error}.') from error
+
+
+def _entries(folder):
+    with os.scandir(folder) as entries:
+        return sorted(entries, key=lambda entry: entry.name)
+
+
+def _is_image_name(name):
+    return not name.startswith('.') and name.lower().endswith(IMAGE_EXTENSIONS)
+
+
+def _read_folder(folder):
+    classes, paths, labels, ignored, unclassed = [], [], [], [], []
+    for entry in _entries(folder):
+        if entry.is_dir() and not entry.name.startswith('.'):
+            classes.append(entry.name)
+        else:
+            is_image = _is_image_name(entry.name) and not entry.is_dir()
+            (unclassed if is_image else ignored).append(entry.name)
+    if unclassed:
+        raise InputError(f'{folder} holds {len(unclassed)} image(s) directly ({unclassed[0]}), which have no '
+                         'class: move each into a folder per class, or give a list file.')
+    if not classes:
+        raise InputError(f'{folder} holds no class folders: give the folder that has a folder per class.')
+    for label, name in enumerate(classes):
+        before, folders = len(paths), 0
+        for entry in _entries(os.path.join(folder, name)):
+            path = os.path.join(name, entry.name)
+            folders += entry.is_dir()
+            if entry.is_dir() or not _is_image_name(entry.name):
+                ignored.append(path)
+            else:
+                paths.append(path)
+                labels.append(float(label))
+        if len(paths) == before:
+            remedy = (f' directly (the {folders} folders in it are not searched): name the folder whose '
+                      'folders are the classes.' if folders else ': fill or remove it.')
+            raise InputError(f'The class folder {os.path.join(folder, name)} holds no image{remedy}')
+    return _Source(folder, paths, labels, classes, ignored)
+
+
+def _read_list(path, root):
+    if not os.path.isdir(root or '.'):
+        raise InputError(f'--root {root} is not a folder: name the one that the paths of {path} start from.')
+    parse = _parse_lst_line if path.endswith('.lst') else _parse_text_line
+    lines_of, labels = {}, []
+    # Paths may be of any bytes; a byte order mark is an editor's.
+    with open(path, encoding='utf-8-sig', errors='surrogateescape') as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                image, label = parse(line.rstrip('\r\n'))
+                if np.size(label) == 1:
+                    label = float(np.asarray(label).item())
+                fault = label_fault(label)
+                if fault:
+                    raise ValueError(f'the label is {label}: {fault}')
+                if labels and np.size(label) != np.size(labels[0]):
+                    raise ValueError(f'it has {np.size(label)} label(s), the lines before it '
+                                     f'{np.size(labels[0])}')
+                if image in lines_of:
+                    raise ValueError(f'{image} is on line {lines_of[image]} too')
+            except ValueError as error:
+                raise InputError(f'{path}: line {number}: {error}. Mend the line.') from None
+            lines_of[image] = number
+            labels.append(label)
+    if not labels:
+        raise InputError(f'{path} lists no images.')
+    return _Source(root, list(lines_of), labels, None, [])
+
+
+def _parse_lst_line(line):
+    fields = line.split('\t')
+    try:
+        int(fields[0])
+        labels = np.array(fields[1:-1], dtype=np.float32)
+    except ValueError:
+        labels = np.zeros(0)
+    if not labels.size or not fields[-1].strip():
+        raise ValueError(f'{line[:100]!r} is not "index<TAB>label<TAB>path"')
+    return fields[-1].strip(), labels
+
+
+def _parse_text_line(line):
+    fields = line.rsplit(None, 1)
+    try:
+        return fields[0].strip(), float(fields[1])
+    except (ValueError, IndexError):
+        raise ValueError(f'{line[:100]!r} is not "path label" (an MXNet list must be named *.lst)') from None

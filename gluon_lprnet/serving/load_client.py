@@ -1,0 +1,106 @@
+"""A client that sends many requests at once and knows the right answers."""
+import json
+import threading
+import time
+from http.client import HTTPConnection, HTTPException
+from typing import NamedTuple
+from urllib.parse import quote
+
+import cv2
+import numpy as np
+
+from .server import reachable_pair
+
+
+class Request(NamedTuple):
+    """What a client sends, and the status that is right."""
+
+    name: str
+    body: bytes
+    content_type: str
+    status: int = 200
+
+
+class Answer(NamedTuple):
+    """What a client got: status (0 if the connection broke), body, and how long it took."""
+
+    request: Request
+    status: int
+    body: bytes
+    seconds: float
+
+    def is_right(self, references):
+        """Whether status and, of a good request, the numbers are the expected ones."""
+        if self.status != self.request.status:
+            return False
+        return self.status != 200 or same_answer(json.loads(self.body), references[self.request.name])
+
+
+def form(image, **fields):
+    """A multipart form: its body and its content type."""
+    boundary = 'part-of-the-form'
+    parts = [f'--{boundary}\r\nContent-Disposition: form-data; name="data"; filename="image"\r\n'
+             'Content-Type: application/octet-stream\r\n\r\n'.encode() + image + b'\r\n']
+    parts += [f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'.encode()
+              for name, value in fields.items()]
+    return b''.join(parts) + f'--{boundary}--\r\n'.encode(), f'multipart/form-data; boundary={boundary}'
+
+
+def bad_requests(image):
+    """One of each kind of bad request, made of a good JPEG."""
+    bomb = cv2.imencode('.png', np.zeros((1, 1), 'uint8'))[1].tobytes()
+    # The header of 20,000 x 20,000 pixels; what follows is not reached.
+    bomb = bomb[:16] + (20_000).to_bytes(4, 'big') * 2 + bomb[24:]
+    return [Request('not an image', b'not an image', 'image/jpeg', 400),
+            Request('truncated JPEG', image[:len(image) // 2], 'image/jpeg', 400),
+            Request('20,000 x 20,000 pixels', bomb, 'image/png', 413),
+            Request('empty body', b'', 'image/jpeg', 400),
+            Request('JSON that is not', b'{not JSON', 'application/json', 415),
+            Request('text that is not', b'\xff\xfe', 'text/plain', 415),
+            Request('form without an image', b'top_k=3', 'application/x-www-form-urlencoded', 400)]
+
+
+def send(server, model, requests, clients=1, timeout=60):
+    """Send requests from clients at once, each over a connection that it keeps; ``timeout`` is in seconds.
+
+    Returns
+    -------
+    list of Answer
+        In the requests' order.
+    """
+    requests = list(requests)
+    answers = [None] * len(requests)
+    path = f'/predictions/{quote(model)}'
+    pending = iter(range(len(requests)))
+
+    def client():
+        connection = HTTPConnection(*reachable_pair(server.address), timeout=timeout)
+        # Of a range, next() is atomic.
+        for number in pending:
+            request = requests[number]
+            start = time.perf_counter()
+            try:
+                connection.request('POST', path, request.body, {'Content-Type': request.content_type})
+                response = connection.getresponse()
+                status, body = response.status, response.read()
+            except (OSError, HTTPException):
+                status, body = 0, b''
+                connection.close()
+            answers[number] = Answer(request, status, body, time.perf_counter() - start)
+        connection.close()
+
+    threads = [threading.Thread(target=client) for _ in range(clients)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return answers
+
+
+def same_answer(found, expected):
+    """Equality of JSON, of numbers to 1e-3: a batch's sums are in another order than a single one's."""
+    if isinstance(expected, dict):
+        return found.keys() == expected.keys() and all(same_answer(found[key], expected[key]) for key in expected)
+    if isinstance(expected, list):
+        return len(found) == len(expected) and all(map(same_answer, found, expected))
+    return abs(found - expected) <= 1e-3 if isinstance(expected, float) else found == expected

@@ -1,0 +1,140 @@
+"""``python -m gluon_lprnet soak``: a test of serving under load."""
+import json
+import time
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from ..data.faces.drawn import draw_face
+from ..data.images import encode_jpeg
+from ..utils.errors import InputError
+from ..utils.flags import positive_int
+from .load_client import Request, bad_requests, send
+from .server import QUEUE, Server, add_server_flags, free_port
+
+
+def soak(network, run_dir, images, requests=10_000, clients=8, workers=None, batch_size=1, report=print):
+    """Serve a network to many clients, every fifth request a bad one, then kill a worker.
+
+    Parameters
+    ----------
+    network, run_dir, workers, batch_size
+        As of :class:`Server`.
+    images : sequence of bytes
+        JPEG or PNG.
+    requests, clients : int
+    report : callable
+        Takes a line.
+
+    Returns
+    -------
+    list of str
+        The expectations that failed.
+    """
+    good = [Request(f'image {number}', image, 'image/jpeg') for number, image in enumerate(images)]
+    bad = bad_requests(cv2.imencode('.jpg', np.full((64, 64, 3), 128, 'uint8'))[1].tobytes())
+
+    def plan(count):
+        return [bad[number // 5 % len(bad)] if number % 5 == 4 else good[number % len(good)]
+                for number in range(count)]
+
+    failed = []
+
+    def expect(holds, line):
+        report(line)
+        if not holds:
+            failed.append(line)
+
+    with Server([network], run_dir, port=free_port(), workers=workers, batch_size=batch_size) as server:
+        model, = server.models
+        # Alone and before the others, so that a batch's answers are compared with single ones.
+        references = {answer.request.name: json.loads(answer.body) for answer in send(server, model, good)
+                      if answer.status == 200}
+        if len(references) < len(good):
+            raise InputError(f'{len(good) - len(references)} of the images get no answer: give JPEG or PNG files.')
+        # Until every worker has touched the memory that it needs.
+        send(server, model, plan(max(requests // 10, 50 * server.workers)), clients)
+        before = _resources(server, model)
+        start = time.perf_counter()
+        answers = send(server, model, plan(requests), clients)
+        seconds = time.perf_counter() - start
+        after = _resources(server, model)
+
+        statuses = Counter(answer.status for answer in answers)
+        took = np.percentile([answer.seconds for answer in answers if answer.status == 200] or [np.nan], (50, 99)) * 1e3
+        report(f'{requests:,} requests of {clients} clients to {server.workers} workers in {seconds:.1f} s '
+               f'({requests / seconds:.0f}/s); good ones: p50 {took[0]:.1f} ms, p99 {took[1]:.1f} ms')
+        expect(not any(status == 0 or status >= 500 for status in statuses),
+               'statuses (0: no answer): ' + ', '.join(f'{status}: {count:,}'
+                                                       for status, count in sorted(statuses.items())))
+        wrong = Counter(answer.request.name for answer in answers if not answer.is_right(references))
+        expect(not wrong, f'answers that are not the expected ones: {sum(wrong.values())}'
+               + ''.join(f'; {name}: {count}' for name, count in wrong.most_common(5)))
+        expect(abs(after.memory / before.memory - 1) <= 0.05,
+               f"workers' memory: {before.memory / 2 ** 20:.0f} MiB before, {after.memory / 2 ** 20:.0f} MiB after "
+               f'({after.memory / before.memory - 1:+.1%}, at most 5%)')
+        expect(after.descriptors == before.descriptors,
+               f'open file descriptors of server and workers: {before.descriptors} before, {after.descriptors} after')
+        seconds, lost = _recover(server, model, good[0], references)
+        expect(seconds <= 5, f'after SIGKILL of a worker: all back and right in {seconds:.2f} s (at most 5); requests '
+               f'lost meanwhile: {lost}')
+    return failed
+
+
+class Resources(NamedTuple):
+    """Of the workers: bytes of memory, together; of them and of the server: open file descriptors."""
+
+    memory: int
+    descriptors: int
+
+
+def _resources(server, model):
+    # Until the server has closed the connections of clients that left.
+    time.sleep(2)
+    workers = server.workers_of(model)
+    return Resources(sum(worker.memory_info().rss for worker in workers),
+                     sum(process.num_fds() for process in [*workers, server.java]))
+
+
+def _recover(server, model, request, references):
+    """Kill a worker: seconds until as many as before answer rightly (at most 60), and how many requests failed."""
+    lost = 0
+    server.workers_of(model)[0].kill()
+    start = time.perf_counter()
+    while time.perf_counter() - start < 60:
+        # What the worker died with gets an error or, if its batch was not full, never an answer.
+        wrong = sum(not answer.is_right(references)
+                    for answer in send(server, model, [request] * server.workers, server.workers, timeout=3))
+        lost += wrong
+        if not wrong and len(server.workers_of(model)) == server.workers:
+            break
+    return time.perf_counter() - start, lost
+
+
+def add_commands(commands):
+    parser = commands.add_parser(
+        'soak', help='a test of serving: many requests, bad ones among them, and a killed worker',
+        description='Serve a network on free ports of this machine and send it requests. Exit status 1 if something '
+                    'was not as it should be.')
+    parser.add_argument('network', metavar='NETWORK', help='archive (.mar) or -symbol.json of export')
+    parser.add_argument('--images', nargs='+', metavar='FILE', help='JPEG or PNG to send (default: drawn faces)')
+    parser.add_argument('--requests', type=positive_int, default=10_000, help='default: %(default)s')
+    parser.add_argument('--clients', type=positive_int, default=8,
+                        help=f'at once; the server refuses more than {QUEUE} that wait (default: %(default)s)')
+    add_server_flags(parser, 'runs/soak')
+    parser.set_defaults(run=_run)
+
+
+def _run(args):
+    try:
+        images = [Path(file).read_bytes() for file in args.images or ()]
+    except OSError as error:
+        raise InputError(f'--images {error.filename} cannot be read: {error.strerror}.') from error
+    rng = np.random.default_rng(0)
+    images = images or [encode_jpeg(draw_face(rng)[0], 90) for _ in range(16)]
+    failed = soak(args.network, args.run_dir, images, args.requests, args.clients, args.workers, args.batch_size)
+    print(f'Not as expected: {len(failed)}' if failed else 'All as expected.')
+    return 1 if failed else 0

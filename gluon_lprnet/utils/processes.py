@@ -1,0 +1,91 @@
+"""Work spread over processes, in order."""
+import multiprocessing
+import os
+import signal
+import threading
+import warnings
+from collections import deque
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+
+import cv2
+
+from .errors import InputError
+
+
+def default_workers(count):
+    """The number of processes for `count` photos.
+
+    As many as CPUs, but one for few: each takes seconds to start, as it imports MXNet.
+    """
+    return max(1, min(available_cpus(), count // 2000))
+
+
+def available_cpus():
+    """The number of CPUs that this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on macOS
+        return os.cpu_count() or 1
+
+
+def map_in_processes(function, tasks, workers):
+    """Yield ``function(task)`` for each task, in order, computed by `workers` processes.
+
+    Processes and not threads: decoding photos of 224x224 on 4 cores, 4 threads gave 1.2 to 1.6 times
+    the speed of one, 4 processes 2.5 to 4 times. They are spawned and not forked, as MXNet
+    does not survive a fork once its engine runs. At most a few tasks per worker are in memory.
+
+    Parameters
+    ----------
+    function : callable
+        Of a module's top level.
+    tasks : iterable
+    workers : int
+        With 1, everything happens in the calling process.
+
+    Raises
+    ------
+    InputError
+        A worker process died.
+    """
+    if workers == 1:
+        yield from map(function, tasks)
+        return
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context('spawn'), initializer=_start_worker)
+    pending = deque()
+    try:
+        for task in tasks:
+            pending.append(_submit(pool, function, task))
+            if len(pending) > 4 * workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    except BrokenProcessPool as error:
+        raise InputError('A worker process died, for want of memory perhaps: give fewer --workers. '
+                         '(In a script of your own, call this under '
+                         '"if __name__ == \'__main__\':".)') from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _submit(pool, function, task):
+    # Processes start here, and inherit the blocked signal: Ctrl-C, which the terminal sends to all of
+    # them, is then the parent's alone, from their first instruction on. The parent gets it on unblocking.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        return pool.submit(function, task)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _start_worker():
+    cv2.setNumThreads(0)
+    warnings.simplefilter('ignore')
+    # A worker would wait for tasks for ever if its parent was killed.
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+
+
+def _exit_with_parent():
+    multiprocessing.parent_process().join()
+    os._exit(1)

@@ -1,0 +1,18 @@
+"""What a process does on a signal."""
+import contextlib
+import signal
+import sys
+import threading
+
+
+@contextlib.contextmanager
+def exit_on_sigterm():
+    """Let SIGTERM raise SystemExit, so that what was written so far is removed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may set a handler
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

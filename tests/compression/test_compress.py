@@ -1,0 +1,574 @@
+"""Compression against NumPy, against known matrices, and on networks as GluonCV and this zoo make them."""
+import argparse
+import json
+import subprocess
+import sys
+
+import mxnet as mx
+import numpy as np
+import pytest
+from gluoncv.model_zoo import get_model as get_gluoncv_model
+from mxnet import autograd, gluon
+from mxnet.gluon import nn
+from reference.networks import random_images, random_network, relative_error
+
+from gluon_lprnet import checkpoint, get_model
+from gluon_lprnet.artefact import load_network
+from gluon_lprnet.blocks import DSC
+from gluon_lprnet.complexity import count
+from gluon_lprnet.compression import command, compress, distill, distillation_loss, latency, reestimate_statistics
+from gluon_lprnet.compression.factorize import factorize, ranks_within, spectrum
+from gluon_lprnet.graph import trace
+from gluon_lprnet.train.loop import Experiment
+from gluon_lprnet.utils.errors import InputError
+
+M = 24
+
+
+@pytest.fixture
+def random():
+    return np.random.default_rng(5)
+
+
+def low_rank(random, rank, m=M):
+    return random.normal(0, 1, (m, rank)) @ random.normal(0, 1, (rank, m))
+
+
+def anisotropic(random, m=M):
+    """A covariance whose eigenvalues span four orders of magnitude, in no special basis."""
+    basis = np.linalg.qr(random.normal(0, 1, (m, m)))[0]
+    return basis @ np.diag(np.logspace(0, -4, m)) @ basis.T
+
+
+def mean_square(matrix, covariance):
+    return np.trace(matrix @ covariance @ matrix.T)
+
+
+# --- the closed form
+
+@pytest.mark.parametrize('scale', ['one number', 'by channel', 'none'])
+@pytest.mark.parametrize('metric', ['identity', 'anisotropic'])
+def test_what_fits_is_recovered(random, scale, metric):
+    s = {'one number': np.full(M, -1.7), 'by channel': random.normal(0, 3, M), 'none': np.zeros(M)}[scale]
+    matrix = np.diag(s) + low_rank(random, 3)
+    factors = factorize(matrix, 3, anisotropic(random) if metric == 'anisotropic' else None, residual=scale != 'none')
+    assert factors.error < 1e-9
+    # Along directions with a ten-thousandth of the data's variance, errors a hundred times as large are as good.
+    accuracy = 1e-2 if metric == 'anisotropic' else 1e-6
+    assert relative_error(factors.matrix, matrix) < accuracy
+    np.testing.assert_allclose(factors.scale, s, atol=accuracy)
+
+
+def test_weighted_svd_is_that_of_the_whitened_matrix(random):
+    matrix, covariance = random.normal(0, 1, (M, M)), anisotropic(random)
+    whitening = np.linalg.cholesky(covariance)
+    u, s, v = np.linalg.svd(matrix @ whitening)
+    expected = (u[:, :5] * s[:5]) @ v[:5] @ np.linalg.inv(whitening)
+    factors = factorize(matrix, 5, covariance, residual=False)
+    np.testing.assert_allclose(factors.matrix, expected, atol=1e-8)
+    assert factors.error == pytest.approx((s[5:] ** 2).sum() / (s ** 2).sum())
+    np.testing.assert_allclose(1 - np.cumsum(spectrum(matrix, covariance))[4], factors.error)
+    np.testing.assert_allclose(np.linalg.norm(factors.p1, axis=1), np.linalg.norm(factors.p2, axis=0))
+
+
+@pytest.mark.parametrize('residual', [True, False])
+def test_nothing_near_is_better(random, residual):
+    matrix, covariance = random.normal(0, 1, (M, M)), anisotropic(random)
+    factors = factorize(matrix, 5, covariance, residual)
+    best = mean_square(matrix - factors.matrix, covariance)
+    assert best == pytest.approx(factors.error * mean_square(matrix, covariance))
+    for step in (1e-3, 1e-2, 0.1):
+        for _ in range(50):
+            p1, p2, scale = (value + step * random.normal(0, 1, value.shape) for value in factors[:3])
+            other = p2 @ p1 + np.diag(scale if residual else factors.scale)
+            # The alternation ends short of the optimum by less than a thousandth.
+            assert mean_square(matrix - other, covariance) > 0.999 * best
+
+
+def test_the_metric_is_that_of_the_data(random):
+    matrix, covariance = random.normal(0, 1, (M, M)), anisotropic(random)
+    data = np.linalg.cholesky(covariance) @ random.normal(0, 1, (M, 5000))
+    errors = [np.square((matrix - factorize(matrix, 5, metric, residual=False).matrix) @ data).sum()
+              for metric in (covariance, None)]
+    assert errors[0] < 0.5 * errors[1]
+
+
+def test_residual_is_not_worse_and_singular_covariance_is_fine(random):
+    matrix, covariance = random.normal(0, 1, (M, M)), anisotropic(random)
+    for rank in (1, 4, 12, M):
+        assert factorize(matrix, rank, covariance).error <= factorize(matrix, rank, covariance, residual=False).error
+    data = random.normal(0, 1, (M, 6))
+    data[0] = 0
+    factors = factorize(matrix, 6, data @ data.T)
+    assert factors.error < 1e-12 and np.isfinite(factors.matrix).all()
+    assert factorize(np.zeros((4, 4)), 2).error == 0
+
+
+def test_ranks_within_a_budget():
+    """Against all combinations: the greedy steps come near the optimum and stay within."""
+    random = np.random.default_rng(1)
+    spectra = [np.sort(random.dirichlet(np.full(6, 0.3)))[::-1] for _ in range(3)]
+    unit, full = [3, 5, 8], [9, 15, 24]
+    costs = [{None: whole, **{rank: rank * one for rank in range(1, 7)}} for one, whole in zip(unit, full)]
+
+    def error(ranks):
+        return sum(0 if rank is None else 1 - shares[:rank].sum() for rank, shares in zip(ranks, spectra))
+
+    def cost(ranks):
+        return sum(whole if rank is None else rank * one for rank, one, whole in zip(ranks, unit, full))
+
+    combinations = [(a, b, c) for a in (1, 2, None) for b in (1, 2, None) for c in (1, 2, None)]
+    for budget in range(16, 49):
+        found = ranks_within(budget, spectra, costs)
+        assert cost(found) <= budget
+        best = min(error(ranks) for ranks in combinations if cost(ranks) <= budget)
+        assert best <= error(found) <= best + 0.35
+    assert ranks_within(48, spectra, costs) == [None] * 3
+    with pytest.raises(InputError, match='1 multiply-adds too small'):
+        ranks_within(15, spectra, costs)
+
+
+# --- networks
+
+def test_it_is_a_public_name_that_costs_nothing_until_used():
+    script = """
+import sys, gluon_lprnet
+assert not any(name.startswith('gluon_lprnet.compression') for name in sys.modules)
+import gluon_lprnet.compression
+assert gluon_lprnet.compress is gluon_lprnet.compression.compress and not hasattr(gluon_lprnet, 'compres')
+"""
+    subprocess.run([sys.executable, '-c', script], check=True)
+
+
+SHAPE = (1, 3, 64, 64)
+
+
+def gluoncv_network():
+    mx.random.seed(3)
+    net = get_gluoncv_model('mobilenet0.25', classes=10)
+    net.initialize(mx.init.Xavier())
+    return net
+
+
+def dsc_network(random, matrix):
+    """A stem and a DSC whose pointwise weight is ``matrix``, with BatchNorms of no special kind."""
+    net = nn.HybridSequential()
+    net.add(nn.Conv2D(M, 3, in_channels=3), DSC(M, M))
+    net.initialize(mx.init.Xavier())
+    for name, parameter in net.collect_params().items():
+        if name.endswith(('gamma', 'running_var')):
+            parameter.set_data(mx.nd.array(random.uniform(0.5, 2, parameter.shape)))
+        elif name.endswith(('beta', 'running_mean', 'bias')):
+            parameter.set_data(mx.nd.array(random.normal(0, 0.3, parameter.shape)))
+    net[1][1][0].weight.set_data(mx.nd.array(matrix[:, :, None, None]))
+    return net
+
+
+def folded(net):
+    """Weight and bias of the pointwise convolution of ``dsc_network`` with its BatchNorm, float64."""
+    conv, norm = net[1][1][0], net[1][1][1]
+    gamma, beta, mean, variance = (parameter.data().asnumpy().astype('float64') for parameter in
+                                   (norm.gamma, norm.beta, norm.running_mean, norm.running_var))
+    scale = gamma / np.sqrt(variance + 1e-5)
+    return conv.weight.data().asnumpy()[:, :, 0, 0].astype('float64') * scale[:, None], beta - mean * scale
+
+
+def rows(x):
+    """NCHW to (channels, positions), float64."""
+    x = x.asnumpy().astype('float64')
+    return x.transpose(1, 0, 2, 3).reshape(x.shape[1], -1)
+
+
+@pytest.mark.parametrize('make', [gluoncv_network, lambda: random_network('mobilenetv1_x0.25'),
+                                  lambda: random_network('shufflenetv2_x0.5')], ids=['GluonCV', 'zoo', 'ShuffleNetV2'])
+@pytest.mark.parametrize('calibrated', [True, False])
+def test_full_rank_is_the_same_function(make, calibrated):
+    net = make()
+    x = random_images(4, 64)
+    expected = net(x).asnumpy()
+    found, report = compress(net, 1.0, residual=False, calibration=random_images(80, 64) if calibrated else None,
+                             input_shape=SHAPE, only_cheaper=False)
+    assert relative_error(found(x).asnumpy(), expected) < 1e-5
+    assert [layer.rank for layer in report.layers if not layer.skipped] == [
+        layer.shape[0] for layer in report.layers if not layer.skipped]
+    kept, report = compress(net, 1.0, residual=False, input_shape=SHAPE)
+    np.testing.assert_array_equal(kept(x).asnumpy(), expected)
+    assert all('would not lower' in layer.skipped for layer in report.layers if layer.shape[0] == layer.shape[1] and
+               'depthwise' not in layer.skipped)
+
+
+class Unusual(gluon.HybridBlock):
+    """A pointwise convolution with a bias, whose output is used twice, and one weight that two of them share."""
+
+    def __init__(self):
+        super().__init__()
+        with self.name_scope():
+            self.stem = nn.Conv2D(M, 3, in_channels=3)
+            self.depthwise, self.depthwise2 = (nn.Conv2D(M, 3, padding=1, groups=M, in_channels=M) for _ in range(2))
+            self.pointwise = nn.Conv2D(M, 1, in_channels=M, bias_initializer=mx.init.Normal(1))
+            self.shared = nn.Conv2D(M, 1, in_channels=M)
+            self.norm = nn.BatchNorm(in_channels=M)
+
+    def hybrid_forward(self, F, x):
+        y = self.pointwise(F.clip(self.depthwise(self.stem(x)), 0, 6))
+        y = self.norm(y) + y
+        return self.shared(self.depthwise2(self.shared(y)))
+
+
+def test_what_cannot_be_folded_or_replaced_stays():
+    net = Unusual()
+    net.initialize(mx.init.Xavier())
+    x = random_images(4, 12)
+    expected = net(x).asnumpy()
+    found, report = compress(net, 1.0, residual=False, calibration=x, only_cheaper=False)
+    assert relative_error(found(x).asnumpy(), expected) < 1e-5
+    assert [layer.skipped for layer in report.layers] == [
+        None, 'no depthwise 3x3 convolution before it', 'its weight is used elsewhere too']
+    assert any('gamma' in name for name in found.collect_params())
+
+
+def test_report_is_what_is_counted():
+    net = gluoncv_network()
+    found, report = compress(net, 1 / 8, input_shape=SHAPE)
+    before, after = count(trace(net)[0], SHAPE), count(found, SHAPE)
+    for field in ('params', 'multiply_adds'):
+        assert getattr(report.before, field) == getattr(before, field)
+        assert getattr(report.after, field) == getattr(after, field)
+        difference = sum(getattr(layer, f'{field}_after') - getattr(layer, f'{field}_before')
+                         for layer in report.layers)
+        assert getattr(after, field) - getattr(before, field) == difference < 0
+    replaced = [layer for layer in report.layers if layer.rank]
+    assert [layer.rank for layer in replaced] == [4, 8, 16, 16, 16, 16, 16, 32]
+    last = replaced[-1]
+    # P2 P1 and scale: 2 x 2 positions; parameters with the bias, and before with gamma and beta.
+    assert last.multiply_adds_after == 4 * (2 * 32 * 256 + 256) and last.multiply_adds_before == 4 * 256 * 256
+    assert last.params_after == 2 * 32 * 256 + 2 * 256 and last.params_before == 256 * 256 + 2 * 256
+    assert not after.unknown and 'mobilenet' in report.table() and f'{after.params:,}' in report.table('markdown')
+
+
+def test_module_against_numpy(random):
+    """Its outputs, and the report's error, from the depthwise outputs and a factorization by whitening."""
+    net = dsc_network(random, random.normal(0, 1, (M, M)))
+    x = random_images(8, 10)
+    data = rows(net[1][0](net[0](x)))
+    weight, bias = folded(net)
+    mean = data.mean(axis=1, keepdims=True)
+    # A channel that its ReLU holds at 0 makes the covariance singular.
+    values, vectors = np.linalg.eigh(np.cov(data, bias=True))
+    whitening = vectors * np.sqrt(np.maximum(values, 0))
+    u, s, v = np.linalg.svd(weight @ whitening)
+    matrix = (u[:, :4] * s[:4]) @ v[:4] @ np.linalg.pinv(whitening)
+    expected = matrix @ (data - mean) + weight @ mean + bias[:, None]
+
+    found, report = compress(net, 4, residual=False, calibration=[x[:3], x[3:]])
+    np.testing.assert_allclose(rows(found(x)), np.maximum(expected, 0), atol=1e-4)
+    exact = weight @ data + bias[:, None]
+    error = np.square(expected - exact).sum() / np.square(exact - exact.mean(axis=1, keepdims=True)).sum()
+    assert report.layers[0].error == pytest.approx(error, rel=1e-5)
+
+    _, with_residual = compress(net, 4, calibration=x)
+    _, in_no_metric = compress(net, 4)
+    assert with_residual.layers[0].error < error < in_no_metric.layers[0].error
+
+
+@pytest.mark.parametrize('l2_norm', [False, True])
+def test_lpr_form(random, l2_norm):
+    """``P2 P1 d + s d + b``, from the parameters by name; what fits it exactly is the same function."""
+    net = dsc_network(random, 0.8 * np.eye(M) + 0.2 * low_rank(random, 3))
+    x = random_images(4, 10)
+    found, _ = compress(net, 3, calibration=x, l2_norm=l2_norm)
+    values = {name.rpartition('conv0_')[2]: parameter.data().asnumpy().astype('float64')
+              for name, parameter in found.collect_params().items()}
+    data = rows(net[1][0](net[0](x)))
+    product = values['p2_weight'][:, :, 0, 0] @ values['p1_weight'][:, :, 0, 0] @ data
+    if l2_norm:
+        size = np.sqrt(np.square(product).sum(axis=0).mean())
+        product *= size / np.linalg.norm(product, axis=0)
+    expected = product + values['residual_weight'][:, 0, 0] * data + values['residual_bias'][:, None]
+    np.testing.assert_allclose(rows(found(x)), np.maximum(expected, 0), atol=1e-4)
+    if not l2_norm:
+        assert relative_error(found(x).asnumpy(), net(x).asnumpy()) < 1e-5
+
+
+def test_it_trains_and_exports(random, tmp_path):
+    net = random_network('mobilenetv1_x0.25', small_image=True)
+    x, label = random_images(8, 16), mx.nd.array(np.arange(8) % 3)
+    found, _ = compress(net, 1 / 4, input_shape=(1, 3, 16, 16))
+    before = {name: parameter.data().asnumpy() for name, parameter in found.collect_params().items()}
+    trainer = gluon.Trainer(found.collect_params(), 'sgd', {'learning_rate': 0.01})
+    for _ in range(2):
+        with autograd.record():
+            loss = gluon.loss.SoftmaxCrossEntropyLoss()(found(x), label)
+        loss.backward()
+        trainer.step(8)
+    for name, parameter in found.collect_params().items():
+        assert parameter.grad_req == ('null' if 'running' in name else 'write')
+        assert (parameter.data().asnumpy() != before[name]).any(), name
+
+    found.export(str(tmp_path / 'net'))
+    np.save(tmp_path / 'x.npy', x.asnumpy())
+    script = '''
+import sys, numpy as np
+for name, builtin in {'bool': bool, 'int': int, 'float': float, 'object': object}.items():
+    setattr(np, name, builtin)
+import mxnet as mx
+folder = sys.argv[1]
+block = mx.gluon.SymbolBlock.imports(folder + '/net-symbol.json', ['data'], folder + '/net-0000.params')
+np.save(folder + '/y.npy', block(mx.nd.array(np.load(folder + '/x.npy'))).asnumpy())
+'''
+    subprocess.run([sys.executable, '-c', script, str(tmp_path)], check=True, stderr=subprocess.DEVNULL)
+    assert relative_error(np.load(tmp_path / 'y.npy'), found(x).asnumpy()) < 1e-6
+
+
+def test_symbol_from_files(tmp_path):
+    net = random_network('mobilenetv1_x0.25')
+    x = random_images(2, 64)
+    net.hybridize()
+    expected = net(x).asnumpy()
+    net.export(str(tmp_path / 'net'))
+    loaded, _ = load_network(tmp_path / 'net-symbol.json')
+    found, report = compress(loaded, {'*dsc12*': 1.0}, residual=False, input_shape=SHAPE, only_cheaper=False)
+    assert [layer.rank for layer in report.layers if not layer.skipped] == [256]
+    assert relative_error(found(x).asnumpy(), expected) < 1e-5
+
+
+def test_ranks_by_energy_budget_and_layer():
+    net = random_network('mobilenetv1_x0.25')
+    x = random_images(64, 64)
+    _, report = compress(net, {'energy': 0.9}, residual=False, calibration=x)
+    errors = [layer.error for layer in report.layers if layer.rank]
+    assert errors and max(errors) <= 0.1 + 1e-9
+    sums = []
+    for share in (0.6, 0.8):
+        _, report = compress(net, {'budget': share}, calibration=x)
+        assert 0.99 * share < report.after.multiply_adds / report.before.multiply_adds <= share
+        sums.append(sum(layer.error or 0 for layer in report.layers))
+    assert sums[1] < sums[0]
+    total = report.after.multiply_adds
+    assert compress(net, {'budget': total}, input_shape=SHAPE)[1].after.multiply_adds <= total
+    _, uniform = compress(net, 1 / 8, calibration=x)
+    _, chosen = compress(net, {'budget': uniform.after.multiply_adds}, calibration=x)
+    assert sum(layer.error or 0 for layer in chosen.layers) < sum(layer.error or 0 for layer in uniform.layers)
+
+    _, report = compress(net, {'*dsc2_*': 1 / 4, '*dsc12*': 5}, input_shape=SHAPE)
+    assert [(layer.name.split('_')[1], layer.rank) for layer in report.layers if layer.rank] == [
+        ('dsc2', 8), ('dsc12', 5)]
+    _, report = compress(net, layers=['*dsc6*', '*dsc7*'], exclude='*dsc7*', input_shape=SHAPE)
+    assert [layer.name.split('_')[1] for layer in report.layers if layer.rank] == ['dsc6']
+    assert {layer.skipped for layer in report.layers} == {
+        None, 'excluded', 'not among the layers to compress', 'its input and output differ in width'}
+
+
+def clock(monkeypatch, milliseconds):
+    """A time for each network from its multiply-adds, in place of the measured one; returns what was timed."""
+    timed = []
+
+    def measured(networks, shape, passes):
+        timed.extend(networks)
+        return [[milliseconds(count(network, shape))] * passes for network in networks]
+    monkeypatch.setattr(latency, '_milliseconds', measured)
+    return timed
+
+
+def test_ranks_by_latency(monkeypatch):
+    net = random_network('mobilenetv1_x0.25')
+    # As if all of the time was that of multiply-adds.
+    timed = clock(monkeypatch, lambda network: network.multiply_adds / 1e6)
+    sums = []
+    for target in ({'latency': 0.7}, {'latency': 0.9}):
+        _, report = compress(net, target, input_shape=SHAPE)
+        before, after = report.milliseconds
+        assert (before, after) == (report.before.multiply_adds / 1e6, report.after.multiply_adds / 1e6)
+        assert 0.95 * target['latency'] < after / before <= target['latency']
+        sums.append(sum(layer.error or 0 for layer in report.layers))
+    assert sums[1] < sums[0]
+    _, report = compress(net, {'milliseconds': 0.7 * before}, input_shape=SHAPE)
+    assert sum(layer.error or 0 for layer in report.layers) == sums[0]
+    # In the deployed form: no BatchNorm is left, and the layers in series have what the module has.
+    assert not any('gamma' in name for network in timed for name in network.collect_params())
+    stays = {layer.skipped for layer in compress(net, {'latency': 1.0}, input_shape=SHAPE)[1].layers}
+    assert stays == {'the latency holds it as it is', 'its input and output differ in width'}
+
+
+def test_latency_of_the_whole_corrects_that_of_the_layers(monkeypatch):
+    """Where modules cost more within the network than in series, ranks fall until the whole meets the target."""
+    net = random_network('mobilenetv1_x0.25')
+
+    def milliseconds(network):
+        series = network.layers[0].name.startswith('layer')
+        modules = sum(layer.name.endswith('_p2') for layer in network.layers)
+        return network.multiply_adds / 1e6 + (0 if series else 0.02 * modules)
+    clock(monkeypatch, milliseconds)
+    _, report = compress(net, {'latency': 0.8}, input_shape=SHAPE)
+    assert report.milliseconds[1] <= 0.8 * report.milliseconds[0]
+    assert report.after.multiply_adds < 0.8 * report.before.multiply_adds
+
+    clock(monkeypatch, lambda network: 5.0)
+    with pytest.raises(InputError, match='the fastest network .* takes 5 ms, the original 5 ms'):
+        compress(net, {'latency': 0.8}, input_shape=SHAPE)
+
+
+def test_networks_take_turns_on_the_clock():
+    nets = [random_network('mobilenetv1_x0.25'), random_network('lprnet_mobilenet_x0.25')]
+    times = latency.median_milliseconds(nets, SHAPE)
+    assert len(times) == 2 and min(times) > 0
+
+
+@pytest.mark.parametrize('arguments, message', [
+    (dict(rank=0), 'rank 0 does not fit'), (dict(rank=257), 'rank 257 does not fit'), (dict(rank=1.5), 'rank 1.5'),
+    (dict(rank={'energy': 2}), 'energy'), (dict(rank={'budget': -1}), 'budget'),
+    (dict(rank={'budget': 0.01}), 'too small'), (dict(rank={'latency': 1.1}), 'latency is a share'),
+    (dict(rank={'milliseconds': 0.0}), 'milliseconds is a positive number'),
+    (dict(rank={'*dsc2_*': 33}), 'rank 33 does not fit'),
+    (dict(rank={'dsc99': 3}), "rank: 'dsc99' is the name of no layer.*dsc12"),
+    (dict(layers=['nothing']), "layers: 'nothing'"), (dict(exclude=['nothing']), "exclude: 'nothing'"),
+    (dict(l2_norm=True, residual=False), 'residual=True'), (dict(calibration=[]), 'no images'),
+    (dict(calibration=random_images(2, 64)), '2 images give 32 positions.*128 channels: give at least 8 images'),
+    (dict(calibration=mx.nd.full((9, 3, 64, 64), float('nan'))), 'images are NaN'),
+])
+def test_bad_arguments(arguments, message):
+    net = random_network('mobilenetv1_x0.25')
+    with pytest.raises(InputError, match=message):
+        compress(net, **{'input_shape': SHAPE, **arguments})
+
+
+def test_network_with_nan_is_refused():
+    net = random_network('mobilenetv1_x0.25')
+    parameter = next(value for name, value in net.collect_params().items() if 'dsc7_convbnrelu1_conv0_weight' in name)
+    parameter.set_data(parameter.data() * float('nan'))
+    with pytest.raises(InputError, match='dsc7_convbnrelu1_conv0_fwd .* NaN'):
+        compress(net, input_shape=SHAPE)
+
+
+@pytest.mark.parametrize('name', ['mobilenetv2_x0.5', 'lprnet_mobilenet_x0.25'])
+def test_nothing_to_compress(name):
+    with pytest.raises(InputError, match='nothing to compress'):
+        compress(random_network(name), input_shape=SHAPE)
+
+
+def test_statistics_are_those_of_the_network(random):
+    net = nn.HybridSequential()
+    net.add(nn.Conv2D(4, 3, in_channels=3), nn.BatchNorm(in_channels=4), nn.Conv2D(2, 1, in_channels=4))
+    net.initialize(mx.init.Xavier())
+    x = random_images(12, 9)
+    reestimate_statistics(net, [x[:6], x[6:]])
+    halves = [rows(net[0](part)) for part in (x[:6], x[6:])]
+    for found, function in ((net[1].running_mean, np.mean), (net[1].running_var, np.var)):
+        np.testing.assert_allclose(found.data().asnumpy(), np.mean([function(half, axis=1) for half in halves], axis=0),
+                                   rtol=1e-4, atol=1e-6)
+
+
+# --- tuning and the command
+
+def softmax(x):
+    e = np.exp(x - x.max(axis=1, keepdims=True))
+    return e / e.sum(axis=1, keepdims=True)
+
+
+def test_distillation_loss(random):
+    outputs, taught = random.normal(0, 2, (2, 5, 4))
+    label = np.array([0, 3, 1, 1, 2])
+    targets = mx.nd.array(np.column_stack([label, taught]))
+    p, q = softmax(taught / 3), softmax(outputs / 3)
+    expected = (-0.5 * np.log(softmax(outputs)[np.arange(5), label]) + 0.5 * 9 * (p * np.log(p / q)).sum(axis=1))
+    np.testing.assert_allclose(distillation_loss(3.0)(mx.nd.array(outputs), targets).asnumpy(), expected, rtol=1e-4)
+
+
+def test_distill_keeps_the_experiment(random):
+    teacher = nn.Dense(3, in_units=2)
+    teacher.initialize(mx.init.Normal(1))
+    data, label = mx.nd.array(random.normal(0, 1, (4, 2))), mx.nd.array([0, 1, 2, 1])
+    seen = []
+    experiment = distill(Experiment(
+        net=None, contexts=[mx.cpu()], batches=lambda epoch, start: [(data, label)] * (epoch + start),
+        batches_per_epoch=1, loss=None, count=lambda outputs, labels: seen.append(labels) or {}, evaluate=None),
+        teacher)
+    batches = list(experiment.batches(1, 2))
+    assert len(batches) == 3
+    np.testing.assert_array_equal(batches[0].label[:, 1:].asnumpy(), teacher(data).asnumpy())
+    experiment.count(None, batches[0].label.asnumpy())
+    np.testing.assert_array_equal(seen[0], label.asnumpy())
+
+
+CONFIG = {'model': 'mobilenetv1_x0.25', 'num_classes': 3, 'input_size': 16, 'small_image': True, 'rank': None,
+          'no_residual': False, 'no_l2_norm': False, 'crop_ratio': 1.0, 'task': 'classification',
+          'rgb_mean': [80.0] * 3, 'rgb_std': [60.0] * 3, 'class_names': ['red', 'green', 'blue']}
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """A run's folder with a checkpoint of an untrained network."""
+    net = get_model(CONFIG['model'], classes=3, small_image=True)
+    net.initialize(mx.init.Xavier())
+    net(mx.nd.zeros((1, 3, 16, 16)))
+    trainer = gluon.Trainer(net.collect_params(), 'sgd', kvstore=None, update_on_kvstore=False)
+    checkpoint.save(tmp_path / 'trained', net, trainer, {'step': 1, 'config': CONFIG})
+    return tmp_path / 'trained'
+
+
+def run(*arguments):
+    parser = argparse.ArgumentParser()
+    command.add_commands(parser.add_subparsers())
+    args = parser.parse_args(['compress', *map(str, arguments), '-j', '1', '--batch-size', '16'])
+    return args.run(args)
+
+
+@pytest.fixture
+def records(tiny_records):
+    return f'{tiny_records[0]}.rec'
+
+
+def test_command(trained, records, tmp_path, capsys):
+    # 50 images make 50 positions in front of the last layers.
+    flags = [trained, '--calibrate', records, '--exclude', '*dsc[6-9]*', '*dsc1[0-2]*', '--rank', '1/4',
+             '--rec-val', records, '--rec-train', records, '--tune-epochs', '2', '--pad', '2',
+             '--out', tmp_path / 'out']
+    assert not run(*flags)
+    printed = capsys.readouterr().out
+    name = 'mobilenetv1_x0.25-compressed'
+    net, description = load_network(tmp_path / 'out' / f'{name}-symbol.json')
+    assert description['model'] == name and description['class_names'] == ['red', 'green', 'blue']
+    found = count(tmp_path / 'out' / f'{name}-symbol.json', (1, 3, 16, 16))
+    report = json.loads((tmp_path / 'out' / f'{name}-report.json').read_text())
+    assert report['after'] == {'params': found.params, 'multiply_adds': found.multiply_adds}
+    assert report['before']['params'] > found.params
+    assert set(report['accuracy']) == {'original', 'compressed', 'tuned'}
+    assert min(report['milliseconds'].values()) > 0
+    for text in ('top1', 'parameters', 'multiply-adds', 'milliseconds', f'{found.multiply_adds:,}', 'excluded'):
+        assert text in printed
+    with pytest.raises(InputError, match='tuning holds checkpoints'):
+        run(*flags)
+    with pytest.raises(InputError, match='--lr .was 0.02, is 0.5. would bend it'):
+        run(*flags, '--resume', '--lr', '0.5')
+    (tmp_path / 'out' / f'{name}-symbol.json').unlink()
+    assert not run(*flags, '--resume')
+    again, _ = load_network(tmp_path / 'out' / f'{name}-symbol.json')
+    x = random_images(2, 16)
+    np.testing.assert_array_equal(again(x).asnumpy(), net(x).asnumpy())
+
+
+def test_command_refuses(trained, records, tmp_path):
+    out = ('--out', tmp_path / 'out')
+    with pytest.raises(InputError, match='needs --rec-train'):
+        run(trained, *out, '--tune-epochs', '1')
+    with pytest.raises(InputError, match='channels: give at least'):
+        run(trained, *out, '--calibrate', records, '--images', '16')
+    with pytest.raises(InputError, match='nothing was replaced'):
+        run(trained, *out, '--energy', '1')
+    with pytest.raises(InputError, match='--resume: there is no whole checkpoint'):
+        run(trained, *out, '--tune-epochs', '1', '--rec-train', records, '--rec-val', records, '--resume')
+    assert not (tmp_path / 'out' / 'mobilenetv1_x0.25-compressed-symbol.json').exists()
+    for flags in (('--budget', '2.5'), ('--rank', '*dsc2_*=one'), ('--rank', '1/4', '--latency', '0.5')):
+        with pytest.raises(SystemExit):
+            run(trained, *out, *flags)
+
+
+@pytest.mark.parametrize('flags, expected', [
+    ([], {2: 4, 12: 32}), (['--rank', '5'], {2: 5, 12: 5}), (['--rank', '*dsc2_*=1/4'], {2: 8}),
+    (['--rank', '1/8', '--rank', '*dsc2_*=7'], {2: 7, 12: 32}), (['--latency', '0.9'], {2: 8, 12: 32})])
+def test_ranks_of_the_command(trained, tmp_path, monkeypatch, flags, expected):
+    clock(monkeypatch, lambda network: network.multiply_adds / 1e6)
+    assert not run(trained, '--layers', '*dsc2_*', '*dsc12_*', '--out', tmp_path / 'out', *flags)
+    report = json.loads((tmp_path / 'out' / 'mobilenetv1_x0.25-compressed-report.json').read_text())
+    assert {int(layer['name'].split('_')[1][len('dsc'):]): layer['rank'] for layer in report['layers']
+            if layer['rank']} == expected

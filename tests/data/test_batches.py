@@ -1,0 +1,103 @@
+import cv2
+import numpy as np
+import pytest
+
+from gluon_lprnet.data.batches import ImageBatches, Normalization, paper_augmentation, validation_batches
+from gluon_lprnet.data.integrity import check_records
+
+RAW = Normalization((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+
+
+def batches_of(tiny_records, batch_size=16, normalization=RAW, **kwargs):
+    prefix, _, _ = tiny_records
+    return ImageBatches(check_records(f'{prefix}.rec'), 16, batch_size, normalization, threads=1, **kwargs)
+
+
+def read(batches, epoch=0, start=0):
+    data, label = zip(*[(d.asnumpy(), y.asnumpy()) for d, y in batches.epoch(epoch, start)])
+    return np.concatenate(data), np.concatenate(label)
+
+
+@pytest.mark.parametrize('batch_size', [16, 25, 50, 64, 200])
+def test_plain_epoch_is_every_record_once_in_order(tiny_records, batch_size):
+    _, images, labels = tiny_records
+    batches = batches_of(tiny_records, batch_size)
+    data, label = read(batches)
+    np.testing.assert_array_equal(data.transpose(0, 2, 3, 1), images)
+    np.testing.assert_array_equal(label, labels)
+    assert len(batches) == len(list(batches.epoch(0)))
+
+
+def test_normalization_is_by_channel(tiny_records):
+    _, images, _ = tiny_records
+    mean, std = (10.0, 20.0, 30.0), (2.0, 4.0, 8.0)
+    data, _ = read(batches_of(tiny_records, normalization=Normalization(mean, std)))
+    np.testing.assert_allclose(data.transpose(0, 2, 3, 1), (images - np.array(mean)) / std, rtol=1e-5)
+
+
+def test_shuffled_epochs_differ_and_repeat(tiny_records):
+    _, images, _ = tiny_records
+    batches = batches_of(tiny_records, shuffle=True, seed=3)
+    first, again, second = read(batches, 0)[0], read(batches, 0)[0], read(batches, 1)[0]
+    np.testing.assert_array_equal(first, again)
+    assert (first != second).any()
+    for epoch in (first, second):
+        np.testing.assert_array_equal(np.sort(epoch.reshape(50, -1).sum(1)),
+                                      np.sort(images.reshape(50, -1).sum(1, dtype=float)))
+
+
+def test_augmentation_repeats_and_a_late_start_continues_it(tiny_records):
+    batches = batches_of(tiny_records, shuffle=True, augmentation=paper_augmentation(pad=2,
+                                                                                    max_random_illumination=20))
+    whole, tail = read(batches, 5), read(batches, 5, start=2)
+    np.testing.assert_array_equal(whole[0][32:], tail[0])
+    np.testing.assert_array_equal(whole[1][32:], tail[1])
+
+
+def test_mirror_and_nothing_else(tiny_records):
+    _, images, _ = tiny_records
+    data, _ = read(batches_of(tiny_records, augmentation=paper_augmentation()))
+    data = data.transpose(0, 2, 3, 1)
+    mirrored = np.array([np.array_equal(d, i[:, ::-1]) for d, i in zip(data, images)])
+    kept = np.array([np.array_equal(d, i) for d, i in zip(data, images)])
+    assert (mirrored ^ kept).all() and 10 < mirrored.sum() < 40
+    data, _ = read(batches_of(tiny_records, augmentation=paper_augmentation(mirror=False)))
+    np.testing.assert_array_equal(data.transpose(0, 2, 3, 1), images)
+
+
+def test_illumination_moves_all_pixels_of_an_image_by_one_number_in_range(tiny_records):
+    _, images, _ = tiny_records
+    data, _ = read(batches_of(tiny_records, augmentation=paper_augmentation(mirror=False,
+                                                                           max_random_illumination=20)))
+    shift = data.transpose(0, 2, 3, 1) - images
+    assert shift.reshape(50, -1).std(1).max() < 1e-3
+    means = shift.reshape(50, -1).mean(1)
+    assert np.abs(means).max() <= 20 and means.std() > 5
+
+
+def test_random_scale_never_leaves_less_than_the_crop(tmp_path):
+    from conftest import encode
+
+    from gluon_lprnet.data.recordio import write_records
+    y, x = np.mgrid[:64, :64]
+    image = np.stack([x * 2 + 60, y * 2 + 60, np.full_like(x, 90)], -1).astype(np.uint8)
+    write_records(tmp_path / 'ramp', [(0, encode(image))] * 40)
+    batches = ImageBatches(check_records(tmp_path / 'ramp.rec'), 32, 40, RAW, threads=1, shuffle=True,
+                           augmentation=paper_augmentation(min_random_scale=0.25, max_random_scale=1.0))
+    data = next(iter(batches.epoch(0))).data.asnumpy()
+    slopes = (data[:, 0, 16, 24] - data[:, 0, 16, 8]) / 16
+    # The ramp rises by 2 a pixel at scale 1, by 4 at the smallest scale that still fills the crop.
+    assert np.abs(slopes).min() > 1.9 and np.abs(slopes).max() < 4.3 and np.abs(slopes).std() > 0.2
+    assert data.min() > 55, 'no padding shows'
+
+
+def test_validation_is_the_centre_crop_of_the_resized_image(shared_data):
+    rec = shared_data / 'cifar10' / 'test.rec'
+    import mxnet as mx
+    reader = mx.recordio.MXIndexedRecordIO(str(rec.with_suffix('.idx')), str(rec), 'r')
+    _, image = mx.recordio.unpack_img(reader.read_idx(0), cv2.IMREAD_COLOR)
+    config = dict(input_size=24, crop_ratio=0.5, rgb_mean=RAW.mean, rgb_std=RAW.std)
+    batches = validation_batches(check_records(rec, content=False), config, 4, 1)
+    data = next(iter(batches.epoch(0))).data[0].asnumpy().transpose(1, 2, 0)
+    expected = cv2.resize(image[..., ::-1], (48, 48), interpolation=cv2.INTER_LINEAR)[12:36, 12:36]
+    assert np.abs(data - expected).max() <= 1

@@ -1,0 +1,563 @@
+"""Packing, read back by MXNet's own readers and compared with the source images."""
+import hashlib
+import io
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zlib
+from pathlib import Path
+
+import cv2
+import mxnet as mx
+import numpy as np
+import pytest
+from PIL import Image
+
+import gluon_lprnet  # noqa: F401  makes MXNet importable
+from gluon_lprnet.__main__ import main
+from gluon_lprnet.data import pack
+from gluon_lprnet.data.integrity import check_records
+from gluon_lprnet.data.pack import pack_images
+from gluon_lprnet.data.recordio import write_records
+from gluon_lprnet.utils.errors import InputError
+
+REPOSITORY = str(Path(__file__).resolve().parents[2])
+DATA = os.path.join(REPOSITORY, '..', 'shared', 'data')
+
+
+def picture(seed=0, size=(60, 40)):
+    """A smooth picture, so that JPEG changes its pixels little."""
+    small = np.random.RandomState(seed).randint(0, 256, (3, 4, 3), dtype=np.uint8)
+    return Image.fromarray(small).resize(size, Image.Resampling.BICUBIC)
+
+
+def save(path, seed=0, size=(60, 40), **kwargs):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture(seed, size).save(path, **kwargs)
+
+
+def class_folders(folder, classes=('cat', 'ant', 'bee'), images=4):
+    for c, name in enumerate(classes):
+        for i in range(images):
+            save(folder / name / f'{i}.jpg', seed=10 * c + i)
+    return folder
+
+
+def read_back(prefix):
+    """(label, image file) of every record by MXNet's reader, in the order of the keys."""
+    reader = mx.recordio.MXIndexedRecordIO(f'{prefix}.idx', f'{prefix}.rec', 'r')
+    samples = []
+    for number, key in enumerate(reader.keys):
+        header, image = mx.recordio.unpack(reader.read_idx(key))
+        assert key == header.id == number
+        samples.append((header.label, image))
+    return samples
+
+
+def pack_one(tmp_path, image, name='a.png', **kwargs):
+    """Pack one image file; returns the record's file and its pixels (RGB) as MXNet decodes them."""
+    path = tmp_path / 'in' / 'class' / name
+    path.parent.mkdir(parents=True)
+    path.write_bytes(image)
+    pack_images(tmp_path / 'in', tmp_path / 'one', progress=False, **kwargs)
+    (label, packed), = read_back(tmp_path / 'one')
+    assert label == 0
+    return packed, mx.image.imdecode(packed).asnumpy()
+
+
+def encoded(image, kind, **kwargs):
+    file = io.BytesIO()
+    image.save(file, kind, **kwargs)
+    return file.getvalue()
+
+
+def assert_like(pixels, expected, tolerance=3):
+    assert pixels.shape == np.shape(expected)
+    assert np.abs(pixels.astype(int) - np.asarray(expected, dtype=int)).mean() < tolerance
+
+
+def fault_of(*args, **kwargs):
+    with pytest.raises(InputError) as caught:
+        pack_images(*args, progress=False, **kwargs)
+    return str(caught.value)
+
+
+def names_in(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+# What is written
+
+def test_class_folders_are_labelled_in_sorted_order(tmp_path):
+    source = class_folders(tmp_path / 'in')
+    summary = pack_images(source, tmp_path / 'set', shuffle=False, progress=False)
+    assert summary.count == 12
+    assert summary.classes == ['ant', 'bee', 'cat']
+    assert (tmp_path / 'set.classes.txt').read_text() == 'ant\nbee\ncat\n'
+    expected = [(label, (source / name / f'{i}.jpg').read_bytes())
+                for label, name in enumerate(['ant', 'bee', 'cat']) for i in range(4)]
+    assert read_back(tmp_path / 'set') == expected
+    assert names_in(tmp_path) == ['in', 'set.classes.txt', 'set.idx', 'set.json', 'set.rec']
+
+
+def test_the_manifest_describes_the_files(tmp_path):
+    source = class_folders(tmp_path / 'in')
+    pack_images(source, tmp_path / 'set', resize=32, quality=90, seed=5, progress=False)
+    manifest = json.loads((tmp_path / 'set.json').read_text())
+    for kind in ('rec', 'idx'):
+        content = (tmp_path / f'set.{kind}').read_bytes()
+        assert manifest[kind] == {'bytes': len(content), 'crc32': f'{zlib.crc32(content):08x}'}
+    assert manifest['count'] == 12 and manifest['label_width'] == 1
+    assert manifest['classes'] == ['ant', 'bee', 'cat']
+    assert [manifest[name] for name in ('resize', 'quality', 'shuffle', 'seed')] == [32, 90, True, 5]
+    assert manifest['skipped'] == [] and manifest['ignored'] == []
+    assert 'CRC-32' in check_records(tmp_path / 'set.rec', num_classes=3, progress=False).verified
+
+
+def test_image_record_iter_reads_the_images_with_their_labels(tmp_path):
+    for label, colour in enumerate([(250, 10, 10), (10, 250, 10), (10, 10, 250)]):
+        for i in range(3):
+            path = tmp_path / 'in' / f'class{label}' / f'{i}.png'
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new('RGB', (32, 32), colour).save(path)
+    pack_images(tmp_path / 'in', tmp_path / 'set', progress=False)
+    batch = next(mx.io.ImageRecordIter(path_imgrec=str(tmp_path / 'set.rec'), data_shape=(3, 32, 32),
+                                       path_imgidx=str(tmp_path / 'set.idx'), batch_size=9,
+                                       preprocess_threads=1, verbose=False))
+    labels = batch.label[0].asnumpy().astype(int)
+    assert sorted(labels) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert list(labels) != sorted(labels)  # shuffled
+    assert np.array_equal(batch.data[0].asnumpy().mean(axis=(2, 3)).argmax(axis=1), labels)
+
+
+def test_the_bytes_depend_on_the_seed_and_not_on_the_workers(tmp_path):
+    source = class_folders(tmp_path / 'in', images=20)
+
+    def digest(name, **kwargs):
+        pack_images(source, tmp_path / name, resize=24, progress=False, **kwargs)
+        return [hashlib.sha256((tmp_path / (name + extension)).read_bytes()).hexdigest()
+                for extension in ('.rec', '.idx', '.json', '.classes.txt')]
+
+    one = digest('a', workers=1)
+    assert digest('b', workers=3) == one
+    assert digest('c', workers=1, seed=1)[0] != one[0]
+    assert sorted(read_back(tmp_path / 'c')) == sorted(read_back(tmp_path / 'a'))
+
+
+# What becomes of an image
+
+@pytest.mark.parametrize('size, resize, expected', [
+    ((100, 80), 40, (50, 40)),
+    ((80, 100), 40, (40, 50)),
+    ((100, 80), 0, (100, 80)),
+    ((100, 80), 80, (100, 80)),
+    ((100, 80), 200, (100, 80)),
+    ((333, 100), 50, (166, 50)),
+])
+def test_the_shorter_side_is_shrunk_and_never_enlarged(tmp_path, size, resize, expected):
+    _, pixels = pack_one(tmp_path, encoded(picture(1, size), 'PNG'), resize=resize)
+    assert_like(pixels, picture(1, size).resize(expected, Image.Resampling.BOX))
+
+
+def test_shrinking_averages(tmp_path):
+    checkerboard = (np.indices((64, 64)).sum(axis=0) % 2 * 255).astype(np.uint8)
+    _, pixels = pack_one(tmp_path, encoded(Image.fromarray(checkerboard), 'PNG'), resize=32)
+    assert_like(pixels, np.full((32, 32, 3), 127))
+
+
+def test_a_jpeg_that_needs_nothing_keeps_its_bytes(tmp_path):
+    image = encoded(picture(), 'JPEG', quality=40)
+    assert pack_one(tmp_path, image)[0] == image
+
+
+def test_a_jpeg_that_is_shrunk_has_the_quality_asked_for(tmp_path):
+    image = encoded(picture(3, (400, 400)), 'JPEG')
+    packed, _ = pack_one(tmp_path, image, resize=200, quality=30)
+    shrunk = cv2.resize(np.asarray(Image.open(io.BytesIO(image))), (200, 200), interpolation=cv2.INTER_AREA)
+    same = encoded(Image.fromarray(shrunk), 'JPEG', quality=30)
+    assert Image.open(io.BytesIO(packed)).quantization == Image.open(io.BytesIO(same)).quantization
+
+
+@pytest.mark.parametrize('kind, options', [('JPEG', {'progressive': True}), ('WEBP', {'lossless': True}),
+                                           ('BMP', {}), ('TIFF', {}), ('PNG', {}), ('PPM', {})])
+def test_other_formats_become_baseline_jpeg(tmp_path, kind, options):
+    # Named .jpg, as some of ImageNet's are: the content decides and not the name.
+    packed, pixels = pack_one(tmp_path, encoded(picture(), kind, **options), name='a.jpg')
+    header = Image.open(io.BytesIO(packed))
+    assert header.format == 'JPEG' and header.mode == 'RGB' and not header.info.get('progressive')
+    assert_like(pixels, picture())
+
+
+def test_gray_becomes_three_channels(tmp_path):
+    packed, pixels = pack_one(tmp_path, encoded(picture().convert('L'), 'JPEG', quality=95))
+    assert Image.open(io.BytesIO(packed)).mode == 'RGB'
+    assert_like(pixels, picture().convert('L').convert('RGB'))
+
+
+def test_cmyk_becomes_rgb(tmp_path):
+    packed, pixels = pack_one(tmp_path, encoded(picture().convert('CMYK'), 'JPEG', quality=95), name='a.jpg')
+    assert Image.open(io.BytesIO(packed)).mode == 'RGB'
+    assert_like(pixels, picture())
+
+
+def test_sixteen_bits_are_scaled_and_not_clipped(tmp_path):
+    gray = np.linspace(0, 65535, 60 * 40).reshape(40, 60).astype(np.uint16)
+    _, image = cv2.imencode('.png', gray)
+    _, pixels = pack_one(tmp_path, image.tobytes())
+    assert_like(pixels, np.repeat((gray / 257)[:, :, None], 3, axis=2).astype(int))
+
+
+def test_transparency_is_laid_on_white(tmp_path):
+    image = picture().convert('RGBA')
+    alpha = np.zeros((40, 60), np.uint8)
+    alpha[:, :32] = 255
+    image.putalpha(Image.fromarray(alpha))
+    _, pixels = pack_one(tmp_path, encoded(image, 'PNG'))
+    assert_like(pixels[:, :32], np.asarray(picture())[:, :32])
+    assert pixels[:, 40:].min() > 245
+
+
+def test_a_palette_with_a_transparent_colour_and_an_animation(tmp_path):
+    frames = [Image.new('P', (32, 32), index) for index in (1, 2)]
+    for frame in frames:
+        frame.putpalette([255, 0, 0, 0, 0, 255, 0, 255, 0])
+    frames[0].paste(0, (16, 0, 32, 32))
+    image = encoded(frames[0], 'GIF', save_all=True, append_images=frames[1:], transparency=0)
+    _, pixels = pack_one(tmp_path, image, name='a.gif')
+    assert np.abs(pixels[:, :12].astype(int) - (0, 0, 255)).mean() < 5
+    assert pixels[:, 20:].min() > 240
+
+
+@pytest.mark.parametrize('orientation', range(1, 9))
+def test_an_image_is_set_upright(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = encoded(picture(2), 'JPEG', quality=95, exif=exif)
+    packed, pixels = pack_one(tmp_path, image, name='a.jpg')
+    upright = cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_COLOR)  # turns by EXIF
+    assert_like(pixels, upright[:, :, ::-1])
+    assert (packed == image) == (orientation == 1)
+    assert orientation == 1 or 0x0112 not in Image.open(io.BytesIO(packed)).getexif()
+
+
+def test_broken_exif_does_not_lose_the_image(tmp_path):
+    image = encoded(picture(), 'JPEG', exif=b'Exif\0\0MM\0\x2a\xff\xff\xff\xff')
+    assert pack_one(tmp_path, image, name='a.jpg')[0] == image
+
+
+# Damaged images
+
+def damaged_folder(folder):
+    class_folders(folder)
+    whole = encoded(picture(1, (200, 200)), 'JPEG')
+    (folder / 'ant' / 'half.jpg').write_bytes(whole[:len(whole) // 2])
+    (folder / 'ant' / 'zero.jpg').touch()
+    (folder / 'bee' / 'text.jpg').write_text('not an image')
+    os.symlink('nowhere.jpg', folder / 'cat' / 'gone.jpg')
+    return folder
+
+
+DAMAGED = {os.path.join('ant', 'half.jpg'): 'truncated', os.path.join('ant', 'zero.jpg'): 'empty',
+           os.path.join('bee', 'text.jpg'): 'not an image', os.path.join('cat', 'gone.jpg'): 'does not exist'}
+
+
+def test_damaged_images_fail_the_packing_and_are_all_named(tmp_path):
+    message = fault_of(damaged_folder(tmp_path / 'in'), tmp_path / 'set')
+    assert '4 of 16 images' in message and '--skip-bad' in message
+    for path, reason in DAMAGED.items():
+        line, = (line for line in message.splitlines() if path in line)
+        assert reason in line
+    assert names_in(tmp_path) == ['in']
+
+
+def test_skip_bad_leaves_damaged_images_out_and_says_so(tmp_path, capsys):
+    source = damaged_folder(tmp_path / 'in')
+    assert not main(['pack', 'images', str(source), '--out', str(tmp_path / 'set'), '--skip-bad',
+                     '--no-shuffle'])
+    output = capsys.readouterr()
+    assert '12 images' in output.out and '4 skipped' in output.out
+    skipped = json.loads((tmp_path / 'set.json').read_text())['skipped']
+    assert [path for path, _ in skipped] == sorted(DAMAGED)
+    for path, reason in skipped:
+        assert path in output.err and DAMAGED[path] in reason
+    assert [label for label, _ in read_back(tmp_path / 'set')] == [0] * 4 + [1] * 4 + [2] * 4
+    assert check_records(tmp_path / 'set.rec', progress=False).count == 12
+
+
+def test_nothing_but_damaged_images_is_no_set(tmp_path):
+    (tmp_path / 'in' / 'ant').mkdir(parents=True)
+    (tmp_path / 'in' / 'ant' / 'zero.jpg').touch()
+    assert 'no image to pack' in fault_of(tmp_path / 'in', tmp_path / 'set', skip_bad=True)
+    assert names_in(tmp_path) == ['in']
+
+
+# Folders
+
+def test_what_is_not_an_image_is_ignored_and_reported(tmp_path, capsys):
+    source = class_folders(tmp_path / 'in')
+    (source / 'README.txt').touch()
+    (source / '.cache').mkdir()
+    (source / 'ant' / 'Thumbs.db').touch()
+    (source / 'ant' / '._0.jpg').touch()
+    (source / 'bee' / 'more').mkdir()
+    ignored = ['.cache', 'README.txt', os.path.join('ant', '._0.jpg'), os.path.join('ant', 'Thumbs.db'),
+               os.path.join('bee', 'more')]
+    assert not main(['pack', 'images', str(source), '--out', str(tmp_path / 'set')])
+    output = capsys.readouterr()
+    assert '12 images' in output.out and '5 ignored' in output.out
+    assert all(name in output.err for name in ignored)
+    assert sorted(json.loads((tmp_path / 'set.json').read_text())['ignored']) == sorted(ignored)
+
+
+def test_folders_that_are_not_class_folders_are_refused(tmp_path):
+    out = tmp_path / 'set'
+    assert 'does not exist' in fault_of(tmp_path / 'no', out)
+    (tmp_path / 'in').mkdir()
+    assert 'no class folders' in fault_of(tmp_path / 'in', out)
+    class_folders(tmp_path / 'in' / 'train')
+    message = fault_of(tmp_path / 'in', out)  # one level too high
+    assert f'{tmp_path / "in" / "train"} holds no image directly (the 3 folders' in message
+    (tmp_path / 'in' / 'train' / 'dog').mkdir()
+    assert f'{tmp_path / "in" / "train" / "dog"} holds no image: ' in fault_of(tmp_path / 'in' / 'train', out)
+    save(tmp_path / 'in' / 'train' / '1.jpg')
+    assert '1 image(s) directly (1.jpg)' in fault_of(tmp_path / 'in' / 'train', out)
+    assert '--root' in fault_of(tmp_path / 'in', out, root=tmp_path)
+
+
+def test_names_in_any_bytes_are_packed(tmp_path):
+    folder = os.path.join(os.fsencode(tmp_path), b'in', b'caf\xe9')
+    os.makedirs(folder)
+    with open(os.path.join(folder, b'\xff.jpg'), 'wb') as file:
+        file.write(encoded(picture(), 'JPEG'))
+    with open(os.path.join(folder, b'\xfe.jpg'), 'wb'):
+        pass
+    assert main(['pack', 'images', str(tmp_path / 'in'), '--out', str(tmp_path / 'set')]) == 2
+    assert not main(['pack', 'images', str(tmp_path / 'in'), '--out', str(tmp_path / 'set'), '--skip-bad'])
+    assert (tmp_path / 'set.classes.txt').read_bytes() == b'caf\xe9\n'
+
+
+# Lists
+
+def test_an_mxnet_list(tmp_path):
+    class_folders(tmp_path / 'in')
+    (tmp_path / 'in' / 'set.lst').write_text('7\t2.000000\tcat/1.jpg\n3\t0.000000\tant/0.jpg\n')
+    summary = pack_images(tmp_path / 'in' / 'set.lst', tmp_path / 'set', shuffle=False, progress=False)
+    assert summary.classes is None and not (tmp_path / 'set.classes.txt').exists()
+    assert read_back(tmp_path / 'set') == [(2, (tmp_path / 'in/cat/1.jpg').read_bytes()),
+                                           (0, (tmp_path / 'in/ant/0.jpg').read_bytes())]
+
+
+def test_an_mxnet_list_with_several_labels(tmp_path):
+    class_folders(tmp_path / 'in')
+    (tmp_path / 'set.lst').write_text('0\t0.5\t-1\tcat/1.jpg\n1\t2\t3.25\tant/0.jpg\n')
+    pack_images(tmp_path / 'set.lst', tmp_path / 'set', root=tmp_path / 'in', shuffle=False, progress=False)
+    assert [list(label) for label, _ in read_back(tmp_path / 'set')] == [[0.5, -1], [2, 3.25]]
+    assert check_records(tmp_path / 'set.rec', label_width=2, progress=False).count == 2
+
+
+def test_a_text_list(tmp_path):
+    save(tmp_path / 'in' / 'a b.jpg')
+    save(tmp_path / 'in' / 'c.jpg', seed=1)
+    (tmp_path / 'list.txt').write_text(f'a b.jpg 1\n\n{tmp_path / "in" / "c.jpg"}\t0\n')
+    pack_images(tmp_path / 'list.txt', tmp_path / 'set', root=tmp_path / 'in', shuffle=False, progress=False)
+    assert read_back(tmp_path / 'set') == [(1, (tmp_path / 'in' / 'a b.jpg').read_bytes()),
+                                           (0, (tmp_path / 'in' / 'c.jpg').read_bytes())]
+
+
+@pytest.mark.parametrize('name, line, expected', [
+    ('list.txt', 'b.jpg', 'is not "path label"'),
+    ('list.txt', 'b.jpg one', 'is not "path label"'),
+    ('list.txt', '0\t1\tb.jpg', 'must be named *.lst'),
+    ('list.txt', 'b.jpg -1', 'an integer from 0'),
+    ('list.txt', 'b.jpg 1.5', 'an integer from 0'),
+    ('list.txt', 'b.jpg nan', 'not finite'),
+    ('list.txt', 'a.jpg 1', 'a.jpg is on line 1 too'),
+    ('list.lst', '1\tb.jpg', 'is not "index<TAB>label<TAB>path"'),
+    ('list.lst', '1\tone\tb.jpg', 'is not "index<TAB>label<TAB>path"'),
+    ('list.lst', 'b.jpg\t1\t1', 'is not "index<TAB>label<TAB>path"'),
+    ('list.lst', '1\t1\t2\tb.jpg', '2 label(s)'),
+    ('list.lst', '1\t-1\tb.jpg', 'an integer from 0'),
+])
+def test_a_faulty_line_is_named(tmp_path, name, line, expected):
+    path = tmp_path / name
+    path.write_text(('0\t0\ta.jpg' if name.endswith('lst') else 'a.jpg 0') + f'\n{line}\n')
+    message = fault_of(path, tmp_path / 'set')
+    assert f'{path}: line 2: ' in message and expected in message
+
+
+def test_a_list_of_nothing_or_with_a_wrong_root(tmp_path):
+    (tmp_path / 'list.txt').write_text('\n')
+    assert 'lists no images' in fault_of(tmp_path / 'list.txt', tmp_path / 'set')
+    assert '--root' in fault_of(tmp_path / 'list.txt', tmp_path / 'set', root=tmp_path / 'no')
+    (tmp_path / 'list.txt').write_text('gone.jpg 0\n')
+    assert 'gone.jpg does not exist' in fault_of(tmp_path / 'list.txt', tmp_path / 'set')
+
+
+# Where it is written
+
+def test_existing_files_need_overwrite(tmp_path):
+    source = class_folders(tmp_path / 'in')
+    pack_images(source, tmp_path / 'set', progress=False)
+    before = (tmp_path / 'set.rec').read_bytes()
+    assert f'{tmp_path / "set.rec"}, ' in fault_of(source, tmp_path / 'set', seed=1)
+    assert (tmp_path / 'set.rec').read_bytes() == before
+    pack_images(source, tmp_path / 'set', seed=1, overwrite=True, progress=False)
+    assert (tmp_path / 'set.rec').read_bytes() != before
+    check_records(tmp_path / 'set.rec', progress=False)
+
+
+def test_a_failed_overwrite_leaves_the_old_files(tmp_path):
+    source = class_folders(tmp_path / 'in')
+    pack_images(source, tmp_path / 'set', progress=False)
+    before = names_in(tmp_path)
+    (source / 'ant' / 'zero.jpg').touch()
+    assert 'zero.jpg' in fault_of(source, tmp_path / 'set', overwrite=True)
+    assert names_in(tmp_path) == before
+    assert check_records(tmp_path / 'set.rec', progress=False).count == 12
+
+
+def test_an_old_file_of_classes_does_not_stay(tmp_path):
+    pack_images(class_folders(tmp_path / 'in'), tmp_path / 'set', progress=False)
+    (tmp_path / 'list.txt').write_text('in/ant/0.jpg 5\n')
+    pack_images(tmp_path / 'list.txt', tmp_path / 'set', overwrite=True, progress=False)
+    assert not (tmp_path / 'set.classes.txt').exists()
+
+
+def test_a_place_that_cannot_be_written_is_refused(tmp_path):
+    source = class_folders(tmp_path / 'in')
+    assert str(tmp_path / 'no') in fault_of(source, tmp_path / 'no' / 'set')
+    assert 'is a folder' in fault_of(source, tmp_path)
+    assert 'is a folder' in fault_of(source, f'{tmp_path}/')
+    assert '".rec"' in fault_of(source, tmp_path / 'set.rec')
+
+
+@pytest.mark.parametrize('flag, value', [('resize', -1), ('quality', 0), ('quality', 101), ('workers', 0),
+                                         ('seed', -1)])
+def test_a_flag_out_of_range_is_refused(tmp_path, flag, value):
+    source = class_folders(tmp_path / 'in')
+    assert f'--{flag} is {value}' in fault_of(source, tmp_path / 'set', **{flag: value})
+
+
+@pytest.mark.parametrize('limit, images, expected', [
+    (150_000, [(0, b'x' * 50_000)] * 5, 'cannot be written'),
+    # Only buffered bytes fail, on closing, of which MXNet says nothing.
+    (2_000, [(0, b'x' * 3_000)], 'bytes could be written'),
+])
+def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path, limit, images, expected):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        with pytest.raises(InputError) as caught:
+            write_records(tmp_path / 'set', images, progress=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert str(tmp_path / 'set') in str(caught.value) and expected in str(caught.value)
+    assert names_in(tmp_path) == []
+
+
+@pytest.mark.parametrize('sent, phase', [(signal.SIGINT, 'workers start'), (signal.SIGTERM, 'workers work')])
+def test_a_signal_leaves_nothing_behind(tmp_path, sent, phase):
+    (tmp_path / 'in' / 'ant').mkdir(parents=True)
+    (tmp_path / 'out').mkdir()
+    image = encoded(Image.effect_noise((1200, 1200), 90).convert('RGB'), 'JPEG')
+    for i in range(300):
+        (tmp_path / 'in' / 'ant' / f'{i}.jpg').write_bytes(image)
+    process = subprocess.Popen([sys.executable, '-m', 'gluon_lprnet', 'pack', 'images', str(tmp_path / 'in'),
+                                '--out', str(tmp_path / 'out' / 'set'), '--workers', '2'],
+                               cwd=REPOSITORY, stderr=subprocess.PIPE, start_new_session=True,
+                               # A job that a shell put in the background is deaf to Ctrl-C.
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    try:
+        reached = False
+        while not reached and process.poll() is None:
+            time.sleep(0.2)
+            # The workers start as soon as the file is there, and work when it grows.
+            sizes = [path.stat().st_size for path in (tmp_path / 'out').glob('*/*.rec')]
+            reached = bool(sizes) if phase == 'workers start' else sum(sizes) > 0
+        time.sleep(0.3)
+        assert process.poll() is None, process.stderr.read()
+        # A terminal sends Ctrl-C to the whole group; a scheduler sends SIGTERM to the process.
+        (os.killpg if sent == signal.SIGINT else os.kill)(process.pid, sent)
+        errors = process.communicate(timeout=30)[1].decode()
+    finally:
+        process.kill()
+    assert process.returncode == 128 + sent
+    assert 'Traceback' not in errors
+    assert names_in(tmp_path / 'out') == []
+
+
+# write_records
+
+def test_write_records_takes_arrays_that_another_program_encoded(tmp_path):
+    pixels = [np.full((16, 16, 3), value, np.uint8) for value in (10, 120, 250)]
+    samples = ((np.int64(label), pack.encode_jpeg(image)) for label, image in enumerate(pixels))
+    rec_path, count, size = write_records(tmp_path / 'set', samples, classes=['a', 'b', 'c'], progress=False,
+                                          details={'origin': 'arrays'})
+    assert (rec_path, count, size) == (str(tmp_path / 'set.rec'), 3, os.path.getsize(tmp_path / 'set.rec'))
+    for number, (label, image) in enumerate(read_back(tmp_path / 'set')):
+        assert label == number
+        assert_like(mx.image.imdecode(image).asnumpy(), pixels[number])
+    assert json.loads((tmp_path / 'set.json').read_text())['origin'] == 'arrays'
+
+
+def test_write_records_takes_landmarks(tmp_path):
+    points = np.random.RandomState(0).randn(3, 136)
+    write_records(tmp_path / 'set', [(row, encoded(picture(), 'JPEG')) for row in points], progress=False)
+    assert np.array_equal([label for label, _ in read_back(tmp_path / 'set')], points.astype(np.float32))
+    assert check_records(tmp_path / 'set.rec', label_width=136, progress=False).count == 3
+
+
+@pytest.mark.parametrize('labels, expected', [([0, float('nan')], 'Sample 1 .*not finite'),
+                                              ([0, -1], 'Sample 1 .*integer from 0'),
+                                              ([[1., 2.], [1., np.inf]], 'Sample 1 .*not finite'),
+                                              ([[1., 2.], [1., 2., 3.]], 'Sample 1 .*3 label'),
+                                              ([0, [1., 2.]], 'Sample 1 .*2 label'),
+                                              ([], 'no image')])
+def test_write_records_refuses_a_label_that_is_not_sound(tmp_path, labels, expected):
+    image = encoded(picture(), 'JPEG')
+    with pytest.raises(InputError, match=expected):
+        write_records(tmp_path / 'set', ((label, image) for label in labels), progress=False)
+    assert names_in(tmp_path) == []
+
+
+def test_write_records_leaves_nothing_when_the_samples_fail(tmp_path):
+    def samples():
+        yield 0, b'image'
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        write_records(tmp_path / 'set', samples(), progress=False)
+    assert names_in(tmp_path) == []
+
+
+def test_a_class_with_a_line_break_is_refused(tmp_path):
+    with pytest.raises(InputError, match='line break'):
+        write_records(tmp_path / 'set', [(0, b'image')], classes=['a\nb'], progress=False)
+
+
+# Photos
+
+@pytest.mark.skipif(not os.path.isdir(DATA), reason=f'{DATA} is not there')
+def test_photos(tmp_path):
+    """200 photos: the labels of their folders, the shorter side at most 128, like their sources."""
+    source = os.path.join(DATA, 'imagenette', 'val')
+    for name in sorted(os.listdir(source)):
+        (tmp_path / 'in' / name).mkdir(parents=True)
+        for photo in sorted(os.listdir(os.path.join(source, name)))[:20]:
+            shutil.copy(os.path.join(source, name, photo), tmp_path / 'in' / name)
+    pack_images(tmp_path / 'in', tmp_path / 'set', resize=128, shuffle=False, progress=False)
+    summary = check_records(tmp_path / 'set.rec', num_classes=10, progress=False)
+    assert summary.class_counts == {label: 20 for label in range(10)}
+    paths = sorted((tmp_path / 'in').glob('*/*'))
+    for path, (label, image) in zip(paths, read_back(tmp_path / 'set')):
+        assert sorted(os.listdir(source))[int(label)] == path.parent.name
+        photo = Image.open(path).convert('RGB')
+        pixels = mx.image.imdecode(image).asnumpy()
+        assert min(pixels.shape[:2]) == min(128, *photo.size)
+        # JPEG changes photos more than the smooth pictures above; another photo would differ by 50 or so.
+        assert_like(pixels, photo.resize(pixels.shape[1::-1], Image.Resampling.BOX), tolerance=10)

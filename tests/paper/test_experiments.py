@@ -1,0 +1,258 @@
+"""The experiments on CIFAR-10: their networks, their runs side by side, Figure 2's comparison."""
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mxnet as mx
+import numpy as np
+import pytest
+from conftest import epoch_records
+
+from gluon_lprnet import get_model
+from gluon_lprnet.__main__ import main
+from gluon_lprnet.complexity import count
+from gluon_lprnet.paper import cifar10, figure2
+from gluon_lprnet.paper.grid import Result, Row
+from gluon_lprnet.zoo import ablation
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+# --- networks
+
+@pytest.mark.parametrize('name, millions', [('table4_sconv', '11.5'), ('mobilenetv1', '3.1'), ('table4_lpr', '2.4')])
+def test_table_4_counts_weights_without_batch_norm(name, millions):
+    layers = count(get_model(name, classes=10), (1, 3, 64, 64)).layers
+    weights = sum(layer.params for layer in layers if layer.operator != 'BatchNorm')
+    assert str(weights / 1e6).startswith(millions)
+
+
+def test_table_4_swaps_four_modules_of_width_512():
+    def widths(name):
+        return [layer.output_shape[1] for layer in count(get_model(name, classes=10)).layers
+                if layer.operator == 'L2Normalization']
+    assert widths('table4_lpr') == [512] * 4
+    assert widths('lprnet_mobilenet') == [128, 256] + [512] * 5 + [1024]
+
+
+def built(module, channels=16):
+    block = module(channels)
+    block.initialize(mx.init.Xavier())
+    x = mx.nd.array(np.random.default_rng(0).normal(size=(2, channels, 5, 5)))
+    y = block(x).asnumpy()
+    d = block.depthwise(x).asnumpy()
+    p = block.p2(block.p1(mx.nd.array(d))).asnumpy()
+    return block, y, d, p, p / np.sqrt((p ** 2).sum(axis=1, keepdims=True))
+
+
+def test_relu_after_the_depthwise_part():
+    _, y, d, _, normalized = built(ablation.DepthwiseReLU)
+    assert d.min() == 0
+    np.testing.assert_allclose(y, np.maximum(normalized + d, 0), atol=1e-5)
+
+
+def test_relu_after_the_depthwise_part_alone():
+    _, y, d, _, normalized = built(ablation.DepthwiseReLUAlone)
+    assert d.min() == 0 and y.min() < 0
+    np.testing.assert_allclose(y, normalized + d, atol=1e-5)
+
+
+def batch_norm(block, x):
+    gamma, beta, mean, variance = (getattr(block, name).data().asnumpy()[:, None, None]
+                                   for name in ('gamma', 'beta', 'running_mean', 'running_var'))
+    return (x - mean) / np.sqrt(variance + 1e-5) * gamma + beta
+
+
+def test_batch_norm_after_and_in_place_of_the_l2_norm():
+    for module, wanted in ((ablation.BatchNormAfterL2Norm, 4), (ablation.BatchNormForL2Norm, 3)):
+        block, *values = built(module)
+        block.batch_norm.gamma.set_data(mx.nd.arange(1, 17))
+        x = mx.nd.array(np.random.default_rng(0).normal(size=(2, 16, 5, 5)))
+        y, d = block(x).asnumpy(), values[1]
+        np.testing.assert_allclose(y, np.maximum(batch_norm(block.batch_norm, values[wanted - 1]) + d, 0), atol=1e-4)
+
+
+def test_learned_scale_begins_as_equation_6():
+    block, y, d, _, normalized = built(ablation.LearnedScale)
+    np.testing.assert_allclose(y, np.maximum(normalized + d, 0), atol=1e-5)
+    block.scale.scale.set_data(mx.nd.full((1, 1, 1, 1), 3))
+    x = mx.nd.array(np.random.default_rng(0).normal(size=(2, 16, 5, 5)))
+    np.testing.assert_allclose(block(x).asnumpy(), np.maximum(3 * normalized + d, 0), atol=1e-5)
+    _, y, d, _, normalized = built(ablation.LearnedScaleOfWidth)
+    np.testing.assert_allclose(y, np.maximum(4 * normalized + d, 0), atol=1e-5)
+
+
+def test_initial_values_and_decay():
+    block = built(ablation.OrthogonalInit)[0]
+    p1, p2 = (convolution.weight.data().asnumpy()[:, :, 0, 0] for convolution in (block.p1, block.p2))
+    np.testing.assert_allclose(p1 @ p1.T, np.eye(2), atol=1e-5)
+    np.testing.assert_allclose(p2.T @ p2, np.eye(2), atol=1e-5)
+    assert abs(built(ablation.SmallInit, 64)[0].p1.weight.data().asnumpy().std() - 0.01) < 0.003
+    block = built(ablation.NoDecay)[0]
+    assert (block.p1.weight.wd_mult, block.p2.weight.wd_mult) == (0, 0)
+    assert block.depthwise[0].weight.wd_mult == 1
+
+
+@pytest.mark.parametrize('width', [0.5, 1.0])
+def test_every_row_is_a_network_of_its_own(width):
+    for build in cifar10.EXPERIMENTS.values():
+        experiment = build(width)
+        names = [row.name for row in experiment.rows]
+        assert len(set(names)) == len(names) and experiment.reference in names
+        for row in experiment.rows:
+            assert get_model(row.flags.split()[1]) is not None
+
+
+# --- the grid
+
+def arguments(tiny_records, out, *more):
+    prefix, _, _ = tiny_records
+    return ['experiment', 'table4', '--width', '0.25', '--num-epochs', '2', '--rec-train', f'{prefix}.rec',
+            '--rec-val', f'{prefix}.rec', '--out', str(out), *more]
+
+
+ROWS = ['--rows', 'mobilenetv1_x0.25', 'table4_lpr_x0.25']
+
+
+def test_rows_are_trained_once_and_summed_up(tiny_records, tmp_path, capsys):
+    command = arguments(tiny_records, tmp_path, '--seeds', '0', '1', '--jobs', '2', *ROWS)
+    assert main(command) == 0
+    printed = capsys.readouterr().out
+    runs = {path.name: epoch_records(path) for path in tmp_path.iterdir()}
+    assert set(runs) == {f'{row}-seed{seed}' for row in ROWS[1:] for seed in (0, 1)}
+    assert all([record['epoch'] for record in epochs] == [0, 1] for epochs in runs.values())
+    dsc, lpr = ([100 * runs[f'{row}-seed{seed}'][-1]['val_top1'] for seed in (0, 1)] for row in ROWS[1:])
+    line = next(line for line in printed.splitlines() if line.startswith('LPR Module  '))
+    differences = [b - a for a, b in zip(dsc, lpr)]
+    for values, sign in ((lpr, ''), (differences, '+')):
+        assert f'{np.mean(values):{sign}.2f} ± {np.std(values, ddof=1):.2f}' in line
+    # Not trained: no accuracy.
+    assert next(line for line in printed.splitlines() if line.startswith('SConv')).split()[3] == '0'
+
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob('*') if path.is_file()}
+    assert main(command) == 0
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob('*') if path.is_file()} == before
+
+
+def test_other_flags_are_refused_where_there_are_runs(tiny_records, tmp_path, capsys):
+    command = arguments(tiny_records, tmp_path, '--seeds', '0', '--rows', 'mobilenetv1_x0.25')
+    assert main(command) == 0
+    command[command.index('--num-epochs') + 1] = '3'
+    assert main(command) == 2
+    assert '--num-epochs (was 2, is 3)' in capsys.readouterr().err
+
+
+def test_stopped_runs_go_on(tiny_records, tmp_path):
+    command = arguments(tiny_records, tmp_path / 'stopped', '--seeds', '0', '--rows', 'mobilenetv1_x0.25')
+    command[command.index('--num-epochs') + 1] = '200'
+    folder = tmp_path / 'stopped' / 'mobilenetv1_x0.25-seed0'
+    process = subprocess.Popen([sys.executable, '-m', 'gluon_lprnet', *command], cwd=ROOT)
+    deadline = time.monotonic() + 120
+    while not (folder / 'metrics.jsonl').exists() or len(epoch_records(folder)) < 2:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 130
+    saved = sorted((folder / 'checkpoints').iterdir())[-1]
+    state = json.loads((saved / 'state.json').read_text())
+    assert 2 <= state['epoch'] < 200
+    done = len(epoch_records(folder))
+
+    process = subprocess.Popen([sys.executable, '-m', 'gluon_lprnet', *command], cwd=ROOT)
+    while len(epoch_records(folder)) <= done:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 130
+    assert [record['epoch'] for record in epoch_records(folder)][:done + 1] == list(range(done + 1))
+
+
+def test_a_row_that_fails_leaves_the_others(tiny_records, tmp_path, capsys, monkeypatch):
+    def broken(width):
+        experiment = cifar10.table4(width)
+        rows = tuple(row._replace(flags=row.flags + ' --lr 1e30') if row.name == 'table4_lpr_x0.25' else row
+                     for row in experiment.rows)
+        return experiment._replace(rows=rows)
+    monkeypatch.setitem(cifar10.EXPERIMENTS, 'table4', broken)
+    assert main(arguments(tiny_records, tmp_path, '--seeds', '0', *ROWS)) == 1
+    captured = capsys.readouterr()
+    assert 'table4_lpr_x0.25-seed0 failed' in captured.err and 'learning rate' in captured.err
+    assert (tmp_path / 'mobilenetv1_x0.25-seed0' / 'export').is_dir()
+
+
+def test_unknown_row(tiny_records, tmp_path, capsys):
+    assert main(arguments(tiny_records, tmp_path, '--rows', 'dsc')) == 2
+    assert 'mobilenetv1_x0.25' in capsys.readouterr().err
+
+
+def test_curve_of_ranks(tmp_path):
+    experiment = cifar10.Experiment('title', (Row('a', 'LPRNet r = m/4', ''), Row('b', 'MobileNetV1 x0.5', '')), 'a')
+    cifar10.draw(experiment, {'a': Result({0: 80.0, 1: 82.0}, 1, 10 ** 6, None), 'b': Result({}, 1, 1, None)},
+                 tmp_path / 'curve.png')
+    assert (tmp_path / 'curve.png').stat().st_size > 5000
+
+
+# --- Figure 2
+
+def test_mean_squared_errors():
+    rng = np.random.default_rng(0)
+    outputs = [rng.normal(size=(300, 4, 3, 3)).astype('float32') for _ in range(3)]
+    errors, by_channel = figure2.mean_squared_errors(outputs)
+    for i, one in enumerate(outputs):
+        for j, other in enumerate(outputs):
+            difference = (one.astype('float64') - other) ** 2
+            np.testing.assert_allclose(errors[i, j], difference.mean())
+            np.testing.assert_allclose(by_channel[i, j], difference.mean(axis=(0, 2, 3)))
+
+
+def test_the_split_network_is_the_network():
+    net = get_model('table4_sconv', width=0.25, classes=10)
+    net.initialize(mx.init.Xavier())
+    before, module, after, channels = figure2.split(net)
+    x = mx.nd.random.normal(shape=(2, 3, 64, 64))
+    assert channels == 128 and len(before) > len(after)
+    np.testing.assert_array_equal(after(module(before(x))).asnumpy(), net(x).asnumpy())
+
+
+def test_figure_2(tiny_records, tmp_path, capsys):
+    prefix, _, _ = tiny_records
+    records = ['--rec-train', f'{prefix}.rec', '--rec-val', f'{prefix}.rec']
+    assert main(arguments(tiny_records, tmp_path / 'runs', '--seeds', '0', '--rows', 'table4_sconv_x0.25')) == 0
+    run = tmp_path / 'runs' / 'table4_sconv_x0.25-seed0'
+    capsys.readouterr()
+    command = ['figure2', str(run), *records, '--out', str(tmp_path / 'figure'), '--num-epochs', '2', '--lr', '0.01']
+    assert not main(command)
+    first = capsys.readouterr().out
+    result = json.loads((tmp_path / 'figure' / 'figure2.json').read_text())
+    names = ['SConv', *figure2.MODULES]
+    assert list(result['mse']) == names and set(result['top1']) == set(names)
+    assert all(result['mse'][name][name] == 0 < result['mse']['SConv'][name] for name in names[1:])
+    assert (tmp_path / 'figure' / 'figure2.png').stat().st_size > 20000
+    assert not [path for path in (tmp_path / 'figure').iterdir() if path.name.startswith('.')]
+    # Everything but the module is what it was.
+    fixed = mx.nd.load(str(sorted((tmp_path / 'figure' / 'LPR' / 'checkpoints').iterdir())[-1] / 'net.params'))
+    original = list(mx.nd.load(str(sorted((run / 'checkpoints').iterdir())[-1] / 'net.params')).values())
+    behind = [value.asnumpy() for key, value in fixed.items() if key.startswith('1.')]
+    assert len(behind) > 10
+    for value, expected in zip(behind, original[-len(behind):]):
+        np.testing.assert_array_equal(value, expected.asnumpy())
+
+    assert not main(command)
+    assert capsys.readouterr().out == first
+
+
+    assert not main([*command[:-4], '--num-epochs', '4', '--lr', '0.01', '--match-features', '--out',
+                     str(tmp_path / 'matched')])
+    errors = [record['mse'] for record in epoch_records(tmp_path / 'matched' / 'DSC')]
+    assert len(errors) == 4 and errors[-1] < errors[0]
+
+
+def test_figure_2_needs_a_standard_convolution(tiny_records, tmp_path, capsys):
+    prefix, _, _ = tiny_records
+    assert main(arguments(tiny_records, tmp_path / 'runs', '--seeds', '0', '--rows', 'mobilenetv1_x0.25')) == 0
+    assert main(['figure2', str(tmp_path / 'runs' / 'mobilenetv1_x0.25-seed0'), '--rec-train', f'{prefix}.rec',
+                 '--rec-val', f'{prefix}.rec', '--out', str(tmp_path / 'figure')]) == 2
+    assert 'table4_sconv' in capsys.readouterr().err

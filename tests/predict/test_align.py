@@ -1,0 +1,320 @@
+"""The align command on real photos and generated videos, with a network of a known answer."""
+import json
+
+import cv2
+import numpy as np
+import pytest
+from reference.commands import command
+from reference.face_files import write_pts
+from reference.landmark_networks import ANSWER, make_network
+
+from gluon_lprnet.data.faces.datasets import read_faces
+from gluon_lprnet.predict import align
+from gluon_lprnet.utils.errors import InputError
+
+
+@pytest.fixture(scope='module')
+def network(tmp_path_factory):
+    return make_network(tmp_path_factory.mktemp('network'))
+
+
+@pytest.fixture(scope='module')
+def annotated(shared_data):
+    """Faces of 300-W's test part, which the detector's corrections were not measured on."""
+    folder = shared_data / '300w' / 'test'
+    if not folder.is_dir():
+        pytest.skip(f'no photos at {folder}')
+    return list(read_faces(folder, 'pts', []))[::12]
+
+
+@pytest.fixture(scope='module')
+def photo(annotated):
+    """A photo with one face that the detector finds."""
+    detect = align.HaarDetector()
+    return next(picture for picture in (cv2.imread(face.image) for face in annotated) if len(detect(picture)) == 1)
+
+
+@pytest.fixture
+def run(network, tmp_path, capsys):
+    """Run align into ``tmp_path / 'out'``: exit status, contents of landmarks.json, standard output and error."""
+    def run(*argv):
+        status = command(align, 'align', network, *argv, '--out', tmp_path / 'out')
+        return status, json.loads((tmp_path / 'out' / 'landmarks.json').read_text()), *capsys.readouterr()
+    return run
+
+
+def assert_answer(face):
+    """The points are the network's answer in the face's box."""
+    left, top, right, bottom = face['box']
+    side = max(right - left, bottom - top)
+    expected = ANSWER * side + [(left + right) / 2, (top + bottom) / 2]
+    np.testing.assert_allclose(face['points'], expected, atol=0.01 + 1e-3)
+
+
+def write_video(path, pictures, rate=12):
+    code = cv2.VideoWriter_fourcc(*('MJPG' if path.suffix == '.avi' else 'mp4v'))
+    writer = cv2.VideoWriter(str(path), code, rate, pictures[0].shape[1::-1])
+    for picture in pictures:
+        writer.write(picture)
+    writer.release()
+
+
+def frames_of(path):
+    capture = cv2.VideoCapture(str(path))
+    frames = []
+    while True:
+        there, picture = capture.read()
+        if not there:
+            return frames, capture.get(cv2.CAP_PROP_FPS)
+        frames.append(picture)
+
+
+def moving(photo, count=8):
+    """The photo wandering 5 pixels a frame to the right."""
+    return [cv2.warpAffine(photo, np.float32([[1, 0, 5 * index], [0, 1, 0]]),
+                           (photo.shape[1] // 2 * 2 + 40, photo.shape[0] // 2 * 2), borderMode=cv2.BORDER_REPLICATE)
+            for index in range(count)]
+
+
+def test_corrected_boxes_lie_on_the_landmarks(annotated):
+    """On the other part of the set than the corrections were measured on."""
+    detect = align.HaarDetector()
+    shifts, ratios = [], []
+    for face in annotated:
+        centre, side = (face.box[:2] + face.box[2:]) / 2, (face.box[2:] - face.box[:2]).max()
+        found = []
+        for detection in detect(cv2.imread(face.image)):
+            left, top, right, bottom = detection.landmark_box()
+            assert right - left == pytest.approx(bottom - top)
+            found.append((np.abs([(left + right) / 2, (top + bottom) / 2] - centre).max() / side,
+                          (right - left) / side))
+        if found:
+            shift, ratio = min(found)
+            shifts.append(shift)
+            ratios.append(ratio)
+    assert len(shifts) > 0.9 * len(annotated)
+    assert np.median(shifts) < 0.1 and np.percentile(shifts, 90) < 0.2
+    assert abs(np.median(ratios) - 1) < 0.04 and np.percentile(np.abs(np.array(ratios) - 1), 90) < 0.15
+
+
+def test_a_photo(run, photo, tmp_path):
+    cv2.imwrite(str(tmp_path / 'photo.png'), photo)
+    status, found, output, _ = run(tmp_path / 'photo.png')
+    entry, = found['images']
+    face, = entry['faces']
+    assert not status and 'photo.png: 1 face' in output and found['videos'] == []
+    assert (entry['image'], entry['height'], entry['width']) == ('photo.png', *photo.shape[:2])
+    assert set(face) == {'box', 'points', 'detected', 'detector', 'score'} and np.shape(face['points']) == (68, 2)
+    assert face['detector'] in align.CORRECTIONS and face['score'] >= 3
+    assert_answer(face)
+    # The picture differs where a point was drawn, and far from the face it does not.
+    drawn = cv2.imread(str(tmp_path / 'out' / 'photo.png'))
+    x, y = np.rint(face['points'][30]).astype(int)
+    assert drawn[y, x].tolist() == [0, 255, 0] and (drawn[:5, :5] == photo[:5, :5]).all()
+
+
+def test_boxes_given_are_those_detected(run, photo, tmp_path):
+    (tmp_path / 'in' / 'deeper').mkdir(parents=True)
+    cv2.imwrite(str(tmp_path / 'in' / 'deeper' / 'photo.png'), photo)
+    _, detected, *_ = run(tmp_path / 'in')
+    boxes = {entry['image']: [face['box'] for face in entry['faces']] for entry in detected['images']}
+    (tmp_path / 'boxes.json').write_text(json.dumps(boxes))
+    status, given, *_ = run(tmp_path / 'in', '--boxes', tmp_path / 'boxes.json')
+    assert not status and list(boxes) == ['deeper/photo.png']
+    assert given['images'][0]['faces'] == [{key: face[key] for key in ('box', 'points')}
+                                           for face in detected['images'][0]['faces']]
+    assert (tmp_path / 'out' / 'deeper' / 'photo.png').exists()
+
+
+def test_several_faces_one_and_none(run, photo, tmp_path):
+    photo = cv2.resize(photo, (256, 256))
+    folder = tmp_path / 'in'
+    folder.mkdir()
+    cv2.imwrite(str(folder / 'two.png'), np.hstack([photo, photo]))
+    cv2.imwrite(str(folder / 'none.png'), np.full_like(photo, 90))
+    # Larger than what detectors see.
+    cv2.imwrite(str(folder / 'large.png'), cv2.resize(photo, None, fx=6, fy=6))
+    (folder / 'notes.txt').write_text('no picture')
+    status, found, output, _ = run(folder)
+    faces = {entry['image']: entry['faces'] for entry in found['images']}
+    assert not status and set(faces) == {'two.png', 'none.png', 'large.png'}
+    assert 'two.png: 2 faces' in output and 'none.png: no face found' in output and faces['none.png'] == []
+    first, second = sorted(faces['two.png'], key=lambda face: face['box'])
+    np.testing.assert_allclose(np.array(second['box']) - first['box'], [256, 0, 256, 0], atol=12)
+    # A cascade's steps of size are 10%.
+    np.testing.assert_allclose(np.array(faces['large.png'][0]['box']) / 6, first['box'], atol=18)
+    for face in [first, second, *faces['large.png']]:
+        assert_answer(face)
+    # A second run does not take its own output for a source.
+    again = run(folder)[1]
+    assert len(again['images']) == 3
+
+
+def test_what_is_unreadable_is_named_and_the_others_are_done(run, photo, tmp_path):
+    cv2.imwrite(str(tmp_path / 'good.png'), photo)
+    (tmp_path / 'bad.jpg').write_bytes(b'no picture')
+    (tmp_path / 'bad.mp4').write_bytes(b'no video')
+    status, found, output, error = run(tmp_path / 'bad.jpg', tmp_path / 'bad.mp4', tmp_path / 'good.png')
+    assert status == 1 and [entry['image'] for entry in found['images']] == ['good.png'] and not found['videos']
+    assert f'{tmp_path}/bad.jpg is not a picture' in error and f'{tmp_path}/bad.mp4 is not a video' in error
+    assert 'not done (named above): 2' in output
+
+
+@pytest.mark.parametrize('extension', ['.mp4', '.avi'])
+def test_a_video(run, photo, tmp_path, extension):
+    frames = moving(photo)
+    write_video(tmp_path / f'clip{extension}', frames)
+    status, found, output, _ = run(tmp_path / f'clip{extension}')
+    entry, = found['videos']
+    written, rate = frames_of(tmp_path / 'out' / f'clip{extension}')
+    assert not status and f'clip{extension}: 8 frames' in output
+    assert len(written) == len(entry['frames']) == 8 and written[0].shape == frames[0].shape and rate == 12
+    assert entry['frames_per_second'] == 12 and [frame['frame'] for frame in entry['frames']] == list(range(8))
+    # The face wanders 35 pixels.
+    centres = [np.mean(frame['faces'][0]['points'], axis=0) for frame in entry['frames'] if frame['faces']]
+    assert len(centres) >= 6
+    assert centres[-1][0] - centres[0][0] == pytest.approx(5 * (len(centres) - 1), abs=12)
+    assert abs(centres[-1][1] - centres[0][1]) < 12
+    assert run(tmp_path / f'clip{extension}', '--frames', '3')[1]['videos'][0]['frames'][-1]['frame'] == 2
+
+
+def interrupt_at(monkeypatch, frame):
+    """Ctrl-C when the frame of that number is aligned."""
+    calls = []
+
+    def detect(self, picture):
+        calls.append(picture)
+        if len(calls) > frame:
+            raise KeyboardInterrupt
+        return []
+    monkeypatch.setattr(align.HaarDetector, '__call__', detect)
+
+
+def test_an_interrupted_video_can_be_played(network, photo, tmp_path, monkeypatch):
+    write_video(tmp_path / 'clip.mp4', moving(photo))
+    interrupt_at(monkeypatch, 3)
+    with pytest.raises(KeyboardInterrupt):
+        command(align, 'align', network, tmp_path / 'clip.mp4', '--out', tmp_path / 'out')
+    assert len(frames_of(tmp_path / 'out' / 'clip.mp4')[0]) == 3
+    found = json.loads((tmp_path / 'out' / 'landmarks.json').read_text())
+    assert len(found['videos'][0]['frames']) == 3
+
+
+class Camera:
+    """A camera that never ends, in place of ``cv2.VideoCapture``."""
+
+    def __init__(self, number):
+        self.number = number
+
+    def isOpened(self):
+        return self.number == 2
+
+    def get(self, _):
+        return 0.0
+
+    def read(self):
+        return True, np.full((48, 64, 3), 50, 'uint8')
+
+    def release(self):
+        pass
+
+
+def test_the_camera_runs_until_interrupted_or_for_some_frames(run, tmp_path, monkeypatch):
+    real = cv2.VideoCapture
+    monkeypatch.setattr(align.cv2, 'VideoCapture', Camera)
+    status, found, *_ = run('camera', '--camera', '2', '--frames', '4')
+    assert not status and len(found['videos'][0]['frames']) == 4
+    assert run('camera')[0] == 1
+    interrupt_at(monkeypatch, 5)
+    status, found, output, _ = run('camera', '--camera', '2')
+    assert not status and len(found['videos'][0]['frames']) == 5
+    assert 'camera.mp4: 5 frames, no face found' in output
+    monkeypatch.setattr(align.cv2, 'VideoCapture', real)
+    assert len(frames_of(tmp_path / 'out' / 'camera.mp4')[0]) == 5
+
+
+@pytest.mark.parametrize('content, message', [
+    ('{', 'is not JSON'),
+    ('[]', 'give {"NAME.jpg"'),
+    ('{"a.png": 3}', 'a.png: not a list'),
+    ('{"a.png": [[1, 2, 3]]}', r'\[1, 2, 3\] is not a box'),
+    ('{"a.png": [[9, 2, 3, 4]]}', 'left < right'),
+    ('{"a.png": [[1, 2, NaN, 4]]}', 'is not a box'),
+])
+def test_bad_boxes_are_named(run, tmp_path, content, message):
+    cv2.imwrite(str(tmp_path / 'a.png'), np.zeros((20, 20, 3), 'uint8'))
+    (tmp_path / 'boxes.json').write_text(content)
+    with pytest.raises(InputError, match=message) as error:
+        run(tmp_path / 'a.png', '--boxes', tmp_path / 'boxes.json')
+    assert 'boxes.json' in str(error.value)
+
+
+def test_boxes_missing_or_outside_are_named(run, tmp_path):
+    for name in ('a.png', 'b.png', 'c.png'):
+        cv2.imwrite(str(tmp_path / name), np.zeros((20, 30, 3), 'uint8'))
+    (tmp_path / 'boxes.json').write_text('{"b.png": [[40, 2, 50, 9]], "c.png": [[-5, 2, 10, 9]]}')
+    status, found, _, error = run(*(tmp_path / name for name in ('a.png', 'b.png', 'c.png')), '--boxes',
+                                  tmp_path / 'boxes.json')
+    assert status == 1 and [entry['image'] for entry in found['images']] == ['c.png']
+    assert "has no 'a.png'" in error and '30x20' in error
+    assert_answer(found['images'][0]['faces'][0])
+
+
+def test_bad_sources_are_named(run, tmp_path):
+    (tmp_path / 'empty').mkdir()
+    (tmp_path / 'x.txt').write_text('x')
+    for folder in ('1', '2', 'out'):
+        (tmp_path / folder).mkdir()
+        cv2.imwrite(str(tmp_path / folder / 'a.png'), np.zeros((20, 20, 3), 'uint8'))
+    for argv, message in (
+            (['none.jpg'], 'none.jpg does not exist'), (['empty'], 'holds no pictures'),
+            (['x.txt'], 'neither a picture'), (['1', '2'], 'would both be written'),
+            (['out/a.png'], 'would overwrite'), (['1', '--detector', tmp_path / 'none.onnx'], 'none.onnx: no such'),
+            (['1', '--detector', tmp_path / 'x.txt'], 'does not load as a YuNet')):
+        argv = [tmp_path / argv[0], *(tmp_path / name if name == '2' else name for name in argv[1:])]
+        with pytest.raises(InputError, match=message):
+            run(*argv)
+    (tmp_path / 'boxes.json').write_text('{}')
+    with pytest.raises(InputError, match='--boxes is for pictures'):
+        run('camera', '--boxes', tmp_path / 'boxes.json')
+
+
+def test_yunet_boxes_in_pixels_of_the_picture(run, tmp_path, monkeypatch):
+    """With a stand-in for the model, which is not part of OpenCV's package."""
+    class Model:
+        def setInputSize(self, size):
+            assert size == (1024, 512)
+
+        def detect(self, picture):
+            assert picture.shape == (512, 1024, 3)
+            return 1, np.float32([[100, 50, 200, 240, *range(10), 0.75]])
+    monkeypatch.setattr(align.cv2.FaceDetectorYN, 'create', lambda *args, **kwargs: Model())
+    (tmp_path / 'yunet.onnx').write_text('')
+    cv2.imwrite(str(tmp_path / 'wide.png'), np.zeros((1024, 2048, 3), 'uint8'))
+    _, found, *_ = run(tmp_path / 'wide.png', '--detector', tmp_path / 'yunet.onnx')
+    face, = found['images'][0]['faces']
+    assert face['score'] == 0.75 and face['detector'] == 'yunet'
+    # Pixels 100 to 299 and 50 to 289, doubled: centres of the outermost ones but for half a pixel.
+    np.testing.assert_allclose(face['detected'], [200.5, 100.5, 598.5, 578.5])
+    assert_answer(face)
+
+
+def test_networks_that_give_nan_are_named(photo, tmp_path, monkeypatch):
+    aligner = align.Aligner(make_network(tmp_path), align.HaarDetector())
+    monkeypatch.setattr(align, 'predict_landmarks',
+                        lambda net, description, faces: np.full((len(faces), 68, 2), np.nan))
+    with pytest.raises(InputError, match='lprnet_mobilenet_x0.25-symbol.json gives NaN'):
+        aligner(photo)
+
+
+def test_the_relation_of_boxes_is_measured(photo, annotated, tmp_path, capsys):
+    """A photo whose annotated box lies in a known place to the detected one."""
+    detection, = align.HaarDetector()(photo)
+    centre, side = (detection.box[:2] + detection.box[2:]) / 2, detection.box[2] - detection.box[0]
+    points = np.random.default_rng(0).uniform(-0.4, 0.4, (68, 2))
+    points[:2] = [-0.4, -0.4], [0.4, 0.4]
+    write_pts(tmp_path / 'photo.pts', centre + side * (points + [0.05, 0.15]) + 1)     # iBUG counts from 1
+    cv2.imwrite(str(tmp_path / 'photo.png'), photo)
+    assert not command(align, 'detector-boxes', tmp_path)
+    row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith(detection.kind))
+    assert all(number in row for number in ('0.050 (', '0.150 (', '0.800 ('))

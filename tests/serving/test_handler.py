@@ -1,0 +1,344 @@
+"""The model archive, its handler in this process against the package's own functions, and what serve refuses."""
+import io
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import zipfile
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+from reference.artefacts import BOXES, assert_classes, expected_probabilities
+from reference.commands import command
+
+from gluon_lprnet.artefact import load_network
+from gluon_lprnet.data.images import encode_jpeg
+from gluon_lprnet.evaluate.landmarks import predict_landmarks
+from gluon_lprnet.predict.detectors import HaarDetector
+from gluon_lprnet.predict.face_alignment import Aligner
+from gluon_lprnet.serving import archive as archive_module
+from gluon_lprnet.serving import handler, soak
+from gluon_lprnet.serving import server as server_module
+from gluon_lprnet.serving.archive import archive
+from gluon_lprnet.serving.load_client import same_answer
+from gluon_lprnet.utils.errors import InputError
+
+
+@pytest.fixture(scope='module')
+def folders(artefacts, tmp_path_factory):
+    """The two archives, unpacked as the server does."""
+    out = tmp_path_factory.mktemp('archives')
+    for artefact in artefacts:
+        path = archive(artefact, out)
+        zipfile.ZipFile(path).extractall(out / path.stem)
+    return [out / artefact.name[:-len('-symbol.json')] for artefact in artefacts]
+
+
+@pytest.fixture(scope='module')
+def services(folders):
+    return [handler.load(folder) for folder in folders]
+
+
+def ask(service, data, **fields):
+    """Status and answer to one request."""
+    (status, answer), = service.answer([{'data': data, **fields}], [{'data': 'image/jpeg'}])
+    json.dumps(answer, allow_nan=False)
+    return status, answer
+
+
+
+
+
+
+def rotated(jpeg):
+    """The photo as a camera on its side writes it."""
+    exif = Image.Exif()
+    exif[0x112] = 6
+    buffer = io.BytesIO()
+    Image.open(io.BytesIO(jpeg)).save(buffer, 'JPEG', exif=exif)
+    return buffer.getvalue()
+
+
+def as_png(jpeg, mode):
+    buffer = io.BytesIO()
+    Image.open(io.BytesIO(jpeg)).convert(mode).save(buffer, 'PNG')
+    return buffer.getvalue()
+
+
+def progressive(jpeg):
+    buffer = io.BytesIO()
+    Image.open(io.BytesIO(jpeg)).resize((300, 90)).save(buffer, 'JPEG', progressive=True, restart_marker_rows=1)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize('change', [bytes, rotated, progressive, lambda jpeg: as_png(jpeg, 'RGBA'),
+                                    lambda jpeg: as_png(jpeg, 'L'), lambda jpeg: as_png(jpeg, 'P')])
+def test_classes_are_those_of_the_package(artefacts, services, photos, change, tmp_path):
+    certain = []
+    for photo in photos:
+        data = change(photo)
+        (tmp_path / 'photo').write_bytes(data)
+        status, answer = ask(services[0], data)
+        assert status == 200 and len(answer['classes']) == 3
+        assert_classes(answer, expected_probabilities(artefacts[0], tmp_path / 'photo'))
+        assert ask(services[0], data, top_k=b'2')[1]['classes'] == answer['classes'][:2]
+        certain.append(answer['classes'][0]['probability'])
+    # The network does tell pictures apart.
+    assert max(certain) - min(certain) > 0.01
+
+
+def test_landmarks_in_given_boxes_are_those_of_the_package(artefacts, services, photos):
+    net, description = load_network(artefacts[1])
+    for photo in photos:
+        # One at the network's scale, one that is averaged first.
+        for data in (photo, cv2.imencode('.png', cv2.resize(cv2.imdecode(np.frombuffer(photo, 'uint8'), 1), None,
+                                                            fx=3.3, fy=3.3))[1].tobytes()):
+            pixels = cv2.cvtColor(cv2.imdecode(np.frombuffer(data, 'uint8'), 1), cv2.COLOR_BGR2RGB)
+            boxes = np.round(np.array(BOXES) * pixels.shape[0] / 256, 2).tolist()
+            status, answer = ask(services[1], data, boxes=json.dumps(boxes).encode())
+            assert status == 200 and (answer['height'], answer['width']) == pixels.shape[:2]
+            assert [sorted(face) for face in answer['faces']] == [['box', 'points']] * 2
+            expected = predict_landmarks(net, description, [(pixels, box) for box in boxes])
+            np.testing.assert_allclose([face['points'] for face in answer['faces']], expected, rtol=0, atol=1e-4)
+            assert ask(services[1], data, boxes='[]')[1]['faces'] == []
+
+
+def test_faces_found_are_those_of_align(artefacts, services, photos):
+    net, description = load_network(artefacts[1])
+    align = Aligner(artefacts[1], HaarDetector())
+    found = 0
+    for photo in photos:
+        picture = cv2.imdecode(np.frombuffer(photo, 'uint8'), 1)
+        # Also two faces, and a picture larger than what the cascades see.
+        for picture in (picture, cv2.resize(np.hstack([picture, picture]), None, fx=2.3, fy=2.3)):
+            data = cv2.imencode('.png', picture)[1].tobytes()
+            status, answer = ask(services[1], data)
+            expected = align(picture)
+            assert status == 200 and len(answer['faces']) == len(expected)
+            for face, same in zip(answer['faces'], expected):
+                assert face.keys() == same.keys() and face['detector'] == same['detector']
+                for key in ('box', 'detected', 'points', 'score'):
+                    np.testing.assert_allclose(face[key], same[key], rtol=0, atol=0.0051)
+            boxes = [face['box'] for face in answer['faces']]
+            if boxes:
+                pixels = cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
+                np.testing.assert_allclose([face['points'] for face in answer['faces']],
+                                           predict_landmarks(net, description, [(pixels, box) for box in boxes]),
+                                           rtol=0, atol=1e-4)
+                again = ask(services[1], data, boxes=json.dumps(boxes))[1]['faces']
+                assert [face['points'] for face in again] == [face['points'] for face in answer['faces']]
+            found += len(expected)
+    assert found >= 4
+
+
+def test_a_batch_of_good_and_bad(services, photos):
+    for service in services:
+        requests = [{'body': photos[number % len(photos)]} for number in range(8)]
+        requests[1] = {'body': photos[0][:500]}
+        requests[4] = {'body': b''}
+        requests[7] = {}
+        answers = service.answer(requests, [{}] * 8)
+        assert [status for status, _ in answers] == [200, 400, 200, 200, 400, 200, 200, 400]
+        for (status, answer), request in zip(answers, requests):
+            if status == 200:
+                single = service.answer([request], [{}])[0][1]
+                assert same_answer(answer, single)
+
+
+def header_of(width, height):
+    """A PNG of one pixel whose header says another size."""
+    png = cv2.imencode('.png', np.zeros((1, 1), 'uint8'))[1].tobytes()
+    return png[:16] + width.to_bytes(4, 'big') + height.to_bytes(4, 'big') + png[24:]
+
+
+JPEG = encode_jpeg(np.full((40, 50, 3), 99, 'uint8'))
+HUGE = JPEG.replace(b'\x00\x28\x00\x32', b'\xff\xff\xff\xff')
+PNG = cv2.imencode('.png', np.full((40, 50, 3), 99, 'uint8'))[1].tobytes()
+
+
+@pytest.mark.parametrize('data, status, reason', [
+    (b'no image', 400, 'neither a JPEG nor a PNG'),
+    (b'GIF89a' + bytes(30), 400, 'neither a JPEG nor a PNG'),
+    (b'', 400, 'empty'),
+    ('text', 400, 'text'),
+    (JPEG[:-2], 400, 'cut off'),
+    (JPEG[:len(JPEG) // 2], 400, 'cut off'),
+    (JPEG[:2], 400, 'cut off'),
+    (b'\xff\xd8\xff\xd9', 400, 'damaged'),
+    (JPEG[:20] + bytes(40) + JPEG[60:], 400, 'damaged'),
+    (PNG[:-4], 400, 'cut off'),
+    (PNG[:50], 400, 'cut off'),
+    (PNG[:20], 400, 'cut off'),
+    (PNG[:45] + b'\0' + PNG[46:], 400, 'damaged'),
+    (header_of(20_000, 20_000), 413, '20000x20000'),
+    (header_of(40_000, 1), 413, '40000x1'),
+    (header_of(0, 5), 400, 'damaged'),
+    (HUGE, 413, '65535x65535'),
+    # Headers that decoders do not believe, before and after the one that they do.
+    (HUGE[:-2] + JPEG[2:], 413, '65535x65535'),
+    (JPEG[:2] + b'\xff\x01\x40\x00' + HUGE[2:] + bytes(2 ** 14) + JPEG[2:], 413, '65535x65535'),
+])
+def test_bad_images(services, data, status, reason):
+    for service in services:
+        found, answer = ask(service, data)
+        assert found == status and reason in answer['error']
+
+
+def test_bad_fields(services, photos):
+    classification, landmarks = services
+    for top_k in (b'0', b'4', b'x', b'-1', b'1.5', b'', b'\xff', b'9' * 5000):
+        status, answer = ask(classification, photos[0], top_k=top_k)
+        assert status == 400 and 'from 1 to 3' in answer['error']
+    for boxes, reason in ((b'{', 'not JSON'), (b'[' * 100_000, 'not JSON'), (b'\xff', 'not JSON'),
+                          (b'3', 'not a list'), (b'[[1, 2, 3]]', 'not a list'), (b'[[1, 2, 3, "4"]]', 'not a box'),
+                          (b'[[1, 2, NaN, 4]]', 'not a box'), (b'[[1, 2, 1e999, 4]]', 'not a box'),
+                          (b'[[1, 2, 1' + b'0' * 400 + b', 4]]', 'not a box'), (b'[[9, 2, 3, 4]]', 'not a box'),
+                          (b'[[true, 2, 30, 40]]', 'not a box'), (b'[[9, 2, 9.5, 40]]', 'not a box'),
+                          (b'[[5000, 2, 6000, 40]]', 'outside'),
+                          (json.dumps([[0, 0, 9, 9]] * 101).encode(), 'at most 100')):
+        status, answer = ask(landmarks, photos[0], boxes=boxes)
+        assert status == 400 and reason in answer['error'], boxes[:30]
+    # Far larger than the image, and as small as allowed.
+    assert ask(landmarks, photos[0], boxes=b'[[-1e6, -1e6, 1e6, 1e6], [5, 5, 6, 6]]')[0] == 200
+
+
+def test_too_long_and_narrow(services):
+    """Its shorter side enlarged to the network's, its longer one would take gigabytes."""
+    data = cv2.imencode('.png', np.zeros((1, 30_000, 3), 'uint8'))[1].tobytes()
+    status, answer = ask(services[0], data)
+    assert status == 400 and 'too long and narrow' in answer['error']
+    assert ask(services[1], data, boxes=b'[[0, 0, 20, 20]]')[0] == 200
+
+
+def test_content_types(services, photos):
+    for kind, status in (('', 200), ('image/png', 200), ('application/octet-stream', 200), ('application/json', 415),
+                         ('text/plain', 415), ('video/mp4', 415)):
+        (found, answer), = services[0].answer([{'body': photos[0]}], [{'body': kind}])
+        assert found == status and (status == 200 or kind in answer['error'])
+
+
+def test_a_network_that_fails_says_so_for_its_request_only(services, photos, monkeypatch):
+    forward = services[0].forward
+    monkeypatch.setattr(services[0], 'forward', lambda data: forward(data) * np.float32([[1], [np.nan]]))
+    answers = services[0].answer([{'body': photo} for photo in photos[:2]], [{}, {}])
+    assert [status for status, _ in answers] == [200, 500] and 'error' in answers[1][1]
+
+
+class Context:
+    """As much of the server's context as the handler uses."""
+
+    def __init__(self, folder, headers=()):
+        self.system_properties = {'model_dir': str(folder)}
+        self._headers = headers
+        self.statuses, self.types = {}, {}
+
+    def get_request_header(self, index, key):
+        return self._headers[index].get(key)
+
+    def set_response_status(self, code, phrase, idx):
+        self.statuses[idx] = code, phrase
+
+    def set_response_content_type(self, idx, value):
+        self.types[idx] = value
+
+
+def test_entry_point(folders, photos, monkeypatch):
+    monkeypatch.setattr(handler, '_service', None)
+    monkeypatch.setenv('MMS_DECODE_INPUT_REQUEST', 'true')
+    context = Context(folders[0], [{'body': {'content-type': 'Image/JPEG; q=1'}}, {'body': {'content-type': 'a/b'}},
+                                   {'body': None, 'Host': 'x'}])
+    assert handler.handle(None, context) is None
+    answers = handler.handle([{'body': photos[0]}, {'body': photos[0]}, {'body': photos[1]}], context)
+    assert context.statuses == {1: (415, 'Unsupported Media Type')}
+    assert context.types == dict.fromkeys(range(3), 'application/json')
+    assert [list(json.loads(answer)) for answer in answers] == [['classes'], ['error'], ['classes']]
+
+
+def test_the_archive_needs_nothing_of_this_package(folders, tmp_path, photos):
+    (tmp_path / 'photo.jpg').write_bytes(photos[0])
+    script = '''
+import sys
+sys.path.insert(0, sys.argv[1])
+import handler
+service = handler.load(sys.argv[1])
+assert service.answer([{'body': open(sys.argv[2], 'rb').read()}], [{}])[0][0] == 200
+assert 'gluon_lprnet' not in sys.modules
+'''
+    for folder in folders:
+        subprocess.run([sys.executable, '-c', script, str(folder), str(tmp_path / 'photo.jpg')], check=True,
+                       cwd=tmp_path, stderr=subprocess.DEVNULL)
+
+
+def test_archive_command(artefacts, tmp_path, capsys):
+    assert not command(archive_module, 'archive', *artefacts, '--out', tmp_path)
+    output = capsys.readouterr().out
+    for artefact in artefacts:
+        path = tmp_path / f'{artefact.name[:-len("-symbol.json")]}.mar'
+        assert f'{path} (' in output
+        manifest = json.loads(zipfile.ZipFile(path).read('MAR-INF/MANIFEST.json'))
+        assert manifest['model'] == {'modelName': path.stem, 'handler': 'handler.py:handle', 'modelVersion': '1.0'}
+    assert not list(tmp_path.glob('.*'))
+
+
+def test_what_cannot_be_archived_is_named(artefacts, tmp_path):
+    def copied(name, **changes):
+        for file in artefacts[0].parent.iterdir():
+            target = tmp_path / file.name.replace('lprnet_mobilenet_x0.25-deployed', name)
+            shutil.copyfile(file, target)
+        description = {**json.loads((tmp_path / f'{name}.json').read_text()), **changes}
+        (tmp_path / f'{name}.json').write_text(json.dumps({key: value for key, value in description.items()
+                                                           if value is not None}))
+        return tmp_path / f'{name}-symbol.json'
+    for path, message in ((tmp_path / 'x.onnx', 'give its -symbol.json'), (tmp_path / 'no-symbol.json', 'not exist'),
+                          (copied('a b'), 'letters, digits'), (copied('untold', task=None), 'a task: write "task"'),
+                          (copied('other', task='other'), 'lacks a task'),
+                          (copied('meanless', rgb_mean=None, crop_ratio=None), 'lacks crop_ratio, rgb_mean')):
+        with pytest.raises(InputError, match=message):
+            archive(path, tmp_path / 'out')
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(InputError, match='cannot be written'):
+        archive(artefacts[0], tmp_path / 'file')
+
+
+def test_serve_without_java_or_package_says_how_to_install_them(artefacts, tmp_path, monkeypatch):
+    monkeypatch.setenv('PATH', str(tmp_path))
+    monkeypatch.delenv('JAVA_HOME', raising=False)
+    with pytest.raises(InputError, match='needs Java.*apt-get install default-jre-headless'):
+        command(server_module, 'serve', artefacts[0], '--run-dir', tmp_path / 'run')
+    monkeypatch.setenv('JAVA_HOME', str(tmp_path))
+    with pytest.raises(InputError, match='JAVA_HOME has no bin/java'):
+        command(server_module, 'serve', artefacts[0], '--run-dir', tmp_path / 'run')
+    monkeypatch.setattr(server_module, 'find_java', lambda: 'java')
+    monkeypatch.setattr(server_module.importlib.util, 'find_spec', lambda name: None)
+    with pytest.raises(InputError, match=r'pip install gluon_lprnet\[serving\]'):
+        command(server_module, 'serve', artefacts[0], '--run-dir', tmp_path / 'run')
+
+
+def test_what_cannot_be_served_is_named_before_java_starts(artefacts, tmp_path, monkeypatch):
+    monkeypatch.setattr(server_module, 'find_java', lambda: 'java')
+    monkeypatch.setattr(server_module.importlib.util, 'find_spec', lambda name: True)
+    (tmp_path / 'bad.mar').write_text('no zip')
+    (tmp_path / 'file').write_text('')
+    mar = archive(artefacts[1], tmp_path)
+    with socket.socket() as taken:
+        port, free = server_module.free_port(), server_module.free_port()
+        taken.bind(('127.0.0.1', port))
+        taken.listen()
+        for argv, message in (
+                ([tmp_path / 'bad.mar'], 'bad.mar is not a model archive'),
+                ([tmp_path / 'none.mar'], 'none.mar does not exist'),
+                ([mar, mar], 'another network of this name'), ([mar, artefacts[1]], 'another network of this name'),
+                ([mar, '--port', port], f'--port {port} cannot be listened on'),
+                ([mar, '--port', free, '--management-port', free], 'are the same'),
+                ([mar, '--management-port', 40_000], '--management-port 40000: .* up to 32767'),
+                ([mar, '--host', '8.8.8.8'], '--host 8.8.8.8 with'),
+                ([mar, '--management-port', free, '--management-host', '8.8.8.8'], '--management-host 8.8.8.8 with'),
+                ([mar, '--run-dir', tmp_path / 'file'], 'file cannot be written to')):
+            with pytest.raises(InputError, match=message):
+                command(server_module, 'serve', '--run-dir', tmp_path / 'run', '--port', server_module.free_port(),
+                        *argv)
+    with pytest.raises(InputError, match='none.jpg cannot be read'):
+        command(soak, 'soak', mar, '--images', tmp_path / 'none.jpg')

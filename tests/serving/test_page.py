@@ -1,0 +1,380 @@
+"""The page of ``serve --page-port``: in a real browser before the real server, and its own answers without them."""
+import importlib.util
+import io
+import itertools
+import json
+import re
+import shutil
+import threading
+from http.client import HTTPConnection
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+from reference.artefacts import CLASSES, expected_probabilities
+
+from gluon_lprnet.predict.detectors import HaarDetector
+from gluon_lprnet.predict.face_alignment import Aligner
+from gluon_lprnet.serving import server as server_module
+from gluon_lprnet.serving.load_client import form
+from gluon_lprnet.serving.page import Page
+from gluon_lprnet.serving.server import Server
+from gluon_lprnet.utils.errors import InputError
+
+CLASSIFICATION, LANDMARKS = 'lprnet_mobilenet_x0.25-deployed', 'lprnet_mobilenet_x0.25'
+SECONDS = 60
+MAX_BYTES = 1000
+# The fill of a drawn landmark.
+GREEN = 0, 230, 118
+
+
+class ModelServer(BaseHTTPRequestHandler):
+    """Tells what it was sent."""
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers['Content-Length']))
+        if body == b'hang up':
+            return
+        answer = json.dumps([self.path, self.headers['Content-Type'], body.decode()]).encode()
+        self.send_response(418)
+        self.send_header('Content-Length', str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture(scope='module')
+def page():
+    model_server = HTTPServer(('127.0.0.1', 0), ModelServer)
+    threading.Thread(target=model_server.serve_forever, daemon=True).start()
+    page = Page(('127.0.0.1', 0), model_server.server_address, ['net', 'a b'], MAX_BYTES)
+    page.start()
+    yield page
+    page.stop()
+    model_server.shutdown()
+    model_server.server_close()
+
+
+def request(page, method, path, body=None, headers=()):
+    """Status, headers and body of the answer."""
+    connection = HTTPConnection(*page.server_address, timeout=SECONDS)
+    try:
+        connection.request(method, path, body, dict(headers))
+        response = connection.getresponse()
+        return response.status, response.headers, response.read()
+    finally:
+        connection.close()
+
+
+def test_the_page_is_one_file_that_loads_nothing(page):
+    status, headers, body = request(page, 'GET', '/')
+    assert status == 200 and headers['Content-Type'] == 'text/html; charset=utf-8'
+    assert "default-src 'none'" in headers['Content-Security-Policy']
+    assert "'unsafe-" not in headers['Content-Security-Policy']
+    # Namespaces are names, not addresses.
+    assert not re.search(rb'https?://(?!www\.w3\.org/(1999/xhtml|2000/svg)[\'"])|@import|url\(|innerHTML', body)
+    assert json.loads(request(page, 'GET', '/networks')[2]) == {'networks': ['net', 'a b'],
+                                                                'max_request_bytes': MAX_BYTES}
+
+
+def test_pictures_are_handed_on_as_they_are(page):
+    for name, kind in (('net', 'image/png'), ('a%20b', 'multipart/form-data; boundary=x'), ('net', None)):
+        headers = {'Content-Type': kind} if kind else {}
+        status, headers, body = request(page, 'POST', f'/predictions/{name}', 'body', headers)
+        assert status == 418 and json.loads(body) == [f'/predictions/{name}', kind, 'body']
+        assert headers['Content-Type'] == 'application/json'
+
+
+@pytest.mark.parametrize('method, path, body, headers, status, reason', [
+    ('GET', '/models', None, {}, 404, 'nothing at this address'),
+    ('GET', '/../../etc/passwd', None, {}, 404, 'nothing at this address'),
+    ('POST', '/models', b'x', {}, 404, 'no such network: POST to /predictions/ and one of net, a b'),
+    ('POST', '/predictions/<b>', b'x', {}, 404, 'no such network'),
+    ('POST', '/predictions/net/../../models', b'x', {}, 404, 'no such network'),
+    ('POST', '/predictions/net', None, {'Content-Length': '-5'}, 411, 'Content-Length'),
+    ('POST', '/predictions/net', None, {'Transfer-Encoding': 'chunked'}, 411, 'Content-Length'),
+    ('POST', '/predictions/net', None, {'Content-Length': str(2 ** 30)}, 413, '1,073,741,824 bytes, at most 1,000'),
+    ('POST', '/predictions/net', b'x', {'Content-Type': 'application/x-www-form-urlencoded'}, 415, 'holds no image'),
+    ('POST', '/predictions/net', b'x', {'Content-Type': 'Application/X-WWW-form-urlencoded; a=b'}, 415, 'as the body'),
+    ('POST', '/predictions/net', b'hang up', {}, 502, 'does not answer'),
+    ('DELETE', '/models/net', None, {}, 501, 'DELETE'),
+    ('OPTIONS', '/predictions/net', None, {}, 501, 'OPTIONS'),
+])
+def test_refusals_say_why(page, method, path, body, headers, status, reason):
+    found, answered, answer = request(page, method, path, body, headers)
+    assert found == status and reason in json.loads(answer)['error']
+    assert answered['Content-Type'] == 'application/json' and answered['X-Content-Type-Options'] == 'nosniff'
+
+
+def test_a_port_in_use_is_named(page, tmp_path, monkeypatch):
+    monkeypatch.setattr(server_module, 'find_java', lambda: 'java')
+    monkeypatch.setattr(server_module.importlib.util, 'find_spec', lambda name: True)
+    host, port = page.server_address
+    monkeypatch.setattr(server_module, 'MAX_PORT', 65_535)
+    with pytest.raises(InputError, match=f'--host 127.0.0.1 with --page-port {port} cannot be listened on'):
+        Server([], tmp_path, port=server_module.free_port(), page_port=port).__enter__()
+    with pytest.raises(InputError, match='--port and --page-port are the same'):
+        Server([], tmp_path, port=port, page_port=port).__enter__()
+
+
+@pytest.fixture(scope='module')
+def server(artefacts, tmp_path_factory):
+    for package in ('mms', 'psutil'):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f'{package} is not installed (pip install gluon_lprnet[serving])')
+    try:
+        server_module.find_java()
+    except InputError as error:
+        pytest.skip(str(error))
+    with Server(artefacts, tmp_path_factory.mktemp('run'), port=server_module.free_port(), workers=1,
+                page_port=server_module.free_port()) as server:
+        yield server
+
+
+class Browser:
+    """Headless Chromium with the page of a server."""
+
+    def __init__(self, driver, url, folder):
+        self.driver = driver
+        self._folder = folder
+        self._numbers = itertools.count()
+        driver.get(url)
+        self._wait(lambda: self.run('return document.getElementById("network").length'))
+
+    def _wait(self, condition):
+        # Of the page's scripts alone, and of a network: never a fixed time.
+        from selenium.webdriver.support.ui import WebDriverWait
+        WebDriverWait(self.driver, SECONDS, 0.05).until(lambda _: condition())
+
+    def run(self, script, *arguments):
+        return self.driver.execute_script(script, *arguments)
+
+    def element(self, name):
+        return self.driver.find_element('id', name)
+
+    def choose_network(self, name):
+        from selenium.webdriver.support.ui import Select
+        Select(self.element('network')).select_by_visible_text(name)
+
+    def send(self, data, suffix='.jpg', drop=False):
+        """Choose or drop a file, and wait for what comes of it."""
+        path = self._folder / f'{next(self._numbers)}{suffix}'
+        if drop:
+            self.run('''
+                const dataTransfer = new DataTransfer();
+                dataTransfer.items.add(new File([new Uint8Array(arguments[0])], arguments[1], {type: "image/jpeg"}));
+                document.querySelector("main").dispatchEvent(
+                    new DragEvent("drop", {dataTransfer, bubbles: true, cancelable: true}));''', list(data), path.name)
+        else:
+            path.write_bytes(data)
+            self.element('file').send_keys(str(path))
+        self._wait(lambda: self.element('name').text == path.name)
+        self.wait_for_answer()
+
+    def wait_for_answer(self):
+        self._wait(lambda: not self.element('status').text.startswith('Asking'))
+
+    @property
+    def fault(self):
+        fault = self.element('fault')
+        assert not (fault.is_displayed() and self.element('table').is_displayed())
+        return fault.text if fault.is_displayed() else None
+
+    def table(self):
+        """The texts of the table's cells, row by row."""
+        table = self.element('table')
+        return self.run('return [...arguments[0].tBodies[0].rows].map(row => '
+                        '[...row.cells].map(cell => cell.textContent))', table) if table.is_displayed() else []
+
+    def points(self):
+        """Of each face the landmarks (68, 2) as they are drawn, in pixels of the picture."""
+        points = self.run('return [...arguments[0].querySelectorAll("circle")].map('
+                          'each => [each.cx.baseVal.value, each.cy.baseVal.value])', self.element('drawing'))
+        return np.array(points).reshape(-1, 68, 2)
+
+    def rectangle(self, name):
+        """Left, top, width and height on the screen."""
+        return self.run('const {x, y, width, height} = arguments[0].getBoundingClientRect();'
+                        'return [x, y, width, height]', self.element(name))
+
+    def screenshot(self):
+        """RGB pixels (height, width, 3) of what the window shows."""
+        return cv2.imdecode(np.frombuffer(self.driver.get_screenshot_as_png(), 'uint8'), 1)[..., ::-1]
+
+
+@pytest.fixture(scope='module')
+def browser(server, tmp_path_factory):
+    webdriver = pytest.importorskip('selenium.webdriver')
+    chromium, driver_path = shutil.which('chromium'), shutil.which('chromedriver')
+    if chromium is None or driver_path is None:
+        pytest.skip('no Chromium with its driver (on Debian: apt-get install chromium chromium-driver)')
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in ('headless', 'no-sandbox', 'disable-gpu', 'disable-quic', 'no-first-run', 'disable-sync',
+                 'disable-background-networking', 'disable-component-update', 'force-device-scale-factor=1',
+                 'window-size=1200,1400', f'user-data-dir={tmp_path_factory.mktemp("profile")}'):
+        options.add_argument(f'--{flag}')
+    options.set_capability('goog:loggingPrefs', {'browser': 'ALL'})
+    driver = webdriver.Chrome(options, webdriver.ChromeService(driver_path))
+    try:
+        yield Browser(driver, server.page_url, tmp_path_factory.mktemp('pictures'))
+    finally:
+        driver.quit()
+
+
+def test_it_lists_the_networks_and_asks_its_own_server_alone(browser, server):
+    assert [option.text for option in browser.element('network').find_elements('tag name', 'option')] == server.models
+    asked = browser.run('return performance.getEntriesByType("resource").map(each => each.name)')
+    assert asked == [server.page_url + 'networks']
+    # Its policy lets its own script and style through.
+    assert browser.driver.get_log('browser') == []
+    assert browser.element('choose').value_of_css_property('cursor') == 'pointer'
+
+
+def test_keyboard(browser):
+    browser.run('document.activeElement.blur()')
+    reached = []
+    for _ in range(2):
+        browser.driver.switch_to.active_element.send_keys('\ue004')
+        reached.append(browser.run('return document.activeElement.id'))
+    assert reached == ['network', 'file']
+
+
+@pytest.mark.parametrize('drop', [False, True])
+def test_classes_are_the_networks(browser, artefacts, photos, drop, tmp_path):
+    browser.choose_network(CLASSIFICATION)
+    for photo in photos:
+        (tmp_path / 'photo.jpg').write_bytes(photo)
+        expected = expected_probabilities(artefacts[0], tmp_path / 'photo.jpg')
+        browser.send(photo, drop=drop)
+        assert browser.fault is None
+        table = browser.table()
+        assert [label for label, _, _ in table] == [CLASSES[index] for index in np.argsort(-expected)]
+        np.testing.assert_allclose([float(text.rstrip('%')) for *_, text in table], 100 * -np.sort(-expected),
+                                   atol=0.06)
+        bars = browser.run('return [...document.querySelectorAll(".bar div")].map(bar => '
+                           'bar.offsetWidth / bar.parentElement.clientWidth)')
+        assert sorted(bars, reverse=True) == bars and bars[0] > 0
+        assert browser.points().size == 0
+
+
+def test_landmarks_are_drawn_where_the_network_finds_them(browser, artefacts, photos):
+    browser.choose_network(LANDMARKS)
+    align = Aligner(artefacts[1], HaarDetector())
+    found, drawn = [], []
+    for photo in photos:
+        one = cv2.imdecode(np.frombuffer(photo, 'uint8'), 1)
+        # As large as the page has room for, and with more faces than that.
+        for picture in (one, cv2.resize(np.hstack([one, one]), None, fx=3.3, fy=3.3)):
+            expected = align(picture)
+            browser.send(cv2.imencode('.png', picture)[1].tobytes(), '.png')
+            assert browser.fault is None and len(browser.table()) == len(expected)
+            found.append(len(expected))
+            if not expected:
+                assert 'No face' in browser.element('status').text
+                continue
+            points = browser.points()
+            np.testing.assert_allclose(points, [face['points'] for face in expected], rtol=0, atol=0.0051)
+            boxes = browser.run('return [...arguments[0].querySelectorAll("rect")].map(each => ["x", "y", "width", '
+                                '"height"].map(name => each[name].baseVal.value))', browser.element('drawing'))
+            corners = np.hstack([np.array(boxes)[:, :2], np.array(boxes)[:, :2] + np.array(boxes)[:, 2:]])
+            np.testing.assert_allclose(corners, [face['box'] for face in expected], rtol=0, atol=0.0051)
+            # The drawing covers the picture, and each point lies on its pixel's centre.
+            left, top, width, height = browser.rectangle('picture')
+            np.testing.assert_allclose(browser.rectangle('drawing'), [left, top, width, height], atol=0.05)
+            scale = width / picture.shape[1]
+            assert scale <= 1 and height / picture.shape[0] == pytest.approx(scale, rel=0.01)
+            on_screen = np.floor((points.reshape(-1, 2) + 0.5) * scale + [left, top]).astype(int)
+            # The network is not trained: many of its points lie outside of the picture, and are not drawn.
+            inside = (on_screen > [left + 1, top + 1]) & (on_screen < [left + width - 2, top + height - 2])
+            drawn.extend(browser.screenshot()[tuple(on_screen[inside.all(axis=1)].T[::-1])].astype(int))
+    assert max(found) > 1 and len(drawn) > 50
+    # Blended with their dark edges, or under another's edge.
+    differences = abs(np.array(drawn) - GREEN).max(axis=1)
+    assert np.median(differences) < 10 and (differences < 100).mean() > 0.9
+
+
+def oriented(photo, orientation, kind):
+    """The photo's pixels as they are, with an EXIF tag that says how they are to be turned."""
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    buffer = io.BytesIO()
+    # Neither square nor alike when turned.
+    Image.open(io.BytesIO(photo)).convert('RGB').crop((0, 0, 220, 256)).save(buffer, kind, exif=exif)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize('kind', ['JPEG', 'PNG'])
+def test_browser_and_network_turn_a_picture_by_its_exif_tag_alike(browser, artefacts, photos, kind):
+    browser.choose_network(LANDMARKS)
+    align = Aligner(artefacts[1], HaarDetector())
+
+    def decoded(data):
+        return cv2.imdecode(np.frombuffer(data, 'uint8'), 1)
+
+    # Not every drawn face is one to the detector.
+    photo = next(photo for photo in photos if align(decoded(oriented(photo, 1, kind))))
+    for orientation in range(1, 9):
+        data = oriented(photo, orientation, kind)
+        pixels = decoded(data)
+        expected = align(pixels)
+        browser.send(data, f'.{kind.lower()}')
+        assert browser.fault is None
+        np.testing.assert_allclose(browser.points(), np.reshape([face['points'] for face in expected], (-1, 68, 2)),
+                                   rtol=0, atol=0.0051)
+        width, height, *shown = browser.run('''
+            const picture = document.getElementById("picture"), canvas = document.createElement("canvas");
+            canvas.width = picture.naturalWidth; canvas.height = picture.naturalHeight;
+            canvas.getContext("2d").drawImage(picture, 0, 0);
+            return [canvas.width, canvas.height,
+                    ...canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data];''')
+        assert (height, width) == pixels.shape[:2]
+        shown = np.reshape(shown, (height, width, 4))[..., 2::-1].astype(int)
+        assert abs(shown - pixels).mean() < 3
+
+
+def test_what_is_wrong_with_a_file_is_said_and_the_next_one_works(browser, photos):
+    browser.choose_network(CLASSIFICATION)
+    for data, suffix, reason in ((b'not an image', '.jpg', 'neither a JPEG nor a PNG'),
+                                 (b'some text', '.txt', 'the content type text/plain is not that of an image'),
+                                 (photos[0][:len(photos[0]) // 2], '.jpg', 'the image is damaged or cut off'),
+                                 (b'', '.png', 'the image is empty'),
+                                 (bytes(server_module.MAX_REQUEST_BYTES + 1), '.jpg',
+                                  '16,777,217 bytes, at most 16,777,216'),
+                                 # Its name is text.
+                                 (b'', '<img src=x onerror=alert(1)>.jpg', 'the image is empty')):
+        browser.send(data, suffix)
+        assert reason in browser.fault and browser.table() == []
+        browser.send(photos[0])
+        assert browser.fault is None and len(browser.table()) == len(CLASSES)
+
+
+def test_another_network_sees_the_same_picture(browser, photos):
+    browser.choose_network(CLASSIFICATION)
+    browser.send(photos[0])
+    assert len(browser.table()) == len(CLASSES)
+    browser.choose_network(LANDMARKS)
+    browser.wait_for_answer()
+    assert browser.table() == [] or len(browser.table()[0]) == 4
+
+
+def test_only_what_is_the_pages_is_reached_through_its_port(server, photos):
+    """In front of the real server: forms, bodies that the server answers with 500, and its management."""
+    for body, kind, status in ((photos[0], 'image/jpeg', 200), (*form(photos[0], top_k=1), 200),
+                               (photos[0], 'application/x-www-form-urlencoded', 415), (b'{}', 'application/json', 415),
+                               (b'x', 'multipart/form-data', 415)):
+        found, _, answer = request(server._page, 'POST', f'/predictions/{CLASSIFICATION}', body, {'Content-Type': kind})
+        assert found == status and ('classes' if status == 200 else 'error') in json.loads(answer)
+    for method, path in (('GET', '/models'), ('POST', '/models?url=http://127.0.0.1/x.mar'), ('GET', '/ping')):
+        assert request(server._page, method, path)[0] == 404
+
+
+def test_it_says_that_the_server_is_gone(browser, server, photos):
+    """The last test of this file: it ends the server."""
+    server.stop()
+    browser.send(photos[0])
+    assert 'server does not answer' in browser.fault

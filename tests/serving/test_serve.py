@@ -1,0 +1,299 @@
+"""The real multi-model-server with small networks: answers, bad requests, killed workers, and its end."""
+import importlib.util
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from urllib.parse import urlencode
+
+import cv2
+import numpy as np
+import pytest
+from reference.artefacts import BOXES, assert_classes, expected_probabilities
+from reference.commands import command
+
+from gluon_lprnet.artefact import load_network
+from gluon_lprnet.evaluate.landmarks import predict_landmarks
+from gluon_lprnet.predict.detectors import HaarDetector
+from gluon_lprnet.serving import server as server_module
+from gluon_lprnet.serving import soak
+from gluon_lprnet.serving.load_client import Request, bad_requests, form, send
+from gluon_lprnet.serving.server import Server
+from gluon_lprnet.utils.errors import InputError
+
+if importlib.util.find_spec('mms') is None:
+    pytest.skip('multi-model-server is not installed (pip install gluon_lprnet[serving])', allow_module_level=True)
+try:
+    server_module.find_java()
+except InputError as error:
+    pytest.skip(str(error), allow_module_level=True)
+
+psutil = pytest.importorskip('psutil')
+
+CLASSIFICATION, LANDMARKS = 'lprnet_mobilenet_x0.25-deployed', 'lprnet_mobilenet_x0.25'
+# Waits for the rest of its batch so many seconds that a test would notice.
+BATCHED, DELAY = 'batched', 8
+
+
+@pytest.fixture(scope='module')
+def server(artefacts, tmp_path_factory):
+    with Server(artefacts, tmp_path_factory.mktemp('run'), port=server_module.free_port(), workers=1) as server:
+        assert server.models == [CLASSIFICATION, LANDMARKS]
+        # The same network once more, in batches.
+        answer, status = server._manage('POST', '/models?' + urlencode(dict(
+            url=f'{CLASSIFICATION}.mar', model_name=BATCHED, batch_size=8, max_batch_delay=1000 * DELAY,
+            initial_workers=1, synchronous='true')))
+        assert status == 200, answer
+        yield server
+
+
+def post(server, model, body, content_type='image/jpeg'):
+    """Status and answer to one request."""
+    answer, = send(server, model, [Request('', body, content_type)])
+    return answer.status, json.loads(answer.body)
+
+
+def test_classes_are_the_networks(server, artefacts, photos, tmp_path):
+    for photo in photos:
+        (tmp_path / 'photo.jpg').write_bytes(photo)
+        expected = expected_probabilities(artefacts[0], tmp_path / 'photo.jpg')
+        png = cv2.imencode('.png', cv2.imread(str(tmp_path / 'photo.jpg')))[1].tobytes()
+        for body, content_type in ((photo, 'image/jpeg'), (png, 'image/png'), form(photo)):
+            status, answer = post(server, CLASSIFICATION, body, content_type)
+            assert status == 200 and len(answer['classes']) == 3
+            assert_classes(answer, expected)
+        status, answer = post(server, CLASSIFICATION, *form(photo, top_k=1))
+        assert status == 200 and len(answer['classes']) == 1
+        assert_classes(answer, expected)
+
+
+def test_landmarks_are_the_networks(server, artefacts, photos):
+    net, description = load_network(artefacts[1])
+    found = 0
+    for photo in photos:
+        pixels = cv2.cvtColor(cv2.imdecode(np.frombuffer(photo, 'uint8'), 1), cv2.COLOR_BGR2RGB)
+        detected = [np.round(face.landmark_box(), 2) for face in HaarDetector()(pixels[..., ::-1].copy())]
+        for (body, content_type), boxes in ((form(photo, boxes=json.dumps(BOXES)), BOXES),
+                                            ((photo, 'image/jpeg'), detected)):
+            status, answer = post(server, LANDMARKS, body, content_type)
+            assert status == 200 and len(answer['faces']) == len(boxes)
+            if len(boxes):
+                np.testing.assert_allclose([face['points'] for face in answer['faces']],
+                                           predict_landmarks(net, description, [(pixels, box) for box in boxes]),
+                                           rtol=0, atol=1e-4)
+        found += len(detected)
+    assert found
+
+
+def test_a_batch_has_single_answers_and_a_status_for_each(server, artefacts, photos, tmp_path):
+    bad = {1: b'not an image', 4: photos[0][:1000], 6: b''}
+    requests = [Request(str(number), bad.get(number, photos[number % len(photos)]), 'image/jpeg')
+                for number in range(8)]
+    start = time.monotonic()
+    answers = send(server, BATCHED, requests, clients=8)
+    # They were one batch: a smaller one would have waited.
+    assert time.monotonic() - start < DELAY
+    assert [answer.status for answer in answers] == [400 if number in bad else 200 for number in range(8)]
+    for answer in answers:
+        if answer.status == 200:
+            (tmp_path / 'photo.jpg').write_bytes(answer.request.body)
+            assert_classes(json.loads(answer.body), expected_probabilities(artefacts[0], tmp_path / 'photo.jpg'))
+        else:
+            assert json.loads(answer.body)['error']
+
+
+def assert_unharmed(server, model, workers, photo):
+    """The next request is answered, by the same worker."""
+    assert post(server, model, photo)[0] == 200
+    assert server.workers_of(model) == workers
+
+
+@pytest.mark.parametrize('model', [CLASSIFICATION, LANDMARKS])
+def test_bad_requests(server, photos, model):
+    workers = server.workers_of(model)
+    requests = bad_requests(photos[0]) + [
+        Request('', *form(photos[0], **{'top_k' if model == CLASSIFICATION else 'boxes': 'x'}), 400),
+        Request('', *form(b''), 400), Request('', b'{}', 'application/json', 415),
+        Request('', photos[0], 'text/html; charset=utf-8', 415), Request('', b'x', 'multipart/form-data', 415),
+        Request('', b'x', 'multipart/form-data; boundary=y', 400)]
+    for request in requests:
+        status, answer = post(server, model, request.body, request.content_type)
+        assert status == request.status and answer['error'], request
+    assert_unharmed(server, model, workers, photos[0])
+
+
+def test_no_image_in_the_address_or_by_get(server):
+    for path, status in (('/predictions/none', 404), ('/models', 404), (f'/predictions/{CLASSIFICATION}', 400)):
+        connection = server_module.HTTPConnection(*server.address)
+        connection.request('GET', path)
+        response = connection.getresponse()
+        assert response.status == status and json.loads(response.read())
+        connection.close()
+
+
+def test_a_body_said_to_be_a_form_that_does_not_decode(server, photos):
+    """What some clients say by default. The server itself answers, with 500; no worker sees it."""
+    workers = server.workers_of(CLASSIFICATION)
+    status, answer = post(server, CLASSIFICATION, photos[0], 'application/x-www-form-urlencoded')
+    assert status == 500 and answer['type'] == 'ErrorDataDecoderException'
+    assert_unharmed(server, CLASSIFICATION, workers, photos[0])
+
+
+@pytest.mark.parametrize('announced', [True, False])
+def test_huge_uploads(server, photos, announced):
+    """1 GB in the header, and more than the limit in chunks without a word before."""
+    workers = server.workers_of(CLASSIFICATION)
+    with socket.create_connection(server.address, timeout=30) as connection:
+        length = f'Content-Length: {2 ** 30}' if announced else 'Transfer-Encoding: chunked'
+        connection.sendall(f'POST /predictions/{CLASSIFICATION} HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\n'
+                           f'{length}\r\n\r\n'.encode())
+        if not announced:
+            chunk = b'100000\r\n' + bytes(2 ** 20) + b'\r\n'
+            for _ in range(server_module.MAX_REQUEST_BYTES // 2 ** 20 + 1):
+                connection.sendall(chunk)
+        assert connection.recv(100).startswith(b'HTTP/1.1 413')
+    assert_unharmed(server, CLASSIFICATION, workers, photos[0])
+
+
+def test_only_this_machine_reaches_it_and_its_management_this_user_only(server):
+    processes = [server.java, *server.java.children(recursive=True)]
+    listening = {connection.laddr for process in processes for connection in process.net_connections('tcp')
+                 if connection.status == psutil.CONN_LISTEN}
+    assert [(address.ip.replace('::ffff:', ''), address.port) for address in listening] == [server.address]
+    assert os.stat(os.path.dirname(server._management_socket)).st_mode & 0o077 == 0
+
+
+def test_workers_are_one_thread_of_the_simple_engine(server):
+    worker, = server.workers_of(CLASSIFICATION)
+    environment = worker.environ()
+    assert environment['OMP_NUM_THREADS'] == '1' and environment['MXNET_ENGINE_TYPE'] == 'NaiveEngine'
+    assert worker.num_threads() <= 2
+
+
+def test_a_killed_worker_comes_back(server, photos):
+    worker, = server.workers_of(CLASSIFICATION)
+    expected = post(server, CLASSIFICATION, photos[0])
+    worker.send_signal(signal.SIGKILL)
+    start = time.monotonic()
+    while time.monotonic() - start < 30:
+        if post(server, CLASSIFICATION, photos[0]) == expected and server.workers_of(CLASSIFICATION) != [worker]:
+            break
+    assert time.monotonic() - start < 5
+    assert post(server, CLASSIFICATION, photos[0]) == expected
+
+
+def test_soak_command(artefacts, photos, tmp_path, capsys):
+    for number, photo in enumerate(photos):
+        (tmp_path / f'{number}.jpg').write_bytes(photo)
+    status = command(soak, 'soak', artefacts[0], '--images', *sorted(tmp_path.glob('*.jpg')), '--requests', 300,
+                     '--clients', 4, '--workers', 2, '--run-dir', tmp_path / 'run')
+    output = capsys.readouterr().out
+    assert not status, output
+    assert re.search(r'300 requests of 4 clients to 2 workers .* p50 .* p99', output) and 'All as expected' in output
+    assert '200: 240, 400: ' in output
+
+
+def answers_within(seconds, address, photo):
+    start = time.monotonic()
+    while time.monotonic() - start < seconds:
+        # A request of the moment without workers may stay without an answer.
+        connection = server_module.HTTPConnection(*address, timeout=5)
+        try:
+            connection.request('POST', f'/predictions/{LANDMARKS}', photo, {'Content-Type': 'image/jpeg'})
+            if connection.getresponse().status == 200:
+                return True
+        except OSError:
+            pass
+        finally:
+            connection.close()
+        time.sleep(0.1)
+    return False
+
+
+def start_command(artefact, folder, *flags):
+    """``serve`` as a process of its own."""
+    script = ('import argparse, sys\nfrom gluon_lprnet.serving import server\nparser = argparse.ArgumentParser()\n'
+              'server.add_commands(parser.add_subparsers())\nargs = parser.parse_args()\nsys.exit(args.run(args))')
+    return subprocess.Popen(
+        [sys.executable, '-c', script, 'serve', str(artefact), '--run-dir', str(folder / 'run'), *map(str, flags)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder,
+        env={**os.environ, 'PYTHONPATH': str(Path(server_module.__file__).parents[2])})
+
+
+def started_by(process):
+    """The server, its loader and its workers."""
+    java, = (child for child in psutil.Process(process.pid).children() if child.name() == 'java')
+    return [java, *java.children(recursive=True)]
+
+
+def runs(process):
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+
+
+def test_serve_command_mends_itself_and_ends_without_orphans(artefacts, photos, tmp_path):
+    port, management = server_module.free_port(), server_module.free_port()
+    process = start_command(artefacts[1], tmp_path, '--port', port, '--management-port', management, '--workers', 2)
+    try:
+        url = f'http://127.0.0.1:{port}/predictions/{LANDMARKS}'
+        lines = [process.stdout.readline() for _ in range(3)]
+        assert lines[0] == url + '\n' and f'curl -F data=@photo.jpg {url}' in lines[1] and 'Ctrl-C' in lines[2]
+        assert f'inference_address=http://127.0.0.1:{port}\n' in (tmp_path / 'run' / 'config.properties').read_text()
+        connection = server_module.HTTPConnection('127.0.0.1', management)
+        connection.request('GET', '/models')
+        assert json.loads(connection.getresponse().read())['models'][0]['modelName'] == LANDMARKS
+        connection.close()
+        java, loader, *workers = started_by(process)
+        assert len(workers) == 2 and loader.ppid() == java.pid
+        # Without the process that workers are forked from, none of them is replaced until that is.
+        for each in (*workers, loader):
+            each.kill()
+        assert answers_within(30, ('127.0.0.1', port), photos[0])
+        started = started_by(process)
+        watching = [child for child in psutil.Process(process.pid).children() if child not in started]
+        assert len(started) == 4 and len(watching) == 1
+        process.terminate()
+        _, error = process.communicate(timeout=30)
+        assert process.returncode == 0, error
+        assert not any(map(runs, [*started, *watching]))
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def test_nothing_survives_a_serve_command_that_was_killed(artefacts, tmp_path):
+    port, page_port = server_module.free_port(), server_module.free_port()
+    process = start_command(artefacts[1], tmp_path, '--port', port, '--page-port', page_port, '--workers', 1)
+    try:
+        lines = [process.stdout.readline() for _ in range(4)]
+        assert lines[2] == f'In a browser: http://127.0.0.1:{page_port}/\n' and 'Ctrl-C' in lines[3]
+        started = psutil.Process(process.pid).children(recursive=True)
+        watching, = (each for each in started if each.name() == 'sh')
+        scratch = watching.cmdline()[-1]
+        assert len(started) == 4 and os.path.isdir(scratch)
+    finally:
+        process.kill()
+        process.communicate(timeout=30)
+    deadline = time.monotonic() + 30
+    while (any(map(runs, started)) or os.path.isdir(scratch)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(map(runs, started)) and not os.path.isdir(scratch)
+
+
+@pytest.mark.slow
+def test_benchmark(artefacts, photos, tmp_path):
+    (tmp_path / 'photo.jpg').write_bytes(photos[0])
+    script = Path(server_module.__file__).parents[2] / 'benchmarks' / 'serving.py'
+    if not script.exists():
+        pytest.skip('not in a checkout')
+    output = subprocess.run([sys.executable, str(script), str(artefacts[0]), '--image', str(tmp_path / 'photo.jpg'),
+                             '--requests', '64', '--workers', '1'], check=True, cwd=tmp_path, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE).stdout
+    rows = re.findall(r'^\| +(\d+) +\| (\w+) +\| (\d+) \(\d+ to \d+\) ', output, re.MULTILINE)
+    assert [row[:2] for row in rows] == [(clients, side) for clients in ('1', '4', '16', '64')
+                                         for side in ('network', 'handler', 'server')]
+    assert all(int(rate) > 0 for *_, rate in rows)
