@@ -21,6 +21,7 @@ import mxnet as mx  # noqa: E402
 from tabulate import tabulate  # noqa: E402
 
 import gluon_lprnet  # noqa: E402,F401  before MXNet
+from gluon_lprnet.data.batches import Batch  # noqa: E402
 from gluon_lprnet.train import face, imagenet, options  # noqa: E402
 from gluon_lprnet.train.journal import start_log  # noqa: E402
 from gluon_lprnet.train.loop import Run  # noqa: E402
@@ -51,7 +52,8 @@ def main():
         experiment = training.build_experiment(config)
         run = Run(experiment, config, start_log(folder))
         batches = itertools.chain.from_iterable(experiment.batches(0, 0) for _ in itertools.count())
-        fixed = next(batches)
+        # Copied, since the loader uses its memory again.
+        fixed = Batch(*(array.copy() for array in next(batches)))
 
         def load():
             # From the start of an epoch, and far more than the loader holds in advance.

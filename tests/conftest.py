@@ -1,3 +1,4 @@
+import functools
 import json
 import os
 import subprocess
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 import gluon_lprnet  # noqa: F401  before MXNet, for NumPy's sake
+from gluon_lprnet.data.batches import Batch, ImageBatches
 from gluon_lprnet.data.recordio import write_records
 
 # Real data, beside the checkout unless this names another folder.
@@ -24,6 +26,26 @@ def shared_data():
     if not SHARED_DATA.is_dir():
         pytest.skip(f'no real data at {SHARED_DATA}')
     return SHARED_DATA
+
+
+@pytest.fixture(scope='session', autouse=True)
+def batches_end_with_the_next():
+    """Every batch becomes NaN as soon as the next one is asked for, so that no code can use it by mistake.
+
+    MXNet does so too, but later, as its threads find time: it writes another batch into the same memory.
+    """
+    epoch = ImageBatches.epoch
+
+    @functools.wraps(epoch)
+    def epoch_of_copies(*args, **kwargs):
+        for batch in epoch(*args, **kwargs):
+            batch = Batch(*(array.copy() for array in batch))
+            yield batch
+            for array in batch:
+                array[:] = np.nan
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ImageBatches, 'epoch', epoch_of_copies)
+        yield
 
 
 def encode(pixels):

@@ -46,6 +46,8 @@ class ImageBatches:
         self._arguments = dict(
             path_imgrec=records.path, path_imgidx=records.index_path, data_shape=(3, input_size, input_size),
             batch_size=batch_size, resize=resize, shuffle=shuffle, preprocess_threads=threads, verbose=False,
+            # MXNet loses up to `prefetch_buffer - 1` batches of memory with each iterator (apache/mxnet#15218).
+            prefetch_buffer=1,
             **{f'mean_{c}': m for c, m in zip('rgb', normalization.mean)},
             **{f'std_{c}': s for c, s in zip('rgb', normalization.std)},
             **(augmentation or {}))
@@ -57,6 +59,7 @@ class ImageBatches:
     def epoch(self, epoch, start=0):
         """Yield the epoch's batches from number ``start`` on.
 
+        A batch lies in memory that the iterator uses again: it is valid until the next one is asked for.
         The last batch is as short as the records left: MXNet fills it up with images of the epoch's
         beginning, which are cut off again.
 

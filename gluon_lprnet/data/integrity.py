@@ -138,6 +138,40 @@ def check_records(rec_path, idx_path=None, num_classes=None, label_width=1, cont
                          {int(label): int(count) for label, count in zip(classes, counts)}, verified)
 
 
+def class_names(rec_path):
+    """The names of the classes of a ``.rec`` file, in the order of their labels.
+
+    They are the manifest's; without a manifest, the lines of the ``.classes.txt`` beside the file. What is not UTF-8
+    in a name is replaced by U+FFFD.
+
+    Parameters
+    ----------
+    rec_path : str or os.PathLike
+
+    Returns
+    -------
+    list of str or None
+        None where neither file gives names.
+
+    Raises
+    ------
+    InputError
+        The manifest is damaged.
+    """
+    rec_path = os.fspath(rec_path)
+    manifest = _load_manifest(rec_path)
+    names = manifest.get('classes') if manifest else None
+    if names is None:
+        path = beside(rec_path, '.classes.txt')
+        try:
+            with open(path, encoding='utf-8', errors='surrogateescape', newline='\n') as file:
+                # Not splitlines(), which splits names at a vertical tab or U+0085.
+                names = file.read().rstrip('\n').split('\n')
+        except FileNotFoundError:
+            return None
+    return [name.encode('utf-8', 'surrogateescape').decode('utf-8', 'replace') for name in names]
+
+
 def _scan(fd, rec_path, size, label_width, progress):
     """Walk over all records; returns their byte offsets (n,) and labels (n, label_width)."""
     offsets, labels = [], []

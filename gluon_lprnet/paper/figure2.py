@@ -71,12 +71,17 @@ def split(net):
 
 def freeze(net):
     """Fix the parameters of ``net``, the statistics of BatchNorm included, in training too."""
+    fix_statistics(net)
+    net.collect_params().setattr('grad_req', 'null')
+
+
+def fix_statistics(net):
+    """Let BatchNorm use its running statistics in training too, and leave them as they are."""
     def fix(block):
         if isinstance(block, nn.BatchNorm):
             # What the constructor's use_global_stats sets; the layer is made already.
             block._kwargs['use_global_stats'] = True
     net.apply(fix)
-    net.collect_params().setattr('grad_req', 'null')
 
 
 class Features:

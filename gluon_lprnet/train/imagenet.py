@@ -1,13 +1,12 @@
 """Image classification ("Image Classification" in the paper): flags, presets and the experiment."""
 import argparse
-from pathlib import Path
 
 import mxnet as mx
 import numpy as np
 from mxnet import gluon
 
 from ..data.batches import Batch, ImageBatches, Normalization, paper_augmentation, validation_batches
-from ..data.integrity import check_records
+from ..data.integrity import check_records, class_names
 from ..evaluate.classification import correct_in_top, evaluate_classification
 from ..utils.errors import InputError
 from ..utils.flags import non_negative_float, non_negative_int, positive_float, positive_int
@@ -89,7 +88,8 @@ def build_experiment(config):
         raise InputError(f'--min-random-scale {config.min_random_scale} is above --max-random-scale '
                          f'{config.max_random_scale}.')
     records = {subset: _check(config, subset) for subset in ('train', 'val')}
-    config.task, config.class_names = 'classification', _class_names(config)
+    config.task, names = 'classification', class_names(config.rec_train)
+    config.class_names = names if names and len(names) == config.num_classes else None
     contexts = contexts_of(config)
     check_split(records['train'].count, config, contexts)
     net = make_network(config, mx.init.MSRAPrelu(), contexts)
@@ -128,14 +128,6 @@ def _check(config, subset):
         raise InputError(f'--rec-{subset} is missing: the RecordIO file, from `python -m gluon_lprnet pack images`.')
     return check_records(rec, getattr(config, f'rec_{subset}_idx'), num_classes=config.num_classes,
                          content=config.data_check == 'full')
-
-
-def _class_names(config):
-    path = Path(config.rec_train).with_suffix('.classes.txt')
-    if not path.exists():
-        return None
-    names = path.read_text().splitlines()
-    return names if len(names) == config.num_classes else None
 
 
 def _with_soft_labels(batches, epoch, start, config):

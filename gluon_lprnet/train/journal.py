@@ -10,17 +10,25 @@ class Journal:
     """The records of one run, in its folder.
 
     ``train.log`` has what the console shows; ``metrics.jsonl`` has one JSON object a line, of ``kind``
-    ``interval`` or ``epoch``; ``curves.png`` is drawn from it. A resumed run drops the lines that lie
-    after its checkpoint and goes on. As a context it draws the curves on leaving, however that happens.
+    ``interval`` or ``epoch``; ``curves.png`` is drawn from it. As a context it draws the curves on leaving,
+    however that happens.
+
+    Parameters
+    ----------
+    run_dir : path
+    tensorboard : bool
+        Write TensorBoard events as well.
+    step : int
+        Of the checkpoint that the run goes on from: whatever an earlier process recorded of later steps is dropped.
     """
 
-    def __init__(self, run_dir, tensorboard=False):
+    def __init__(self, run_dir, tensorboard=False, step=0):
         self.run_dir = Path(run_dir)
         self.metrics_path = self.run_dir / 'metrics.jsonl'
-        self._board = _summary_writer(self.run_dir / 'tensorboard') if tensorboard else None
+        self._board = _summary_writer(self.run_dir / 'tensorboard', step) if tensorboard else None
+        self._rewind(step)
 
-    def rewind(self, step):
-        """Drop the metrics of the steps after ``step``."""
+    def _rewind(self, step):
         kept = [record for record in read_metrics(self.metrics_path) if record['step'] <= step]
         scratch = self.metrics_path.with_suffix('.part')
         scratch.write_text(''.join(json.dumps(record) + '\n' for record in kept))
@@ -53,7 +61,7 @@ def start_log(run_dir):
     logger.setLevel(logging.INFO)
     logger.propagate = False
     formatter = logging.Formatter('%(asctime)s %(message)s', '%Y-%m-%d %H:%M:%S')
-    for handler in (logging.StreamHandler(), logging.FileHandler(Path(run_dir) / 'train.log')):
+    for handler in (logging.StreamHandler(), logging.FileHandler(Path(run_dir) / 'train.log', encoding='utf-8')):
         handler.setFormatter(formatter)
         logger.addHandler(handler)
     return logger
@@ -126,9 +134,10 @@ def add_commands(commands):
     parser.set_defaults(run=lambda args: draw_curves(args.runs, args.out))
 
 
-def _summary_writer(folder):
+def _summary_writer(folder, step):
     try:
         from tensorboardX import SummaryWriter
     except ImportError as error:
         raise InputError('--tensorboard needs the package tensorboardX: pip install tensorboardX.') from error
-    return SummaryWriter(str(folder))
+    # TensorBoard hides the events from `purge_step` on that older files hold.
+    return SummaryWriter(str(folder), purge_step=step + 1)

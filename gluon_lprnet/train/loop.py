@@ -121,7 +121,6 @@ class Run:
         self.logger = logger
         self.schedule = Schedule(config, math.ceil(experiment.batches_per_epoch / config.accumulate))
         self.trainer = _make_trainer(experiment, config)
-        self.journal = Journal(config.save_dir, config.tensorboard)
         self.last_saved = None
         # Plain values only: this is what a checkpoint holds.
         self.state = dict(step=0, epoch=0, step_in_epoch=0, sums={}, reached=False, config=vars(config))
@@ -131,7 +130,7 @@ class Run:
             self.last_saved = resume_from.path
             logger.info('resumed from %s: epoch %d, step %d', resume_from.path, self.state['epoch'] + 1,
                         self.state['step'])
-        self.journal.rewind(self.state['step'])
+        self.journal = Journal(config.save_dir, config.tensorboard, self.state['step'])
         self._clock = _Clock(self.schedule.epochs * self.schedule.steps_per_epoch - self.state['step'])
 
     def fit(self):
@@ -163,17 +162,17 @@ class Run:
 
     def _train_epoch(self, signals):
         state, config, schedule = self.state, self.config, self.schedule
-        batches = self.experiment.batches(state['epoch'], state['step_in_epoch'] * config.accumulate)
-        updates = iter(lambda: list(itertools.islice(batches, config.accumulate)), [])
-        bar = tqdm(updates, f'epoch {state["epoch"] + 1}/{schedule.epochs}', schedule.steps_per_epoch,
-                   initial=state['step_in_epoch'], unit='step', leave=False, disable=None)
+        begin = state['step_in_epoch']
+        batches = iter(self.experiment.batches(state['epoch'], begin * config.accumulate))
+        bar = tqdm(range(begin, schedule.steps_per_epoch), f'epoch {state["epoch"] + 1}/{schedule.epochs}',
+                   schedule.steps_per_epoch, initial=begin, unit='step', leave=False, disable=None)
         interval = Counter()
         state['sums'] = Counter(state['sums'])
         self._clock.start_epoch()
-        for update in bar:
+        for _ in bar:
             rate = schedule.learning_rate(state['step'])
             self.trainer.set_learning_rate(rate)
-            sums = self.update(update)
+            sums = self.update(itertools.islice(batches, config.accumulate))
             self._clock.count(sums['samples'])
             state['step'] += 1
             state['step_in_epoch'] += 1
@@ -195,7 +194,15 @@ class Run:
                 self._stop(signals)
 
     def update(self, batches):
-        """One update from the summed gradients of ``batches``, (data, label) pairs; returns sums over the samples."""
+        """One update from the summed gradients of ``batches``, an iterable of (data, label).
+
+        Each batch is used before the next is asked for.
+
+        Returns
+        -------
+        Counter
+            Sums over the samples, their number under ``samples``.
+        """
         experiment, sums = self.experiment, Counter()
         for data, label in batches:
             images = gluon.utils.split_and_load(data.astype(input_dtype(self.config), copy=False),

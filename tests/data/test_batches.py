@@ -1,9 +1,14 @@
+import subprocess
+import sys
+
 import cv2
 import numpy as np
 import pytest
+from conftest import encode
 
 from gluon_lprnet.data.batches import ImageBatches, Normalization, paper_augmentation, validation_batches
-from gluon_lprnet.data.integrity import check_records
+from gluon_lprnet.data.integrity import check_records, class_names
+from gluon_lprnet.data.recordio import write_records
 
 RAW = Normalization((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
@@ -33,6 +38,75 @@ def test_normalization_is_by_channel(tiny_records):
     mean, std = (10.0, 20.0, 30.0), (2.0, 4.0, 8.0)
     data, _ = read(batches_of(tiny_records, normalization=Normalization(mean, std)))
     np.testing.assert_allclose(data.transpose(0, 2, 3, 1), (images - np.array(mean)) / std, rtol=1e-5)
+
+
+@pytest.mark.parametrize('shuffle', [False, True])
+def test_three_epochs_hold_every_record_once_each(tiny_records, shuffle):
+    _, images, labels = tiny_records
+    # 50 records in batches of 16: the last one is short.
+    batches = batches_of(tiny_records, shuffle=shuffle)
+    numbers = {image.tobytes(): number for number, image in enumerate(images)}
+    for epoch in range(3):
+        data, label = read(batches, epoch)
+        found = [numbers[one.tobytes()] for one in data.transpose(0, 2, 3, 1).astype('uint8')]
+        assert sorted(found) == list(range(50))
+        np.testing.assert_array_equal(label, labels[found])
+
+
+@pytest.mark.parametrize('epoch, start', [(2, 0), (3, 0), (2, 2), (3, 3)])
+def test_a_resume_reads_the_bytes_of_the_uninterrupted_training(tiny_records, epoch, start):
+    def batches():
+        return batches_of(tiny_records, shuffle=True, seed=4, augmentation=paper_augmentation(
+            pad=2, min_random_scale=0.8, max_random_illumination=20))
+    uninterrupted = batches()
+    whole = [read(uninterrupted, number) for number in range(4)][epoch]
+    for resumed, expected in zip(read(batches(), epoch, start), whole):
+        np.testing.assert_array_equal(resumed, expected[16 * start:])
+
+
+_EPOCHS = '''
+import os, resource, sys
+import gluon_lprnet
+from gluon_lprnet.data.batches import ImageBatches, Normalization, paper_augmentation
+from gluon_lprnet.data.integrity import check_records
+records = check_records(sys.argv[1])
+raw = Normalization((0, 0, 0), (1, 1, 1))
+sets = [ImageBatches(records, 96, 32, raw, shuffle=True, augmentation=paper_augmentation(pad=4)),
+        ImageBatches(records, 96, 32, raw, resize=96)]
+for epoch in range(35):
+    for batches in sets:
+        for data, label in batches.epoch(epoch):
+            data.wait_to_read()
+    print(int(open('/proc/self/statm').read().split()[1]) * resource.getpagesize() / 1e6)
+'''
+
+
+def test_memory_does_not_grow_by_epochs(tmp_path):
+    rng = np.random.default_rng(0)
+    write_records(tmp_path / 'flat', [(0, encode(np.full((96, 96, 3), rng.integers(0, 256, 3), 'uint8')))
+                                      for _ in range(200)])
+    output = subprocess.run([sys.executable, '-c', _EPOCHS, str(tmp_path / 'flat.rec')], check=True,
+                            capture_output=True, text=True).stdout
+    megabytes = list(map(float, output.split()))
+    # A batch has 3.5 MB: an iterator that lost one would make it 7 MB an epoch, of training and validation.
+    assert (megabytes[-1] - megabytes[4]) / 30 < 1
+
+
+NAMES = ['caf\udce9', 'next\x85line', 'vertical\x0btab', 'carriage\rreturn', 'line\u2028separator', 'µ']
+
+
+@pytest.mark.parametrize('manifest', [True, False])
+def test_class_names_of_any_bytes(tmp_path, manifest):
+    write_records(tmp_path / 'names', [(label, encode(np.zeros((4, 4, 3), 'uint8'))) for label in range(len(NAMES))],
+                  classes=NAMES)
+    if not manifest:
+        (tmp_path / 'names.json').unlink()
+    assert class_names(tmp_path / 'names.rec') == ['caf\ufffd', *NAMES[1:]]
+
+
+def test_records_without_names(tmp_path):
+    write_records(tmp_path / 'plain', [(0, encode(np.zeros((4, 4, 3), 'uint8')))])
+    assert class_names(tmp_path / 'plain.rec') is None
 
 
 def test_shuffled_epochs_differ_and_repeat(tiny_records):
@@ -76,9 +150,6 @@ def test_illumination_moves_all_pixels_of_an_image_by_one_number_in_range(tiny_r
 
 
 def test_random_scale_never_leaves_less_than_the_crop(tmp_path):
-    from conftest import encode
-
-    from gluon_lprnet.data.recordio import write_records
     y, x = np.mgrid[:64, :64]
     image = np.stack([x * 2 + 60, y * 2 + 60, np.full_like(x, 90)], -1).astype(np.uint8)
     write_records(tmp_path / 'ramp', [(0, encode(image))] * 40)

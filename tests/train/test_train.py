@@ -1,9 +1,11 @@
 import argparse
+import itertools
 import json
 import logging
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,11 +15,16 @@ from pathlib import Path
 import mxnet as mx
 import numpy as np
 import pytest
-from conftest import epoch_records
+from conftest import encode, epoch_records
 from mxnet import gluon
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from gluon_lprnet import checkpoint
 from gluon_lprnet.__main__ import main
+from gluon_lprnet.artefact import load_network
+from gluon_lprnet.data.batches import ImageBatches
+from gluon_lprnet.data.recordio import write_records
+from gluon_lprnet.paper import figure2
 from gluon_lprnet.train import imagenet, options
 from gluon_lprnet.train.loop import Experiment, Run, Schedule
 
@@ -112,6 +119,36 @@ def test_updates_are_those_of_adam_with_a_rate_that_falls_in_steps(tmp_path):
                                parameters, rtol=1e-4)
 
 
+def test_accumulated_batches_of_the_record_iterator_are_one_large_batch(training_flags, tmp_path, monkeypatch):
+    # The iterator alone, which uses its buffers again.
+    monkeypatch.setattr(ImageBatches, 'epoch', ImageBatches.epoch.__wrapped__)
+
+    def run(name, *argv):
+        config, _ = options.parse(imagenet.make_parser(), [*training_flags, *argv, '--save-dir', str(tmp_path / name)],
+                                  imagenet.PRESETS, imagenet.preset_for)
+        Path(config.save_dir).mkdir()
+        mx.random.seed(0)
+        experiment = imagenet.build_experiment(config)
+        # Statistics of a batch would be those of 3 images or of 48.
+        figure2.fix_statistics(experiment.net)
+        return experiment, Run(experiment, config, logging.getLogger('test'))
+
+    def with_pauses(batches):
+        for batch in batches:
+            # The iterator's threads have time to read ahead.
+            time.sleep(0.02)
+            yield batch
+
+    experiment, small = run('small', '--accumulate', '16', '--batch-size', '3')
+    copies = [[array.asnumpy() for array in batch] for batch in itertools.islice(experiment.batches(0, 0), 16)]
+    small.update(with_pauses(itertools.islice(experiment.batches(0, 0), 16)))
+    large_experiment, large = run('large', '--batch-size', '48')
+    large.update([[mx.nd.array(np.concatenate(arrays)) for arrays in zip(*copies)]])
+    pairs = list(zip(*(one.net.collect_params().values() for one in (experiment, large_experiment))))
+    for accumulated, expected in pairs:
+        np.testing.assert_allclose(accumulated.data().asnumpy(), expected.data().asnumpy(), rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize('bn_wd', [False, True])
 def test_weight_decay_spares_batchnorm_and_biases(tiny_records, training_flags, bn_wd):
     argv = training_flags + (['--bn-wd'] if bn_wd else [])
@@ -198,14 +235,25 @@ def test_training_learns_records_and_exports(training_flags, tmp_path):
     assert 'ETA' in log and 'OpenMP' in log and 'images/s' in log
     import cv2
     assert cv2.imread(str(run / 'curves.png')).std() > 5
-    from tensorboardX.proto.event_pb2 import Event
-    values = {}
-    for content in _tfrecords(next((run / 'tensorboard').iterdir())):
-        for value in Event.FromString(content).summary.value:
-            values.setdefault(value.tag, []).append(value.simple_value)
-    np.testing.assert_allclose(values['epoch/val_top1'], [record['val_top1'] for record in records], rtol=1e-6)
+    shown = shown_in_tensorboard(run / 'tensorboard', 'epoch/val_top1')
+    np.testing.assert_allclose([value for _, value in shown], [record['val_top1'] for record in records], rtol=1e-6)
     symbol = (run / 'export' / 'lprnet_mobilenet_x0.25-symbol.json').read_text()
     assert symbol.count('"op": "L2Normalization"') == 8, 'the plain form is exported'
+
+
+def shown_in_tensorboard(folder, tag):
+    """The (step, value) pairs of a scalar that TensorBoard shows of a folder's event files.
+
+    At a start of a session it drops what older events have from that session's step on
+    (EventAccumulator._CheckForRestartAndMaybePurge).
+    """
+    shown = []
+    for path in sorted(folder.iterdir()):
+        for event in map(Event.FromString, _tfrecords(path)):
+            if event.session_log.status == SessionLog.START:
+                shown = [pair for pair in shown if pair[0] < event.step]
+            shown += [(event.step, value.simple_value) for value in event.summary.value if value.tag == tag]
+    return shown
 
 
 def _tfrecords(path):
@@ -214,6 +262,28 @@ def _tfrecords(path):
         length = int.from_bytes(content[:8], 'little')
         yield content[12:12 + length]
         content = content[16 + length:]
+
+
+def test_tensorboard_shows_each_step_once_after_a_kill_and_a_resume(training_flags, tmp_path):
+    run = tmp_path / 'run'
+    assert imagenet.main([*training_flags, '--tensorboard', '--log-interval', '1', '--save-frequency', '3']) == 0
+    # As a kill in the last epoch leaves it: events after the newest checkpoint.
+    shutil.rmtree(sorted((run / 'checkpoints').iterdir())[-1])
+    time.sleep(1.1)    # The names of event files have whole seconds.
+    assert imagenet.main(['--save-dir', str(run), '--resume']) == 0
+    assert len(list((run / 'tensorboard').iterdir())) == 2
+    assert [step for step, _ in shown_in_tensorboard(run / 'tensorboard', 'interval/loss')] == list(range(1, 17))
+    assert [step for step, _ in shown_in_tensorboard(run / 'tensorboard', 'epoch/val_top1')] == [4, 8, 12, 16]
+
+
+def test_class_names_that_are_not_utf8_go_into_the_export(tiny_records, training_flags, tmp_path):
+    _, images, labels = tiny_records
+    write_records(tmp_path / 'names', [(int(label), encode(image)) for label, image in zip(labels, images)],
+                  classes=['caf\udce9', 'next\x85line', 'vertical\x0btab'])
+    assert imagenet.main([*training_flags, '--num-epochs', '2', '--rec-train', str(tmp_path / 'names.rec')]) == 0
+    for trained in ('', 'export/lprnet_mobilenet_x0.25-symbol.json'):
+        description = load_network(tmp_path / 'run' / trained)[1]
+        assert description['class_names'] == ['caf\ufffd', 'next\x85line', 'vertical\x0btab']
 
 
 @pytest.mark.parametrize('number, extra', [(signal.SIGTERM, []),
