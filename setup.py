@@ -14,7 +14,7 @@ setup(
     long_description_content_type='text/markdown',
     python_requires='>=3.9,<3.14',
     packages=find_packages(include=['gluon_lprnet', 'gluon_lprnet.*']),
-    package_data={'gluon_lprnet.deployment': ['operators.cc'], 'gluon_lprnet.serving': ['page.html']},
+    package_data={'gluon_lprnet': ['weights/*'], 'gluon_lprnet.deployment': ['operators.cc'], 'gluon_lprnet.serving': ['page.html']},
     install_requires=[
         'mxnet==1.9.1',
         'numpy>=1.23,<2',

@@ -3,9 +3,9 @@ import itertools
 from collections import namedtuple
 
 from mxnet.gluon import nn
-from mxnet.gluon.block import HybridBlock
 
 from ..blocks import DSC, LPR, ConvBNReLU
+from .network import Network
 from .registry import register
 from .scaling import scale_channels, without_first_down_sampling
 
@@ -25,7 +25,7 @@ LAYOUT = (
 )
 
 
-class MobileNetV1(HybridBlock):
+class MobileNetV1(Network):
     """The layout, with ``module`` where stride is 1 and input and output are equally wide, DSC elsewhere.
 
     ``places`` narrows it down to some of those modules, numbered from 0 to 7.
@@ -48,9 +48,6 @@ class MobileNetV1(HybridBlock):
                     in_channels = channels
             self.features.add(nn.GlobalAvgPool2D(), nn.Flatten())
             self.output = nn.Dense(classes, in_units=in_channels)
-
-    def hybrid_forward(self, F, x):
-        return self.output(self.features(x))
 
 
 @register(widths=(0.25, 0.5, 0.75, 1.0), any_width=True)

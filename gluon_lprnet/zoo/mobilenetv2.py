@@ -2,9 +2,9 @@
 from collections import namedtuple
 
 from mxnet.gluon import nn
-from mxnet.gluon.block import HybridBlock
 
 from ..blocks import ConvBNReLU, InvertedResidual
+from .network import Network
 from .registry import register
 from .scaling import scale_channels, without_first_down_sampling
 
@@ -24,7 +24,7 @@ LAST_CHANNELS = 1280
 CHANNEL_DIVISOR = 8
 
 
-class MobileNetV2(HybridBlock):
+class MobileNetV2(Network):
 
     def __init__(self, width, classes, small_image):
         super().__init__()
@@ -44,9 +44,6 @@ class MobileNetV2(HybridBlock):
             self.features.add(ConvBNReLU(last_channels, 1, in_channels=in_channels, activation='relu6'),
                               nn.GlobalAvgPool2D(), nn.Flatten())
             self.output = nn.Dense(classes, in_units=last_channels)
-
-    def hybrid_forward(self, F, x):
-        return self.output(self.features(x))
 
 
 @register(widths=(0.5, 1.0, 1.4), any_width=True)

@@ -5,6 +5,7 @@ import re
 from collections import namedtuple
 
 from ..utils.errors import InputError
+from .pretrained import cards, find_card, split_tag
 
 Family = namedtuple('Family', 'build widths any_width rank_denominators')
 
@@ -30,11 +31,19 @@ def register(widths, any_width=False, rank_denominators=()):
     return add
 
 
-def list_models():
+def list_models(pretrained=False):
     """Names of the networks, as strings, the families in the order of registration.
 
     ``_x`` is the width multiplier; ``_r4`` is the rank r = m/4 of an LPR network (r = m/8 unless named).
+
+    Parameters
+    ----------
+    pretrained : bool
+        Only those whose trained weights come with the package, with the data set behind the name:
+        ``lprnet_mobilenet_x0.5.cifar10``.
     """
+    if pretrained:
+        return [card.name for card in cards()]
     names = []
     for name, family in _FAMILIES.items():
         names += [f'{name}_x{width}' for width in family.widths]
@@ -42,8 +51,8 @@ def list_models():
     return names
 
 
-def get_model(name, classes=1000, **kwargs):
-    """Build a network of the zoo, not yet initialized.
+def get_model(name, classes=None, pretrained=False, ctx=None, **kwargs):
+    """Build a network of the zoo: not yet initialized, or with the weights that come with the package.
 
     Parameters
     ----------
@@ -51,7 +60,12 @@ def get_model(name, classes=1000, **kwargs):
         One of :func:`list_models`, the same with another width or rank (``lprnet_mobilenet_x0.6_r12``), or
         a family (``lprnet_mobilenet``) with ``width`` as a keyword.
     classes : int, default 1000
-        Outputs of the last layer.
+        Outputs of the last layer; of trained networks what they were trained with.
+    pretrained : bool or str, default False
+        True loads trained weights; the data set's name (``'cifar10'``) where there are several. The names of
+        ``list_models(pretrained=True)`` hold it already.
+    ctx : mx.Context or list of mx.Context, optional
+        Where to load the weights to (default: the CPU).
     small_image : bool, default False
         For images of 32x32: the first two down-samplings are left out.
     width : float, default 1.0
@@ -67,8 +81,12 @@ def get_model(name, classes=1000, **kwargs):
     Raises
     ------
     InputError
-        For an unknown name or width, with what exists, and for a keyword that the network does not have.
+        For an unknown name or width, with what exists, for a keyword that the network does not have, and for
+        weights that the package does not have or that were trained with other keywords.
     """
+    if pretrained or split_tag(name)[1]:
+        return _pretrained(find_card(name, pretrained), classes, ctx, kwargs)
+    classes = 1000 if classes is None else classes
     match = _NAME.fullmatch(str(name))
     family = _FAMILIES.get(match['family']) if match else None
     if family is None:
@@ -87,6 +105,19 @@ def get_model(name, classes=1000, **kwargs):
         kwargs[keyword] = value
     _check_keywords(name, family, kwargs)
     return family.build(**kwargs)
+
+
+def _pretrained(card, classes, ctx, kwargs):
+    given = {**kwargs, **({} if classes is None else {'classes': classes})}
+    other = sorted(key for key, value in given.items() if card.keywords.get(key, value) != value
+                   or key not in card.keywords)
+    if other:
+        raise InputError(f'{card.name} was trained with {card.keywords}, not with '
+                         f'{", ".join(f"{key}={given[key]!r}" for key in other)}: load it as it is'
+                         + (', then call net.reset_class(CLASSES).' if other == ['classes'] else '.'))
+    net = get_model(card.model, **card.keywords)
+    net.load_parameters(str(card.params), ctx=ctx)
+    return net
 
 
 def _fraction(match):

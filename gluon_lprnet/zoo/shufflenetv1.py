@@ -2,9 +2,9 @@
 from collections import namedtuple
 
 from mxnet.gluon import nn
-from mxnet.gluon.block import HybridBlock
 
 from ..blocks import ConvBNReLU, ShuffleNetV1Unit
+from .network import Network
 from .registry import register
 from .scaling import scale_channels
 
@@ -20,7 +20,7 @@ LAYOUT = (
 )
 
 
-class ShuffleNetV1(HybridBlock):
+class ShuffleNetV1(Network):
 
     def __init__(self, width, classes, small_image):
         super().__init__()
@@ -38,9 +38,6 @@ class ShuffleNetV1(HybridBlock):
                     in_channels = channels
             self.features.add(nn.GlobalAvgPool2D(), nn.Flatten())
             self.output = nn.Dense(classes, in_units=in_channels)
-
-    def hybrid_forward(self, F, x):
-        return self.output(self.features(x))
 
 
 @register(widths=(0.25, 0.5, 1.0, 1.5, 2.0))

@@ -1,8 +1,8 @@
 """ShuffleNetV2 (arXiv 1807.11164, its Table 5), and LPRNet-ShuffleNetV2 (the paper's "Implementations")."""
 from mxnet.gluon import nn
-from mxnet.gluon.block import HybridBlock
 
 from ..blocks import LPR, ConvBNReLU, ShuffleNetV2DownUnit, ShuffleNetV2Unit
+from .network import Network
 from .registry import register
 
 STEM_CHANNELS = 24
@@ -17,7 +17,7 @@ CHANNELS = {
 }
 
 
-class ShuffleNetV2(HybridBlock):
+class ShuffleNetV2(Network):
     """The layout, with ``unit`` as the stride-1 unit over all channels of its stage."""
 
     def __init__(self, unit, width, classes, small_image):
@@ -37,9 +37,6 @@ class ShuffleNetV2(HybridBlock):
             self.features.add(ConvBNReLU(last_channels, 1, in_channels=in_channels),
                               nn.GlobalAvgPool2D(), nn.Flatten())
             self.output = nn.Dense(classes, in_units=last_channels)
-
-    def hybrid_forward(self, F, x):
-        return self.output(self.features(x))
 
 
 @register(widths=tuple(CHANNELS))

@@ -1,0 +1,39 @@
+"""What every network of the zoo is: features, and a layer of outputs on them."""
+import mxnet as mx
+from mxnet.gluon import nn
+from mxnet.gluon.block import HybridBlock
+
+from ..utils.errors import InputError
+
+
+class Network(HybridBlock):
+    """``features`` up to the pooled channels, then the fully connected ``output``; the names are GluonCV's."""
+
+    def hybrid_forward(self, F, x):
+        return self.output(self.features(x))
+
+    def reset_class(self, classes: int, initializer: mx.init.Initializer = None) -> None:
+        """Give the network a new output layer, for other classes or another task.
+
+        Parameters
+        ----------
+        classes : int
+            Outputs of the new layer.
+        initializer : mx.init.Initializer, optional
+            Of its weights (default: Xavier); the biases begin as 0.
+
+        Raises
+        ------
+        InputError
+            If ``classes`` is not a positive whole number, or the network is not initialized.
+        """
+        if not isinstance(classes, int) or classes < 1:
+            raise InputError(f'classes must be a positive whole number, not {classes!r}.')
+        weight = self.output.weight
+        try:
+            contexts = weight.list_ctx()
+        except RuntimeError as error:
+            raise InputError('reset_class is for a network with weights: initialize it or load them first.') from error
+        with self.name_scope():
+            self.output = nn.Dense(classes, in_units=weight.shape[1], dtype=weight.dtype)
+        self.output.initialize(initializer or mx.init.Xavier(), ctx=contexts)
