@@ -1,4 +1,4 @@
-# `make train` and `make test` do their own set-up, on Python 3.9 to 3.13: make PYTHON=python3.12 test
+# Each target does its own set-up, on Python 3.9 to 3.13: make PYTHON=python3.12 test
 PYTHON ?= python3
 VENV = .venv
 RUN = $(VENV)/bin/python
@@ -6,7 +6,7 @@ DIGITS = runs/digits
 FACES = runs/drawn-faces
 
 # Each run of these is a fresh one: a finished training is not resumed.
-.PHONY: train face test symbols clean
+.PHONY: train face test coverage lint docs symbols clean
 
 $(VENV)/installed: requirements.txt
 	$(PYTHON) -m venv $(VENV)
@@ -35,10 +35,24 @@ face: $(VENV)/installed
 	@echo "Drawn faces: figures in $(FACES)/figures, exported network in $(FACES)/run/export."
 
 test: $(VENV)/installed
-	$(RUN) -m pytest tests
+	$(RUN) -m pytest
+
+# Lines and branches of this process; what tests start as processes of their own is not among them.
+coverage: $(VENV)/installed
+	$(RUN) -m coverage run -m pytest
+	$(RUN) -m coverage report
+
+lint: $(VENV)/installed
+	$(RUN) -m ruff check
+	$(RUN) -m mypy
+
+docs: $(VENV)/installed
+	rm -rf docs/_api build/docs
+	$(RUN) -m sphinx -q -W --keep-going docs build/docs
+	@echo "Documentation: build/docs/index.html."
 
 symbols: $(VENV)/installed
 	$(RUN) -m gluon_lprnet symbols
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs build docs/_api
