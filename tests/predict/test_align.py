@@ -9,7 +9,7 @@ from reference.face_files import write_pts
 from reference.landmark_networks import ANSWER, make_network
 
 from gluon_lprnet.data.faces.datasets import read_faces
-from gluon_lprnet.predict import align
+from gluon_lprnet.predict import align, detectors, face_alignment
 from gluon_lprnet.utils.errors import InputError
 
 
@@ -30,7 +30,7 @@ def annotated(shared_data):
 @pytest.fixture(scope='module')
 def photo(annotated):
     """A photo with one face that the detector finds."""
-    detect = align.HaarDetector()
+    detect = detectors.HaarDetector()
     return next(picture for picture in (cv2.imread(face.image) for face in annotated) if len(detect(picture)) == 1)
 
 
@@ -78,7 +78,7 @@ def moving(photo, count=8):
 
 def test_corrected_boxes_lie_on_the_landmarks(annotated):
     """On the other part of the set than the corrections were measured on."""
-    detect = align.HaarDetector()
+    detect = detectors.HaarDetector()
     shifts, ratios = [], []
     for face in annotated:
         centre, side = (face.box[:2] + face.box[2:]) / 2, (face.box[2:] - face.box[:2]).max()
@@ -105,7 +105,7 @@ def test_a_photo(run, photo, tmp_path):
     assert not status and 'photo.png: 1 face' in output and found['videos'] == []
     assert (entry['image'], entry['height'], entry['width']) == ('photo.png', *photo.shape[:2])
     assert set(face) == {'box', 'points', 'detected', 'detector', 'score'} and np.shape(face['points']) == (68, 2)
-    assert face['detector'] in align.CORRECTIONS and face['score'] >= 3
+    assert face['detector'] in detectors.CORRECTIONS and face['score'] >= 3
     assert_answer(face)
     # The picture differs where a point was drawn, and far from the face it does not.
     drawn = cv2.imread(str(tmp_path / 'out' / 'photo.png'))
@@ -187,7 +187,7 @@ def interrupt_at(monkeypatch, frame):
         if len(calls) > frame:
             raise KeyboardInterrupt
         return []
-    monkeypatch.setattr(align.HaarDetector, '__call__', detect)
+    monkeypatch.setattr(detectors.HaarDetector, '__call__', detect)
 
 
 def test_an_interrupted_video_can_be_played(network, photo, tmp_path, monkeypatch):
@@ -221,7 +221,7 @@ class Camera:
 
 def test_the_camera_runs_until_interrupted_or_for_some_frames(run, tmp_path, monkeypatch):
     real = cv2.VideoCapture
-    monkeypatch.setattr(align.cv2, 'VideoCapture', Camera)
+    monkeypatch.setattr(cv2, 'VideoCapture', Camera)
     status, found, *_ = run('camera', '--camera', '2', '--frames', '4')
     assert not status and len(found['videos'][0]['frames']) == 4
     assert run('camera')[0] == 1
@@ -229,7 +229,7 @@ def test_the_camera_runs_until_interrupted_or_for_some_frames(run, tmp_path, mon
     status, found, output, _ = run('camera', '--camera', '2')
     assert not status and len(found['videos'][0]['frames']) == 5
     assert 'camera.mp4: 5 frames, no face found' in output
-    monkeypatch.setattr(align.cv2, 'VideoCapture', real)
+    monkeypatch.setattr(cv2, 'VideoCapture', real)
     assert len(frames_of(tmp_path / 'out' / 'camera.mp4')[0]) == 5
 
 
@@ -288,7 +288,7 @@ def test_yunet_boxes_in_pixels_of_the_picture(run, tmp_path, monkeypatch):
         def detect(self, picture):
             assert picture.shape == (512, 1024, 3)
             return 1, np.float32([[100, 50, 200, 240, *range(10), 0.75]])
-    monkeypatch.setattr(align.cv2.FaceDetectorYN, 'create', lambda *args, **kwargs: Model())
+    monkeypatch.setattr(cv2.FaceDetectorYN, 'create', lambda *args, **kwargs: Model())
     (tmp_path / 'yunet.onnx').write_text('')
     cv2.imwrite(str(tmp_path / 'wide.png'), np.zeros((1024, 2048, 3), 'uint8'))
     _, found, *_ = run(tmp_path / 'wide.png', '--detector', tmp_path / 'yunet.onnx')
@@ -300,8 +300,8 @@ def test_yunet_boxes_in_pixels_of_the_picture(run, tmp_path, monkeypatch):
 
 
 def test_networks_that_give_nan_are_named(photo, tmp_path, monkeypatch):
-    aligner = align.Aligner(make_network(tmp_path), align.HaarDetector())
-    monkeypatch.setattr(align, 'predict_landmarks',
+    aligner = face_alignment.Aligner(make_network(tmp_path), detectors.HaarDetector())
+    monkeypatch.setattr(face_alignment, 'predict_landmarks',
                         lambda net, description, faces: np.full((len(faces), 68, 2), np.nan))
     with pytest.raises(InputError, match='lprnet_mobilenet_x0.25-symbol.json gives NaN'):
         aligner(photo)
@@ -309,12 +309,12 @@ def test_networks_that_give_nan_are_named(photo, tmp_path, monkeypatch):
 
 def test_the_relation_of_boxes_is_measured(photo, annotated, tmp_path, capsys):
     """A photo whose annotated box lies in a known place to the detected one."""
-    detection, = align.HaarDetector()(photo)
+    detection, = detectors.HaarDetector()(photo)
     centre, side = (detection.box[:2] + detection.box[2:]) / 2, detection.box[2] - detection.box[0]
     points = np.random.default_rng(0).uniform(-0.4, 0.4, (68, 2))
     points[:2] = [-0.4, -0.4], [0.4, 0.4]
     write_pts(tmp_path / 'photo.pts', centre + side * (points + [0.05, 0.15]) + 1)     # iBUG counts from 1
     cv2.imwrite(str(tmp_path / 'photo.png'), photo)
-    assert not command(align, 'detector-boxes', tmp_path)
+    assert not command(detectors, 'detector-boxes', tmp_path)
     row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith(detection.kind))
     assert all(number in row for number in ('0.050 (', '0.150 (', '0.800 ('))

@@ -18,6 +18,7 @@ from reference.artefacts import BOXES, assert_classes, expected_probabilities
 from reference.commands import command
 
 from gluon_lprnet.artefact import load_network
+from gluon_lprnet.data.recordio import read_records
 from gluon_lprnet.evaluate.landmarks import predict_landmarks
 from gluon_lprnet.predict.detectors import HaarDetector
 from gluon_lprnet.serving import server as server_module
@@ -297,3 +298,22 @@ def test_benchmark(artefacts, photos, tmp_path):
     assert [row[:2] for row in rows] == [(clients, side) for clients in ('1', '4', '16', '64')
                                          for side in ('network', 'handler', 'server')]
     assert all(int(rate) > 0 for *_, rate in rows)
+
+
+def test_archives_of_version_0_1_are_served(tmp_path):
+    """With the handler that is packed in them: the answers are those of then."""
+    folder = Path(__file__).parents[1] / 'fixtures' / 'v0.1'
+    answers = json.loads((folder / 'answers.json').read_text())
+    for task, records in ('classification', 'shapes'), ('landmarks', 'faces'):
+        archive, = (folder / 'exported' / task).glob('*.mar')
+        picture = next(read_records(folder / 'records' / f'{records}.rec'))[1]
+        with Server([archive], tmp_path / task, port=server_module.free_port(), workers=1) as server:
+            status, answer = post(server, *server.models, picture)
+        assert status == 200 and answer.keys() == answers[task].keys()
+        if task == 'classification':
+            assert [entry['label'] for entry in answer['classes']] == ['square', 'disc']
+            for found, expected in zip(answer['classes'], answers[task]['classes']):
+                assert found['probability'] == pytest.approx(expected['probability'], abs=1e-4)
+        else:
+            for found, expected in zip(answer['faces'], answers[task]['faces']):
+                np.testing.assert_allclose(found['points'], expected['points'], atol=0.05)
