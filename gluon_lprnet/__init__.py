@@ -11,7 +11,7 @@ __all__ = ['LPR', 'get_model', 'list_models', 'compress', 'deploy', '__version__
 
 
 def __getattr__(name):
-    # When they are asked for: they need the trainer, which a network of the zoo does not.
+    # Imported on first use: they need the trainer, which a network of the zoo does not.
     if name == 'compress':
         from .compression import compress
         return compress

@@ -1,8 +1,8 @@
-"""The one place that makes MXNet 1.9.1 importable on the NumPy and Python of today.
+"""Makes MXNet 1.9.1 importable with current versions of NumPy and Python.
 
 MXNet 1.9.1 was released against NumPy 1.19 and reads aliases that NumPy has since removed
-(``np.bool`` and its siblings). They are set back before MXNet is imported; this module is
-imported by ``gluon_lprnet/__init__.py`` before anything else of the package.
+(``np.bool`` and its siblings). They are restored before MXNet is imported; this module is
+imported by ``gluon_lprnet/__init__.py`` before anything else in the package.
 """
 import importlib
 import warnings
@@ -18,8 +18,8 @@ def import_mxnet():
     Raises
     ------
     ImportError
-        In one sentence that says what to do, where MXNet cannot work: NumPy 2, MXNet not
-        installed, or a system library missing that MXNet is linked with.
+        If MXNet cannot work, with one sentence that says what to do: NumPy 2, MXNet not
+        installed, or a missing system library that MXNet is linked with.
     """
     if int(np.__version__.split('.')[0]) >= 2:
         raise ImportError(f'MXNet 1.9.1 cannot work with NumPy {np.__version__}: '

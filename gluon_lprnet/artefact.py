@@ -1,4 +1,4 @@
-"""Trained networks as files: written as symbol/params, loaded from those or from a checkpoint."""
+"""Trained networks as files: written as symbol and params, loaded from these or from a checkpoint."""
 import json
 import re
 from pathlib import Path
@@ -11,7 +11,7 @@ from .blocks import normalize_in_rank_space
 from .utils.errors import InputError
 from .zoo import get_model
 
-# What a user of the network must know beside its weights; written next to symbol and params.
+# What a user of the network must know besides its weights; written next to symbol and params.
 DESCRIPTION_KEYS = ('task', 'model', 'num_classes', 'small_image', 'rank', 'no_residual', 'no_l2_norm', 'input_size',
                     'crop_ratio', 'crop_scale', 'rgb_mean', 'rgb_std', 'class_names')
 
@@ -37,7 +37,7 @@ def export_network(net, config, folder):
     net : HybridBlock
         Its input is ``data``, NCHW, (RGB - mean) / std. Left in float32 and hybridized.
     config : dict
-        The training's flags; those that describe the network's input and output go into ``MODEL.json``.
+        The training's flags; those that describe the network's input and output are written to ``MODEL.json``.
 
     Returns
     -------
@@ -64,20 +64,20 @@ def load_network(path, context=None):
     Parameters
     ----------
     path : path
-        A run's folder (its newest whole checkpoint), a checkpoint's folder, or a ``*-symbol.json`` with
+        A run's folder (its newest complete checkpoint), a checkpoint's folder, or a ``*-symbol.json`` with
         its ``*-NNNN.params`` beside it.
     context : mx.Context, optional
 
     Returns
     -------
     tuple of (HybridBlock, dict)
-        The network, hybridized, and its description (:data:`DESCRIPTION_KEYS`); empty for a symbol file
-        that was written by something else.
+        The network, hybridized, and its description (:data:`DESCRIPTION_KEYS`), which is empty for a symbol
+        file written by another program.
 
     Raises
     ------
     InputError
-        If it is none of these or is not whole.
+        If it is none of these, or is incomplete.
     """
     context = context or mx.cpu()
     path = Path(path)
@@ -93,7 +93,7 @@ def load_network(path, context=None):
         description = _describe(config)
     else:
         raise InputError(f'{path}: give the folder of a run or of a checkpoint, or a -symbol.json file'
-                         f'{"" if path.exists() else " (there is nothing there)"}.')
+                         f'{"" if path.exists() else " (the path does not exist)"}.')
     net.hybridize(static_alloc=True, static_shape=True)
     return net, description
 
@@ -111,7 +111,7 @@ def _load_symbol(path, context):
     if not params:
         raise InputError(f'{path}: no {prefix}-NNNN.params beside it.')
     try:
-        # As SymbolBlock.imports does, which leaves the input's type open and warns of it.
+        # Like SymbolBlock.imports, which leaves the type of the input open and warns about it.
         net = gluon.SymbolBlock(mx.sym.load(str(path)), mx.sym.var('data', dtype='float32'))
         net.load_parameters(str(params[-1]), ctx=context)
     except (mx.MXNetError, AssertionError, ValueError) as error:
@@ -120,4 +120,4 @@ def _load_symbol(path, context):
     try:
         return net, json.loads(description.read_text()) if description.exists() else {}
     except ValueError as error:
-        raise InputError(f'{description}, the description of the network, is no JSON: {error}.') from error
+        raise InputError(f'{description}, the description of the network, is not valid JSON: {error}.') from error

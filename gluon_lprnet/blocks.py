@@ -1,7 +1,7 @@
 """The modules of the paper's Table 2 and Figure 3.
 
-All take and give NCHW tensors and are ``HybridBlock`` s, so that a network of them runs imperatively,
-hybridized and as an exported symbol. A stride-1 module keeps height and width, a stride-2 module
+All are ``HybridBlock`` s from NCHW to NCHW, so a network of them runs imperatively, hybridized and as an
+exported symbol. A stride-1 module keeps height and width, a stride-2 module
 halves them, rounding up.
 """
 import mxnet as mx
@@ -82,8 +82,8 @@ def resolve_rank(rank, channels):
         return rank
     if isinstance(rank, float) and 0 < rank <= 1:
         return max(1, int(channels * rank))
-    raise InputError(f'rank {rank!r} does not fit a module of {channels} channels: give a fraction in '
-                     f'(0, 1], as 0.125 for m/8, or a whole number from 1 to {channels}.')
+    raise InputError(f'rank {rank!r} is not valid for a module of {channels} channels: give a fraction in '
+                     f'(0, 1], for example 0.125 for m/8, or a whole number from 1 to {channels}.')
 
 
 class LPR(HybridBlock):
@@ -172,10 +172,10 @@ def normalize_in_rank_space(net, active):
     Over the m channels of P2's output MXNet's normalization takes as long as the rest of the network,
     forward and backward. In rank space the same norm is computed on r = m/8 channels, from the Gram matrix
     of P2, and applied before P2. Training uses it; the plain form, which is equation (6) as it stands, is
-    the one that is exported and counted. In float32 the two agree to rounding, save where P2 q is a
+    the one that is exported and counted. In float32 the two agree up to rounding, except where P2 q is a
     thousandth of ``||P2|| ||q||`` or less.
 
-    A hybridized network is to be hybridized again afterwards, which drops its old graph.
+    Hybridize a hybridized network again afterwards, to drop its old graph.
     """
     def choose(block):
         if isinstance(block, LPR):
@@ -186,7 +186,7 @@ def normalize_in_rank_space(net, active):
 class InvertedResidual(HybridBlock):
     """MobileNetV2's module: expand by ``expansion``, depthwise 3x3, project linearly.
 
-    The input is added where shape permits (stride 1 and equal widths). At expansion 1 there is no
+    The input is added where the shapes permit it (stride 1 and equal widths). At expansion 1 there is no
     expanding convolution, as in the first module of MobileNetV2.
     """
 
@@ -244,7 +244,7 @@ class ShuffleNetV1Unit(HybridBlock):
 
 
 def _shufflenet_v2_branch(in_channels, channels, stride):
-    """Pointwise, depthwise 3x3, pointwise: the branch that both of ShuffleNetV2's units transform."""
+    """Pointwise, depthwise 3x3, pointwise: the transformed branch of both ShuffleNetV2 units."""
     branch = nn.HybridSequential()
     branch.add(ConvBNReLU(channels, 1, in_channels=in_channels),
                depthwise(channels, stride, activation=None),
@@ -253,7 +253,7 @@ def _shufflenet_v2_branch(in_channels, channels, stride):
 
 
 class ShuffleNetV2Unit(HybridBlock):
-    """ShuffleNetV2's stride-1 unit (its Figure 3 c): half the channels pass, half are transformed."""
+    """ShuffleNetV2's stride-1 unit (its Figure 3 c): half of the channels pass through, half are transformed."""
 
     def __init__(self, channels, **kwargs):
         super().__init__(**kwargs)

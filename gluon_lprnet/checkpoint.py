@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there, and resume from the newest whole one.
+"""Checkpoints that are complete or absent, and resuming from the newest complete one.
 
 A checkpoint is a folder ``checkpoints/step-00012345`` of a run's folder::
 
@@ -6,8 +6,8 @@ A checkpoint is a folder ``checkpoints/step-00012345`` of a run's folder::
     trainer.states    state of the optimizer
     state.json        configuration, step and epoch, running sums, CRC-32 of the two files above
 
-It is written under another name, flushed to disk and renamed, so that a name without a whole checkpoint
-cannot come about; the CRC-32 finds what the disk lost later, which MXNet's own format would load silently.
+It is written under another name, flushed to disk and renamed, so the name never exists without a complete
+checkpoint. The CRC-32 finds later damage, which MXNet's own format would load silently.
 Random states are not stored: order, augmentation and mixup are functions of seed, epoch and batch.
 """
 import fcntl
@@ -26,7 +26,7 @@ _NAME = re.compile(r'step-(\d+)')
 
 
 class Checkpoint:
-    """A whole checkpoint on disk: ``path``, and ``state`` as it was given to :func:`save`."""
+    """A complete checkpoint on disk: ``path``, and ``state`` as it was given to :func:`save`."""
 
     def __init__(self, path):
         """Read and verify the checkpoint in folder ``path``.
@@ -34,18 +34,18 @@ class Checkpoint:
         Raises
         ------
         InputError
-            If a file is missing or its CRC-32 is not that of the file that was written.
+            If a file is missing, or its CRC-32 differs from that of the file as written.
         """
         self.path = Path(path)
         try:
             state = json.loads((self.path / 'state.json').read_text())
             for name, crc in state.pop('crc32').items():
                 if _crc32(self.path / name) != crc:
-                    raise InputError(f'{self.path / name} is damaged (its CRC-32 is not the one written with it).')
+                    raise InputError(f'{self.path / name} is damaged (its CRC-32 differs from the recorded one).')
         except (OSError, KeyError, ValueError) as error:
             if isinstance(error, InputError):
                 raise
-            raise InputError(f'{self.path} is not a whole checkpoint: {error}.') from error
+            raise InputError(f'{self.path} is not a complete checkpoint: {error}.') from error
         self.state = state
 
     @property
@@ -59,7 +59,7 @@ class Checkpoint:
 
 
 def save(run_dir, net, trainer, state, keep=2):
-    """Write a checkpoint of ``state`` (a JSON-able dict with ``step``); the newest ``keep`` are left.
+    """Write a checkpoint of ``state`` (a JSON-serializable dict with ``step``) and keep the newest ``keep``.
 
     Returns
     -------
@@ -87,7 +87,7 @@ def save(run_dir, net, trainer, state, keep=2):
 
 @contextmanager
 def only_user(run_dir):
-    """Keep other trainings out of a run's folder, which is made if it is not there, until the context or process ends.
+    """Lock a run's folder, created if missing, against other trainings until the context or process ends.
 
     Raises
     ------
@@ -99,20 +99,20 @@ def only_user(run_dir):
         lock = open(Path(run_dir) / '.lock', 'w')
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise InputError(f'{run_dir} is in use by another training: wait for its end, or stop it.') from error
+        raise InputError(f'{run_dir} is in use by another training: wait until it ends, or stop it.') from error
     except OSError as error:
-        raise InputError(f'{run_dir} cannot be written to and locked: {error.strerror}.') from error
+        raise InputError(f'{run_dir} cannot be written to or locked: {error.strerror}.') from error
     with lock:
         yield
 
 
 def newest(run_dir, report=print):
-    """The newest whole :class:`Checkpoint` of a run's folder, or None; damaged ones are reported."""
+    """The newest complete :class:`Checkpoint` in a run's folder, or None; damaged ones are reported."""
     for _, path in reversed(_numbered(run_dir)):
         try:
             return Checkpoint(path)
         except InputError as error:
-            report(f'{error} Going back to the checkpoint before it.')
+            report(f'{error} Falling back to the previous checkpoint.')
     return None
 
 

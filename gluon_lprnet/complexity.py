@@ -6,13 +6,13 @@ What is counted:
   and 5 of the paper call FLOPs. A bias is added without a multiplication, so it is not among them; the zeros
   of a padded border are multiplied like any other element.
 - *other operations* are the arithmetic of all other operators, one per addition, multiplication, comparison,
-  root or transcendental function, by the rules of this module. They stand in a column of their own. What
-  only moves elements costs 0.
+  root or transcendental function, by the rules of this module. They have a column of their own. Operators
+  that only move elements cost 0.
 - *parameters* are what training can change: weights, biases, gamma and beta of BatchNorm (no gamma where
-  ``fix_gamma`` holds it at 1), each counted once however often it is used. BatchNorm's running mean and
-  variance are *auxiliary states*, counted apart.
+  ``fix_gamma`` holds it at 1), each counted once no matter how often it is used. BatchNorm's running mean and
+  variance are *auxiliary states*, counted separately.
 
-All numbers are for the input as given: for a batch of N images they are N times those of one.
+All numbers are for the given input: for a batch of N images they are N times those for one.
 """
 import ast
 import json
@@ -30,7 +30,7 @@ from .utils.text import FORMATS, render_table
 from .zoo import get_model
 
 __all__ = ['Complexity', 'Layer', 'count', 'render_table', 'FORMATS']
-# What a rule sees of an operator: its attributes as strings, the shapes of its inputs and outputs.
+# The arguments of a rule: the attributes of an operator as strings, the shapes of its inputs and outputs.
 _Node = namedtuple('_Node', 'attributes inputs outputs')
 
 
@@ -46,7 +46,7 @@ class Layer(NamedTuple):
 
 
 class Complexity(NamedTuple):
-    """What :func:`count` found.
+    """The result of :func:`count`.
 
     Attributes
     ----------
@@ -91,8 +91,8 @@ class Complexity(NamedTuple):
         rows.append(('total', '', '', self.params, self.multiply_adds, self.other))
         columns = ('layer', 'operator', 'output', 'parameters', 'multiply-adds', 'other operations')
         notes = [f'For an input of {"x".join(map(str, self.input_shape))}. Multiply-adds are those of '
-                 'convolutions and fully connected layers, without the adding of biases.',
-                 f'Auxiliary states (running means and variances) beside the parameters: {self.auxiliary:,}.']
+                 'convolutions and fully connected layers; adding a bias is not counted.',
+                 f'Auxiliary states (running means and variances), not among the parameters: {self.auxiliary:,}.']
         notes += [f'WARNING: unknown operator {kind}, not counted: {", ".join(names)}'
                   for kind, names in self.unknown.items()]
         return '\n\n'.join([render_table(columns, rows, format), *notes])
@@ -104,10 +104,10 @@ def count(network, input_shape=(1, 3, 224, 224), input_name='data'):
     Parameters
     ----------
     network : mxnet.gluon.HybridBlock, mxnet.symbol.Symbol, str or os.PathLike
-        A block of one input, initialized or not; it is traced and stays as it is. Or a symbol, or the path of
-        an exported symbol's JSON file.
+        A block with one input, initialized or not; it is traced and left unchanged. Or a symbol, or the path
+        of an exported symbol's JSON file.
     input_shape : tuple of int, default (1, 3, 224, 224)
-        Shape of the input, batch included.
+        Shape of the input, including the batch.
     input_name : str, default 'data'
         Name of the input in a symbol.
 
@@ -118,13 +118,13 @@ def count(network, input_shape=(1, 3, 224, 224), input_name='data'):
     Raises
     ------
     InputError
-        If the file is missing or is no symbol, or if the input's name or shape does not fit the network.
+        If the file is missing or is not a symbol, or if the input's name or shape does not match the network.
     """
     input_shape = _checked_shape(input_shape)
     symbol, constants = _trace(network, input_name)
     inputs = symbol.list_inputs()
     if input_name not in inputs:
-        raise InputError(f'the symbol has no input {input_name!r}; its variables begin with '
+        raise InputError(f'the symbol has no input {input_name!r}; its first variables are '
                          f'{", ".join(inputs[:3])}.')
     auxiliary_names = set(symbol.list_auxiliary_states())
     not_parameters = {input_name} | constants | auxiliary_names
@@ -162,35 +162,35 @@ def _checked_shape(shape):
     except TypeError:
         checked = ()
     if not checked or min(checked) < 1:
-        raise InputError(f'an input shape is a sequence of positive whole numbers, as (1, 3, 224, 224), '
+        raise InputError(f'an input shape is a sequence of positive whole numbers, such as (1, 3, 224, 224), '
                          f'not {shape!r}.')
     return checked
 
 
 def _trace(network, input_name):
-    """The symbol of ``network`` and the names of its variables that no training changes."""
+    """The symbol of ``network`` and the names of the variables that training never changes."""
     if isinstance(network, mx.sym.Symbol):
         return network, set()
     if isinstance(network, Block):
         outputs = network(mx.sym.var(input_name))
-        # Not grad_req: a layer frozen for a fine-tuning is still made of parameters. That one can never be
-        # trained, as the beta of BatchNorm(center=False), only the private attribute shows.
+        # Not grad_req: a layer frozen for fine-tuning still consists of parameters. Only the private attribute
+        # shows that one can never be trained, such as the beta of BatchNorm(center=False).
         constants = {name for name, parameter in network.collect_params().items()
                      if isinstance(parameter, Constant) or not parameter._differentiable}
         return (outputs if isinstance(outputs, mx.sym.Symbol) else mx.sym.Group(outputs)), constants
     if not isinstance(network, (str, os.PathLike)):
-        raise InputError(f'{network!r} is no HybridBlock, Symbol or path of a symbol JSON file.')
+        raise InputError(f'{network!r} is not a HybridBlock, a Symbol or the path of a symbol JSON file.')
     try:
         with open(network, encoding='utf-8') as file:
             return mx.sym.load_json(file.read()), set()
     except OSError as error:
         raise InputError(f'{network}: {error.strerror}.') from error
     except (UnicodeDecodeError, mx.MXNetError) as error:
-        raise InputError(f'{network} is not the JSON of an MXNet symbol.') from error
+        raise InputError(f'{network} is not the JSON file of an MXNet symbol.') from error
 
 
 def _infer_shapes(symbol, nodes, input_name, input_shape):
-    """The shapes of each node's visible outputs, a list for each of ``nodes``."""
+    """The shapes of each node's visible outputs, one list per node in ``nodes``."""
     internals = symbol.get_internals()
     names = internals.list_outputs()
     shown = f'an input {input_name!r} of {"x".join(map(str, input_shape))}'
@@ -199,11 +199,11 @@ def _infer_shapes(symbol, nodes, input_name, input_shape):
         output_shapes = internals.infer_shape_partial(**{input_name: input_shape})[1]
     except mx.MXNetError as error:
         reason = [line.strip() for line in str(error).splitlines() if line.strip()][-1]
-        raise InputError(f'{shown} does not fit the network; give the shape that it was made for. '
+        raise InputError(f'{shown} does not fit the network: give the shape it was made for. '
                          f'MXNet says: {reason}') from error
     missing = [name for name, shape in zip(names, output_shapes) if not shape or 0 in shape]
     if missing:
-        raise InputError(f'{shown} leaves open the shapes of {", ".join(missing[:3])}: the network has '
+        raise InputError(f'{shown} does not determine the shapes of {", ".join(missing[:3])}: the network has '
                          'another input, or the image is too small for it.')
 
     # The entries of get_internals() are the nodes' visible outputs in the order of the JSON's nodes. Nodes
@@ -270,11 +270,11 @@ _RULES = {
     'Deconvolution': _deconvolution,
     'Pooling': _pooling,
     'add_n': _add_n,
-    # As at inference: multiplied with a scale, plus a shift.
+    # As at inference: multiplied by a scale, plus a shift.
     'BatchNorm': _per_output_element(2),
     # Two comparisons.
     'clip': _per_output_element(2),
-    # Square, sum, divide; the root, one for many elements, is left out.
+    # Square, sum, divide; the root, one for many elements, is ignored.
     'L2Normalization': _per_input_element(3),
     'norm': _per_input_element(2),
     # Exponential, sum, divide.
@@ -307,18 +307,18 @@ def add_commands(subparsers):
     parser = subparsers.add_parser(
         'complexity', help='parameters and multiply-adds of a network',
         description='Count parameters and multiply-adds, layer by layer. Exit status 1 if the network has an '
-                    'operator that is not known here, which is then named.')
+                    'unknown operator, which is then named.')
     parser.add_argument('network', metavar='NAME_OR_JSON',
-                        help='a network of the zoo, as lprnet_mobilenet_x1.0_r4, or a symbol file NAME.json')
+                        help='a network of the zoo, such as lprnet_mobilenet_x1.0_r4, or a symbol file NAME.json')
     shape = parser.add_mutually_exclusive_group()
     shape.add_argument('--input-size', type=int, default=224, metavar='PIXELS',
                        help='height and width of one RGB image (default: %(default)s)')
-    shape.add_argument('--input-shape', metavar='N,C,H,W', help='any other shape, as 1,1,28,28')
+    shape.add_argument('--input-shape', metavar='N,C,H,W', help='any other shape, for example 1,1,28,28')
     parser.add_argument('--input-name', default='data', help='input of a symbol file (default: %(default)s)')
     parser.add_argument('--classes', type=int, default=1000,
                         help='outputs of a network of the zoo (default: %(default)s)')
     parser.add_argument('--small-image', action='store_true',
-                        help='a network of the zoo without its first two down-samplings')
+                        help='a network of the zoo without its first two down-sampling steps')
     parser.add_argument('--format', choices=FORMATS, default='text')
     parser.set_defaults(run=_run)
 
@@ -332,7 +332,7 @@ def _run(args):
         try:
             shape = tuple(int(size) for size in args.input_shape.split(','))
         except ValueError:
-            raise InputError(f'--input-shape {args.input_shape}: give whole numbers with commas between, as '
+            raise InputError(f'--input-shape {args.input_shape}: give whole numbers separated by commas, such as '
                              '1,3,224,224.') from None
     complexity = count(network, shape, args.input_name)
     print(complexity.table(args.format))

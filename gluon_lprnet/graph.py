@@ -1,4 +1,4 @@
-"""A network as a graph: its symbol with its parameters, the nodes of the symbol, and back to a block."""
+"""A network as a graph: its symbol and parameters, the symbol's nodes, and the way back to a block."""
 import ast
 import json
 from collections import Counter
@@ -45,7 +45,7 @@ def trace(net):
 
 
 def as_block(symbol, params):
-    """The SymbolBlock of a symbol with the input ``data`` and its parameters, on the device of these."""
+    """The SymbolBlock of a symbol with the input ``data``, on the device of its parameters."""
     block = SymbolBlock(symbol, mx.sym.var('data', dtype='float32'))
     block.collect_params().load_dict(params, ctx=next(iter(params.values())).context)
     return block
@@ -63,7 +63,7 @@ class SymbolGraph:
 
     def __init__(self, symbol, params):
         self.graph = json.loads(symbol.tojson())
-        # It states how many outputs a node has, which a rewriting changes; MXNet reads a symbol without it.
+        # It states how many outputs each node has, which rewriting changes; MXNet reads a symbol without it.
         del self.graph['node_row_ptr']
         self.nodes = self.graph['nodes']
         self.params = dict(params)
@@ -71,7 +71,7 @@ class SymbolGraph:
                             for index, *_ in inputs)
 
     def result(self):
-        """The new Symbol and what it needs of the parameters; nodes that fell out of use are gone."""
+        """The new Symbol and the parameters it needs; unused nodes are dropped."""
         symbol = mx.sym.load_json(json.dumps(self.graph))
         return symbol, {name: self.params[name] for name in symbol.list_inputs() if name in self.params}
 
@@ -87,7 +87,7 @@ class SymbolGraph:
         return self.value(convolution, 2) if len(convolution['inputs']) > 2 else 0
 
     def sole_convolution(self, node):
-        """The convolution whose output ``node`` and nothing else takes, if its weights serve it alone; or None."""
+        """The convolution whose output only ``node`` uses, if it does not share its weights; otherwise None."""
         index = node['inputs'][0][0]
         source = self.nodes[index]
         if source['op'] == 'Convolution' and self.uses[index] == 1 and self.has_own_parameters(source):

@@ -305,9 +305,9 @@ def test_shape_that_does_not_fit(shape, message, capsys):
 
 
 def test_second_input_and_wrong_name():
-    with pytest.raises(InputError, match='leaves open the shapes of other'):
+    with pytest.raises(InputError, match='does not determine the shapes of other'):
         count(mx.sym.concat(mx.sym.broadcast_add(DATA, DATA), mx.sym.var('other'), dim=1), (1, 3))
-    with pytest.raises(InputError, match="no input 'image'; its variables begin with data"):
+    with pytest.raises(InputError, match="no input 'image'; its first variables are data"):
         count(DATA + 1, (1, 3), input_name='image')
 
 
@@ -315,14 +315,14 @@ def test_second_input_and_wrong_name():
 def test_file_that_is_no_symbol(tmp_path, content):
     path = tmp_path / 'net.json'
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(InputError, match='net.json is not the JSON of an MXNet symbol'):
+    with pytest.raises(InputError, match='net.json is not the JSON file of an MXNet symbol'):
         count(path)
 
 
 def test_other_things_that_are_no_network(tmp_path):
     with pytest.raises(InputError, match='missing.json: No such file'):
         count(tmp_path / 'missing.json')
-    with pytest.raises(InputError, match='is no HybridBlock, Symbol or path'):
+    with pytest.raises(InputError, match='is not a HybridBlock, a Symbol or the path'):
         count(3)
     with pytest.raises(InputError, match='--input-shape 1x3'):
         run('mobilenetv1_x0.25', '--input-shape', '1x3')

@@ -1,4 +1,4 @@
-"""Batches of labelled images from RecordIO, through MXNet's native ``ImageRecordIter``."""
+"""Batches of labeled images from RecordIO, through MXNet's native ``ImageRecordIter``."""
 import math
 from collections import namedtuple
 
@@ -34,7 +34,7 @@ class ImageBatches:
         Decoding threads.
     seed : int
     augmentation : dict
-        Further arguments of ``mx.io.ImageRecordIter``; empty for the plain centre crop.
+        Further arguments of ``mx.io.ImageRecordIter``; empty for the plain center crop.
     """
 
     def __init__(self, records, input_size, batch_size, normalization, resize=-1, shuffle=False, threads=2, seed=0,
@@ -83,7 +83,7 @@ def paper_augmentation(pad=0, min_random_scale=1.0, max_random_scale=1.0,
     Parameters
     ----------
     pad : int
-        Grey pixels added at each side before the crop, for images that are no larger than the crop.
+        Gray pixels added at each side before the crop, for images that are no larger than the crop.
     min_random_scale, max_random_scale : float
         Range of the factor by which width and height are scaled. An image that becomes smaller than the
         crop is enlarged to it again by ImageRecordIter.
@@ -101,7 +101,7 @@ def paper_augmentation(pad=0, min_random_scale=1.0, max_random_scale=1.0,
 
 
 def validation_batches(records, config, batch_size, threads, **order):
-    """The centre crops of a validation set: shorter side to input_size / crop_ratio, then the crop.
+    """The center crops of a validation set: shorter side to input_size / crop_ratio, then the crop.
 
     Parameters
     ----------

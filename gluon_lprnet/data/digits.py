@@ -15,7 +15,7 @@ PICTURES = 10
 def pack_digits(folder, seed=0):
     """Pack the digits as ``train.rec``, ``val.rec`` and ten held-out pictures.
 
-    The 8x8 pixels of 16 grey levels are enlarged to 32x32 RGB and stored as PNG. The split is random, by
+    The 8x8 pixels of 16 gray levels are enlarged to 32x32 RGB and stored as PNG. The split is random, by
     ``seed``; ``held_out/`` has the first ten pictures of the validation part, with the digit in the name.
 
     Parameters
@@ -65,6 +65,6 @@ def _run(args):
     print(f'{args.folder}: {train} digits for training, {val} for validation, {PICTURES} of these as pictures')
 
 
-def _png(grey):
-    pixels = cv2.resize((grey * (255 / 16)).astype('uint8'), (SIDE, SIDE), interpolation=cv2.INTER_CUBIC)
+def _png(gray):
+    pixels = cv2.resize((gray * (255 / 16)).astype('uint8'), (SIDE, SIDE), interpolation=cv2.INTER_CUBIC)
     return cv2.imencode('.png', cv2.cvtColor(pixels, cv2.COLOR_GRAY2BGR))[1].tobytes()

@@ -1,4 +1,4 @@
-"""From a trained network to what users run; ``deploy`` is the exact re-parametrization."""
+"""From a trained network to its deployed forms; ``deploy`` is the exact re-parametrization."""
 from .reparametrize import deploy
 
 __all__ = ['deploy']

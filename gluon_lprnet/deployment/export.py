@@ -124,7 +124,7 @@ def export(path, out, forms=FORMS, formats=('mxnet',), normalize_input=False, in
     expected = net(mx.nd.array(normalized)).asnumpy()
     data = pixels if normalize_input else normalized
     if not np.isfinite(expected).all():
-        raise InputError(f'{path}: the network gives NaN or infinite outputs; export an earlier checkpoint.')
+        raise InputError(f'{path}: the network returns NaN or infinite outputs; export an earlier checkpoint.')
     scale = max(abs(expected).max(), np.finfo('float32').tiny)
     described = _describe(description, image_shape, normalize_input)
     records = int8 and _checked_records(int8, description, expected.shape[1])
@@ -177,7 +177,7 @@ def _scratch(out, written):
 
 
 def _test_pixels(image_shape):
-    """A black picture, a grey one, and noise: RGB from 0 to 255, (3, channels, height, width)."""
+    """A black picture, a gray one, and noise: RGB from 0 to 255, (3, channels, height, width)."""
     pixels = np.random.default_rng(0).uniform(0, 255, (3, *image_shape)).astype('float32')
     pixels[0] = 0
     pixels[1] = 128

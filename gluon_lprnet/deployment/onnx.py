@@ -1,4 +1,4 @@
-"""ONNX files, by MXNet's converter with its faults mended.
+"""ONNX files, written by MXNet's converter with its faults corrected.
 
 ``mx.onnx.export_model`` of MXNet 1.9.1 writes the nodes of opset 13 and claims the newest one that the onnx package
 knows; lists the parameters among the inputs of the graph, which stops ONNX Runtime from folding constants; leaves
@@ -15,7 +15,7 @@ from ..utils.errors import InputError
 __all__ = ['require_onnx', 'write_onnx', 'run_onnx']
 
 OPSET = 13
-# The version of the file format that came with the opset, so that runtimes of its time read the file.
+# The version of the file format that came with the opset, so that runtimes of that time can read the file.
 IR_VERSION = 7
 
 
@@ -42,7 +42,7 @@ def require_onnx():
 
 
 def write_onnx(symbol, params, image_shape, path):
-    """Write a network as an ONNX file whose batch size is free.
+    """Write a network as an ONNX file with a variable batch size.
 
     Parameters
     ----------
@@ -82,7 +82,7 @@ def write_onnx(symbol, params, image_shape, path):
 
 
 def run_onnx(path, data):
-    """Outputs of ONNX Runtime, on the CPU, for an ndarray of inputs."""
+    """Outputs of ONNX Runtime on the CPU for an ndarray of inputs."""
     _, onnxruntime = require_onnx()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
@@ -91,7 +91,7 @@ def run_onnx(path, data):
 
 
 def _with_plain_reshapes(symbol, shape):
-    """Every reshape with the numbers that it comes to for an input of ``shape``, but for a free first one."""
+    """Replace the shape of every reshape by its numbers for an input of ``shape``, with a free first dimension."""
     internals = symbol.get_internals()
     shapes = dict(zip(internals.list_outputs(), internals.infer_shape(data=shape)[1]))
     graph = json.loads(symbol.tojson())
@@ -102,7 +102,7 @@ def _with_plain_reshapes(symbol, shape):
 
 
 def _normalization(onnx, graph, node, eps):
-    """The nodes of ``x / sqrt(sum of x^2 over channels + eps)``, in the place of an LpNormalization."""
+    """The nodes of ``x / sqrt(sum of x^2 over channels + eps)``, to replace an LpNormalization."""
     x, name = node.input[0], node.name
     squares, shifted, norm, epsilon = (f'{name}_{part}' for part in ('squares', 'shifted', 'norm', 'eps'))
     graph.initializer.append(onnx.numpy_helper.from_array(np.array([eps], dtype='float32'), epsilon))
@@ -114,6 +114,6 @@ def _normalization(onnx, graph, node, eps):
 
 
 def _replace(field, values):
-    """Give a repeated field of a protocol buffer new values."""
+    """Replace the values of a repeated field of a protocol buffer."""
     del field[:]
     field.extend(values)

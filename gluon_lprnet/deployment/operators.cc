@@ -46,7 +46,7 @@ inline void store(float* to, Vector value) { *reinterpret_cast<Vector*>(to) = va
 /* NaN stays NaN. */
 inline Vector relu(Vector value) { return value < 0 ? Vector{} : value; }
 
-/* M blocks of outputs at N pixels, from `count` groups of INNER neighbouring inputs: the groups are `pitch` apart, the
+/* M blocks of outputs at N pixels, from `count` groups of INNER neighboring inputs: the groups are `pitch` apart, the
  * pixels STEP. `put` takes block, pixel and sums. */
 template <int M, int N, int INNER, int STEP, typename Put>
 inline void tile(const float* x, int count, size_t pitch, const float* weight, Put put) {

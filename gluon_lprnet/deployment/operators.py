@@ -1,11 +1,11 @@
-"""The deployed form on an operator library of our own: each module of the network in one operator.
+"""The deployed form with a custom operator library: one operator per module of the network.
 
 MXNet runs an LPR module as five operators, each of which reads and writes its feature map, and oneDNN and
-L2Normalization want it in layouts of their own. ``operators.cc`` has an LPR module and a depthwise separable one as
+L2Normalization want it in different layouts. In ``operators.cc`` an LPR module and a depthwise separable module are
 one operator each: a strip of the depthwise convolution's output stays in cache until the module's output is written,
-in a layout that all of them share. MXNet loads the library by its extension interface, ``mx.library.load``.
+in a layout shared by all of them. MXNet loads the library through its extension interface, ``mx.library.load``.
 
-The library is compiled on the machine that it runs on, once, for its processor, by g++ (or what ``CXX`` names).
+The library is compiled once on the machine it runs on, for its processor, by g++ (or the compiler in ``CXX``).
 """
 import hashlib
 import os
@@ -27,18 +27,18 @@ __all__ = ['build_library', 'load_library', 'with_operators']
 SOURCE = Path(__file__).with_name('operators.cc')
 FLAGS = ['-std=c++11', '-O3', '-march=native', '-fopenmp', '-shared', '-fPIC']
 
-# Channels of a feature map that stand together.
+# Channels of a feature map that are stored together.
 BLOCK = 16
 
 
 def build_library():
-    """Compile the operator library, unless it was compiled before.
+    """Compile the operator library unless it has been compiled before.
 
     Returns
     -------
     Path
-        Of the shared object, in ``gluon_lprnet`` of ``XDG_CACHE_HOME`` (by default ``~/.cache``). Its name holds a
-        digest of source, compiler and processor, so that another one of these is another file.
+        The shared object, in ``gluon_lprnet`` below ``XDG_CACHE_HOME`` (by default ``~/.cache``). Its name contains
+        a digest of source, compiler and processor, so a change of any of these gives another file.
 
     Raises
     ------
@@ -49,7 +49,7 @@ def build_library():
     mxnet = Path(mx.__file__).parent
     sources = [SOURCE, mxnet / 'src' / 'lib_api.cc']
     try:
-        # What -march=native comes to is the processor.
+        # What -march=native resolves to identifies the processor.
         target = subprocess.run([*compiler, '-march=native', '-Q', '--help=target'], stdout=subprocess.PIPE,
                                 stderr=subprocess.STDOUT, check=True).stdout
         version = subprocess.run([*compiler, '--version'], stdout=subprocess.PIPE, check=True).stdout
@@ -68,12 +68,12 @@ def build_library():
                          f'{(error.stdout or b"").decode(errors="replace")[-2000:]}') from error
     except OSError as error:
         raise InputError(f'the operator library cannot be built ({error.filename}: {error.strerror}). It needs g++ (or '
-                         'what CXX names) and a cache folder; the standard form needs neither.') from error
+                         'the compiler in CXX) and a cache folder; the standard form needs neither.') from error
     return library
 
 
 def load_library():
-    """Give MXNet the operators, compiling them if need be: before a symbol that has them is loaded.
+    """Load the operators into MXNet, compiling them if necessary, before a symbol that uses them is loaded.
 
     Raises
     ------
@@ -85,21 +85,21 @@ def load_library():
 
 
 def with_operators(symbol, params):
-    """Put the library's operators in the place of the modules of a deployed network.
+    """Replace the modules of a deployed network by the library's operators.
 
     These are LPR modules with normalization and residual, depthwise separable ones, the 3x3 convolution before such
-    a module and the global average pooling after one. All else stays as it is.
+    a module and the global average pooling after one. Everything else is left unchanged.
 
     Parameters
     ----------
     symbol : Symbol
-        Of :func:`gluon_lprnet.deployment.reparametrize.reparametrize`.
+        From :func:`gluon_lprnet.deployment.reparametrize.reparametrize`.
     params : dict of str to NDArray
 
     Returns
     -------
     tuple of (Symbol, dict of str to NDArray)
-        Weights keep their names, in the shapes of ``operators.cc``.
+        Weights keep their names and get the shapes that ``operators.cc`` expects.
 
     Raises
     ------
@@ -111,8 +111,8 @@ def with_operators(symbol, params):
 
 
 class Module(NamedTuple):
-    """An operator of the library for some nodes of the graph: ``source`` is the one whose output it takes,
-    ``parameters`` are (node, slot, what makes the operator's array of the node's)."""
+    """An operator of the library for some nodes of the graph: ``source`` is the node whose output it takes,
+    ``parameters`` are (node, slot, function from the node's array to the operator's)."""
 
     operator: str
     attributes: dict
@@ -122,7 +122,7 @@ class Module(NamedTuple):
 
 
 class Rewriting(SymbolGraph):
-    """A copy of the graph, node by node: a feature map of an operator of the library is blocked, any other plain."""
+    """A copy of the graph, node by node: feature maps between the library's operators are blocked, others plain."""
 
     def __init__(self, symbol, params):
         super().__init__(symbol, params)
@@ -131,7 +131,7 @@ class Rewriting(SymbolGraph):
         self.modules = {index: self._separable(index) or self._lpr(index) for index in activations}
         users = Counter(module.source for module in self.modules.values() if module)
         for index in activations:
-            # Worth it where nothing else takes its output.
+            # Worthwhile only if nothing else uses its output.
             if not self.modules[index] and 0 < users[index] == self.uses[index]:
                 self.modules[index] = self._convolution(index)
         for module in filter(None, self.modules.values()):
@@ -255,7 +255,7 @@ def _channels(convolution):
 
 
 def _padded(array, axis):
-    """With zeros at the end of an axis, up to a multiple of BLOCK."""
+    """Pad an axis with zeros at its end, up to a multiple of BLOCK."""
     widths = [(0, 0)] * array.ndim
     widths[axis] = (0, -array.shape[axis] % BLOCK)
     return np.pad(array, widths)
@@ -266,16 +266,16 @@ def vector_blocks(vector):
 
 
 def matrix_blocks(weight):
-    """Blocks of rows, each with its columns one after the other, of a weight of (rows, ...)."""
+    """A weight of (rows, ...) as blocks of rows, each column by column."""
     matrix = _padded(_padded(weight.reshape(len(weight), -1), 0), 1)
     return matrix.reshape(-1, BLOCK, matrix.shape[1]).transpose(0, 2, 1)
 
 
 def convolution_blocks(weight):
-    """Of a 3x3 convolution: a column of the matrix is a row of the kernel, a channel, a column of the kernel."""
+    """A 3x3 convolution as blocks: the columns run over kernel row, channel and kernel column."""
     return matrix_blocks(weight.transpose(0, 2, 1, 3))
 
 
 def depthwise_blocks(weight):
-    """Blocks of channels, each with its nine taps one after the other."""
+    """Blocks of channels, each tap by tap."""
     return _padded(weight, 0).reshape(-1, BLOCK, 9).transpose(0, 2, 1)

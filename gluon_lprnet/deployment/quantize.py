@@ -1,14 +1,14 @@
-"""INT8: MXNet's and ONNX Runtime's own quantization after training, calibrated on real images.
+"""INT8: post-training quantization by MXNet and by ONNX Runtime, calibrated on real images.
 
 Both get the deployed form and the same images. A *layer* is a convolution or a fully connected operator with the
-operators without weights that follow it (activation, residual sum, pooling), under the name of its weight without
-``_weight``: so a layer has one name in both runtimes, and what is left out takes along whatever would round or clip
-its output.
+operators without weights that follow it (activation, residual sum, pooling), named after its weight without
+``_weight``. So a layer has the same name in both runtimes, and a layer left in float32 includes whatever would round
+or clip its output.
 
-The L2 normalization of the r channels stays in float32: MXNet has no 8-bit operator for it, and 8 bits do not hold a
-sum of squares beside its epsilon.
+The L2 normalization of the r channels stays in float32: MXNet has no 8-bit operator for it, and 8 bits cannot hold
+both a sum of squares and its epsilon.
 
-The measure is the noise that 8 bits add to the network's outputs, as a share of these outputs' variance over the
+The measure is the noise that 8 bits add to the network's outputs, as a share of the variance of these outputs over the
 calibration images: 0.01 is a signal-to-noise ratio of 20 dB. It means the same for classes and for landmarks.
 """
 import contextlib
@@ -36,7 +36,7 @@ __all__ = ['CALIBRATIONS', 'LayerNoise', 'MXNetQuantizer', 'OnnxQuantizer', 'Qua
 CALIBRATIONS = ('naive', 'entropy')
 
 _BATCH_SIZE = 64
-# Images on which each layer is measured alone: the order of the layers needs fewer than the whole network's noise.
+# Images on which each layer is measured alone: ranking the layers needs fewer than the noise of the network.
 _IMAGES_ALONE = 128
 
 _SUBGRAPHS = ('_sg_mkldnn_conv', '_sg_mkldnn_fully_connected')
@@ -52,9 +52,9 @@ class LayerNoise(NamedTuple):
     ----------
     name : str
     noise : float or None
-        Of the network in which this layer alone is quantized; None where it was not measured.
+        Of the network with only this layer quantized; None if it was not measured.
     left_out : str or None
-        Why it stays in float32; None if it is quantized.
+        The reason it stays in float32; None if it is quantized.
     """
 
     name: str
@@ -63,7 +63,7 @@ class LayerNoise(NamedTuple):
 
 
 class Quantized(NamedTuple):
-    """A quantized network and what :func:`quantize` found out about it.
+    """A quantized network, and what :func:`quantize` measured.
 
     Attributes
     ----------
@@ -93,15 +93,15 @@ class MXNetQuantizer:
     images : ndarray (N, channels, height, width) float32
         To calibrate on.
     calibration : str
-        Of ``CALIBRATIONS``: the range of a tensor is that of its values, or the one of the least Kullback-Leibler
-        divergence.
+        One of ``CALIBRATIONS``: the range of a tensor is that of its values, or the one with the least
+        Kullback-Leibler divergence.
 
     Attributes
     ----------
     layers : dict of str to list of str
         The nodes of each layer, in the order of the network.
     floating : callable
-        The network in float32, as fast as this runtime has it; from images to outputs, ndarrays.
+        The network in float32, in its fastest form in this runtime; from images to outputs, ndarrays.
     """
 
     def __init__(self, symbol, params, images, calibration):
@@ -118,11 +118,11 @@ class MXNetQuantizer:
         self._ranges = SimpleNamespace(min_max_dict=self._calibrate(images, calibration))
 
     def quantize(self, layers):
-        """Symbol and parameters, auxiliary states among them, with the ``layers`` (names) in 8 bits."""
+        """Symbol and parameters, including auxiliary states, with the ``layers`` (names) in 8 bits."""
         symbol, _, auxiliary, ranges = quantization.quantize_graph(
             self._fused, self._arguments, self._auxiliary, excluded_sym_names=_other_nodes(self.layers, layers),
             # 'auto' takes uint8 where no value is negative; 'int8' with entropy calibration gives a network that
-            # fails as it runs, since a convolution fused with a ReLU writes uint8 all the same.
+            # fails when it runs, since a convolution fused with a ReLU writes uint8 in any case.
             calib_mode='customize', LayerOutputCollector=self._ranges, quantized_dtype='auto', logger=None)
         symbol, arguments, auxiliary = quantization.calib_graph(
             symbol, self._arguments, auxiliary, ranges, calib_mode='customize', quantized_dtype='auto', logger=None)
@@ -130,14 +130,14 @@ class MXNetQuantizer:
 
     @staticmethod
     def function(model):
-        """The function, from images to outputs, ndarrays, of what :meth:`quantize` returned."""
+        """What :meth:`quantize` returned, as a function from images to outputs, ndarrays."""
         return mxnet_function(as_block(*model))
 
     def _calibrate(self, images, calibration):
         """The range, (low, high), of each tensor that an operator writes, and of the input, in float32.
 
-        Of more tensors than the whole network needs in 8 bits: where layers are left out there are more borders
-        between float32 and 8 bits.
+        This covers more tensors than the fully quantized network needs: leaving layers out adds borders between
+        float32 and 8 bits.
         """
         *_, collector = quantization.quantize_graph(self._fused, self._arguments, self._auxiliary,
                                                     calib_mode=calibration, quantized_dtype='auto', logger=None)
@@ -157,17 +157,17 @@ class MXNetQuantizer:
 class OnnxQuantizer:
     """ONNX Runtime's static quantization in the QDQ format: uint8 activations, int8 weights by channel.
 
-    ``quantize_static`` taken apart, to calibrate once for many choices of layers.
+    The parts of ``quantize_static``, used separately to calibrate once for many choices of layers.
 
     Parameters
     ----------
     symbol, params, images, calibration
-        As of :class:`MXNetQuantizer`; ONNX Runtime calls ``naive`` MinMax.
+        As for :class:`MXNetQuantizer`; ONNX Runtime calls ``naive`` MinMax.
 
     Attributes
     ----------
     layers, floating
-        Likewise.
+        As for :class:`MXNetQuantizer`.
 
     Raises
     ------
@@ -186,11 +186,11 @@ class OnnxQuantizer:
         graph = self._model.graph
         constants = {constant.name for constant in graph.initializer}
         for node in graph.node:
-            # MXNet's converter gives convolutions no names, by which the quantizer knows nodes.
+            # MXNet's converter does not name convolutions, and the quantizer refers to nodes by name.
             node.name = node.output[0]
         self.layers = _layers((node.name, node.op_type in _ONNX_LAYERS, node.input, node.output)
                               for node in graph.node)
-        # The sums with an epsilon, of L2 normalizations; a residual's terms are no constants.
+        # The sums with an epsilon, from L2 normalizations; the terms of a residual sum are not constants.
         self._in_float = [node.name for node in graph.node
                           if node.op_type == 'Add' and not constants.isdisjoint(node.input)]
 
@@ -209,15 +209,15 @@ class OnnxQuantizer:
 
     @staticmethod
     def function(model):
-        """The function, from images to outputs, ndarrays, of what :meth:`quantize` returned."""
+        """What :meth:`quantize` returned, as a function from images to outputs, ndarrays."""
         return onnx_function(model.SerializeToString())
 
 
 def quantize(quantizer, images, expected, exclude=(), tolerance=0.01):
-    """Quantize a network but for the layers that cost too much.
+    """Quantize a network except for the layers that cost too much.
 
-    Each layer is quantized alone first. Then, as long as the network with all the others in 8 bits has more noise
-    than ``tolerance``, the layer of the most noise alone is left out.
+    Each layer is quantized alone first. Then, as long as the network with all remaining layers in 8 bits has
+    more noise than ``tolerance``, the layer that is noisiest on its own is left out.
 
     Parameters
     ----------
@@ -227,7 +227,7 @@ def quantize(quantizer, images, expected, exclude=(), tolerance=0.01):
     expected : ndarray (N, outputs)
         The network's outputs for them, in float32.
     exclude : sequence of str
-        Names of layers that are left out whatever they cost, or patterns.
+        Names of layers, or patterns, that are left out in any case.
     tolerance : float
         The most noise, as a share of the variance of ``expected``.
 
@@ -238,14 +238,14 @@ def quantize(quantizer, images, expected, exclude=(), tolerance=0.01):
     Raises
     ------
     InputError
-        If a pattern fits no layer, if the outputs of a network with quantized layers are not finite, or if no layer
+        If a pattern matches no layer, if the outputs of a network with quantized layers are not finite, or if no layer
         is left to quantize.
     """
     excluded = {}
     for pattern in exclude:
         found = [layer for layer in quantizer.layers if fnmatchcase(layer, pattern)]
         if not found:
-            raise InputError(f'--exclude: {pattern!r} is the name of no layer; there are '
+            raise InputError(f'--exclude: {pattern!r} matches no layer; the layers are '
                              f'{", ".join(quantizer.layers)}.')
         excluded.update(dict.fromkeys(found, '--exclude'))
     candidates = [layer for layer in quantizer.layers if layer not in excluded]
@@ -263,7 +263,7 @@ def quantize(quantizer, images, expected, exclude=(), tolerance=0.01):
             return Quantized(model, whole, [LayerNoise(layer, alone.get(layer), excluded.get(layer))
                                             for layer in quantizer.layers])
         excluded[remaining.pop()] = 'noise'
-    raise InputError('no layer is left to quantize: raise --tolerance, or leave fewer out by --exclude.')
+    raise InputError('no layer is left to quantize: raise --tolerance, or exclude fewer layers.')
 
 
 def noise_of(outputs, expected):
@@ -275,11 +275,11 @@ def noise_of(outputs, expected):
         If an output is NaN or infinite, or if all rows of ``expected`` are the same.
     """
     if not np.isfinite(outputs).all():
-        raise InputError('the quantized network gives NaN or infinite outputs: give other or more images '
-                         '(--calibrate, --images), or the other --calibration.')
+        raise InputError('the quantized network returns NaN or infinite outputs: use other or more images '
+                         '(--calibrate, --images) or the other --calibration.')
     variance = ((expected - expected.mean(axis=0)) ** 2).sum()
     if not variance:
-        raise InputError('the network has the same outputs for all calibration images: give more of them (--images).')
+        raise InputError('the network has the same outputs for all calibration images: use more images (--images).')
     return float(((outputs - expected) ** 2).sum() / variance)
 
 
@@ -294,7 +294,7 @@ def onnx_function(model):
     _, onnxruntime = require_onnx()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    # Errors alone: it warns of what the quantizer leaves for it to fold.
+    # Errors only: it warns about what the quantizer leaves for it to fold.
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(model, options, providers=['CPUExecutionProvider'])
     return lambda images: session.run(None, {'data': images})[0]
@@ -307,7 +307,7 @@ def outputs_of(function, images):
 
 
 def _layers(nodes):
-    """From the name of each layer to those of its nodes.
+    """The names of the nodes of each layer, by the name of the layer.
 
     ``nodes`` are tuples, in the order in which they run: name, whether it has a weight, its inputs and its outputs.
     """
@@ -316,7 +316,7 @@ def _layers(nodes):
         if has_weight:
             layer = inputs[1][:-len('_weight')]
         else:
-            # Where branches meet, the layer that runs last: it writes their sum.
+            # Where branches meet, this is the layer that runs last: it writes their sum.
             layer = max((owner[entry] for entry in inputs if entry in owner), key=list(layers).index, default=None)
         if layer is not None:
             layers.setdefault(layer, []).append(name)
@@ -332,11 +332,11 @@ def _onnx_ranges(path, images, calibration):
     """The ranges of all tensors, as ONNX Runtime's quantizer takes them."""
     from onnxruntime.quantization import CalibrationMethod, create_calibrator
     method = {'naive': CalibrationMethod.MinMax, 'entropy': CalibrationMethod.Entropy}[calibration]
-    # It prints what it does.
+    # It prints its progress.
     with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stdout(io.StringIO()):
         calibrator = create_calibrator(str(path), _ONNX_OPERATORS, str(Path(scratch) / 'augmented.onnx'), method)
         for start in tqdm(range(0, len(images), _BATCH_SIZE), 'calibration', leave=False, disable=None):
-            # A reader of one batch each time, since it keeps all tensors of all that a reader gives.
+            # A new reader for each batch, since it keeps all tensors of everything a reader returns.
             batch = iter([{'data': images[start:start + _BATCH_SIZE]}])
             calibrator.collect_data(SimpleNamespace(get_next=lambda: next(batch, None)))
         return calibrator.compute_data()

@@ -1,16 +1,16 @@
-"""The exact re-parametrization: a trained network turned into a smaller and faster equal of itself.
+"""The exact re-parametrization: a trained network turned into a smaller and faster one that computes the same.
 
-Three rules rewrite its symbol; what fits none of them stays as it is.
+Three rules rewrite its symbol; whatever fits none of them is left unchanged.
 
 - *Batch normalization* after a convolution is, at inference, a scale and a shift of each channel:
   ``BN(W x) = (s W) x + (beta - s mean)`` with ``s = gamma / sqrt(variance + eps)``.
 - *L2 normalization* of ``P2 P1 d`` over its channels, the LPR module's. In the thin QR decomposition
-  ``P2 = Q R`` the columns of Q are orthonormal, so that ``q = (R P1) d`` is as long as ``P2 P1 d`` and
-  ``P2 P1 d / sqrt(||P2 P1 d||^2 + eps) = Q (q / sqrt(||q||^2 + eps))``. The operator, its epsilon and all, moves
-  from the m channels of P2's output to the r = m/8 of P1's; Q, the residual sum and the activation stand together
-  then, and MXNet's fused backend makes them one convolution. R need not be invertible.
-- *One learned number* that multiplies a convolution's output, as that of the normalization's scale in
-  :mod:`gluon_lprnet.zoo.ablation`, multiplies its weights.
+  ``P2 = Q R`` the columns of Q are orthonormal, so ``q = (R P1) d`` has the same norm as ``P2 P1 d`` and
+  ``P2 P1 d / sqrt(||P2 P1 d||^2 + eps) = Q (q / sqrt(||q||^2 + eps))``. The operator, including its epsilon,
+  moves from the m channels of P2's output to the r = m/8 channels of P1's. Q, the residual sum and the activation are
+  then adjacent, and MXNet's fused backend turns them into one convolution. R need not be invertible.
+- *One learned number* that multiplies a convolution's output, such as the scale of the normalization in
+  :mod:`gluon_lprnet.zoo.ablation`, is multiplied into its weights.
 
 The new weights are computed in float64.
 """
@@ -31,13 +31,13 @@ def deploy(net, operators=False):
         Initialized, in float32, with one NCHW input. Its parameters stay as they are; its LPR modules are left in
         the plain form (see :func:`gluon_lprnet.blocks.normalize_in_rank_space`).
     operators : bool, default False
-        Run its modules in the operator library of :mod:`gluon_lprnet.deployment.operators`: faster, for CPUs alone, and
+        Run its modules in the operator library of :mod:`gluon_lprnet.deployment.operators`: faster, for CPUs only, and
         compiled on first use.
 
     Returns
     -------
     SymbolBlock
-        On the (first) device of ``net``, hybridized. For inference: there is nothing left in it that training needs.
+        On the (first) device of ``net``, hybridized. For inference only: what training needs is gone.
 
     Raises
     ------
@@ -64,8 +64,8 @@ def reparametrize(symbol, params):
     Returns
     -------
     tuple of (Symbol, dict of str to NDArray)
-        The new symbol with the same inputs, and what it needs. Weights keep their names; the bias of a convolution
-        gets the name of the shift (beta) that it takes the place of.
+        The new symbol with the same inputs, and the parameters it needs. Weights keep their names; the bias of a
+        convolution gets the name of the shift (beta) that it replaces.
     """
     network = _Rules(symbol, params)
     for index, node in enumerate(network.nodes):
@@ -101,7 +101,7 @@ class _Rules(SymbolGraph):
         self.set_value(p1, 1, (r @ matrix1)[:, :, None, None])
         self.set_value(p2, 1, q[:, :, None, None])
         p1['attrs']['num_filter'] = str(len(r))
-        # The two nodes change places, so that who takes the normalized output takes P2's.
+        # The two nodes change places: users of the normalized output now use that of P2.
         between = norm['inputs'][0][0]
         self.nodes[between] = {**norm, 'inputs': p2['inputs'][:1]}
         self.nodes[index] = {**p2, 'inputs': norm['inputs'] + p2['inputs'][1:]}
@@ -116,5 +116,5 @@ class _Rules(SymbolGraph):
 
 
 def _is_matrix(convolution):
-    """Whether it multiplies the channels of each position with one matrix, and does nothing else."""
+    """Whether it multiplies the channels of each position by one matrix, and does nothing else."""
     return attributes(convolution, kernel=(), num_group=1, no_bias=False) == [(1, 1), 1, True]

@@ -11,7 +11,7 @@ from ..utils.flags import positive_float, positive_int
 
 
 def correct_in_top(outputs, labels, k):
-    """How many rows have their label among the ``k`` largest outputs.
+    """The number of rows with their label among the ``k`` largest outputs.
 
     Parameters
     ----------
@@ -22,10 +22,10 @@ def correct_in_top(outputs, labels, k):
     Raises
     ------
     ArithmeticError
-        If an output is NaN or infinite: an accuracy of such a network would be a number without meaning.
+        If an output is NaN or infinite: the accuracy of such a network would be meaningless.
     """
     if not np.isfinite(outputs).all():
-        raise ArithmeticError('the network gives NaN or infinite outputs')
+        raise ArithmeticError('the network returns NaN or infinite outputs')
     top = np.argpartition(-outputs, k - 1, axis=1)[:, :k]
     return int((top == labels.astype(int)[:, None]).any(axis=1).sum())
 
@@ -40,18 +40,18 @@ def evaluate_classification(net, batches, context, dtype='float32'):
         Unshuffled, without augmentation.
     context : mx.Context
     dtype : str
-        Of the network's input.
+        The type of the network's input.
 
     Returns
     -------
     dict
-        ``top1`` and ``top5``, fractions of the images; with fewer than six classes ``top5`` is left out,
-        since it is 1.
+        ``top1`` and ``top5``, fractions of the images; with fewer than six classes ``top5`` is omitted,
+        since it is always 1.
     """
     images = 0
     correct = {'top1': 0, 'top5': 0}
     for data, label in tqdm(batches.epoch(0), 'validation', len(batches), leave=False, disable=None):
-        # Cast before asnumpy, which gives bfloat16 as raw bits.
+        # Cast before asnumpy, which returns bfloat16 as raw bits.
         outputs = net(data.as_in_context(context).astype(dtype, copy=False)).astype('float32', copy=False).asnumpy()
         label = label.asnumpy()
         images += len(label)
@@ -62,10 +62,10 @@ def evaluate_classification(net, batches, context, dtype='float32'):
 
 
 def add_commands(commands):
-    parser = commands.add_parser('evaluate', help='top-1 and top-5 of a trained network on RecordIO')
+    parser = commands.add_parser('evaluate', help='top-1 and top-5 accuracy of a trained network on a RecordIO file')
     parser.add_argument('network', help='run folder, checkpoint folder or -symbol.json')
     parser.add_argument('--rec-val', required=True)
-    parser.add_argument('--rec-val-idx', help='default: the name of --rec-val with .idx')
+    parser.add_argument('--rec-val-idx', help='default: the path of --rec-val with .idx')
     parser.add_argument('--batch-size', type=positive_int, default=64)
     parser.add_argument('-j', '--num-data-workers', type=positive_int, default=2)
     parser.set_defaults(run=_run)
@@ -73,24 +73,24 @@ def add_commands(commands):
 
 
 def add_description_flags(parser):
-    """Flags that :func:`load_described` reads beside ``network``."""
-    parser.add_argument('--input-size', type=positive_int, help='for a -symbol.json without its description')
-    parser.add_argument('--crop-ratio', type=positive_float, help='likewise (default: 0.875)')
+    """Flags that :func:`load_described` reads in addition to ``network``."""
+    parser.add_argument('--input-size', type=positive_int, help='for a -symbol.json without a description')
+    parser.add_argument('--crop-ratio', type=positive_float, help='the same (default: 0.875)')
     parser.add_argument('--rgb-mean', type=float, nargs=3, help="likewise (default: ImageNet's)")
     parser.add_argument('--rgb-std', type=float, nargs=3, help="likewise (default: ImageNet's)")
 
 
 def load_described(args):
-    """The network of ``args`` and its description, completed and overruled by the flags.
+    """The network of ``args`` and its description, completed and overridden by the flags.
 
     Raises
     ------
     InputError
-        If it is no network or one of landmarks.
+        If it is not a network, or is a landmark network.
     """
     net, description = load_network(args.network)
     if description.get('task') == 'landmarks':
-        raise InputError(f'{args.network} is a network of landmarks, not of classes: see the commands nme and align.')
+        raise InputError(f'{args.network} is a landmark network, not a classifier: use the commands nme and align.')
     if not description:
         description = dict(input_size=224, crop_ratio=0.875, rgb_mean=IMAGENET_MEAN, rgb_std=IMAGENET_STD)
     for key in ('input_size', 'crop_ratio', 'rgb_mean', 'rgb_std'):

@@ -1,4 +1,4 @@
-"""Pictures of a landmark evaluation: CED (Figure 4), faces (Figure 5), error by yaw; each with its numbers as CSV."""
+"""Figures of a landmark evaluation: CED (Figure 4), faces (Figure 5), error by yaw; each with its numbers as CSV."""
 import csv
 import math
 import re
@@ -13,29 +13,29 @@ from .landmarks import MEAN_FACE, ced
 _FACES = 24
 _COLUMNS = 6
 _YAW_STEP = 15
-# A face's panel, in units of the longer side of the box of both sets of landmarks.
+# Side of a face's panel, in units of the longer side of the box around both sets of landmarks.
 _VIEW = 1.3
 
 
 def draw_ced(results, path, title):
-    """Draw the CED of several networks, as steps; see :func:`gluon_lprnet.evaluate.landmarks.ced`.
+    """Draw the CED of several networks as step functions; see :func:`gluon_lprnet.evaluate.landmarks.ced`.
 
     Parameters
     ----------
     results : dict of str to FaceErrors
         By network.
     path : path
-        Of what is written, without extension: ``.png``, ``.svg``, and ``.csv`` with the curves' corners.
+        Without extension: ``.png``, ``.svg``, and ``.csv`` with the corners of the curves, are written.
     title : str
     """
     figure, axis = _figure(title)
     rows = []
-    # The rare large errors would press the curves to the left; the CSV has them.
+    # The rare large errors would squeeze the curves to the left; the CSV has them.
     limit = max(np.percentile(found.errors, 90) for label, found in results.items()
                 if label != MEAN_FACE or len(results) == 1)
     for label, found in results.items():
         errors, fractions = ced(found.errors)
-        # The last step stays at 1 up to the picture's edge.
+        # The last step stays at 1 up to the edge of the figure.
         axis.plot(100 * np.append(errors, max(errors[-1], limit)), 100 * np.append(fractions, 1), label=label,
                   drawstyle='steps-post', linestyle='--' if label == MEAN_FACE else '-')
         rows += [(label, 100 * error, fraction) for error, fraction in zip(errors, fractions)]
@@ -47,7 +47,7 @@ def draw_ced(results, path, title):
 def draw_error_by_yaw(results, path, title):
     """Draw NME against yaw: faces as points, the means of bins of 15 degrees as lines.
 
-    Parameters are those of :func:`draw_ced`. The CSV has the means. Faces without yaw are left out.
+    The parameters are those of :func:`draw_ced`. The CSV has the means. Faces without a yaw are omitted.
     """
     figure, axis = _figure(title)
     rows, highest = [], 0
@@ -97,7 +97,7 @@ def draw_grid(records, found, indices, path, title):
 
 
 def draw_all(results, recs, folder, seed=0):
-    """Write every picture and table of an evaluation.
+    """Write all figures and tables of an evaluation.
 
     Parameters
     ----------
@@ -106,11 +106,11 @@ def draw_all(results, recs, folder, seed=0):
     recs : dict of str to path
         The sets' files.
     folder : path
-        Made if it does not exist. Gets ``SET-ced``, ``SET-yaw`` (if the set has poses), and for each network
+        Created if it does not exist. Gets ``SET-ced``, ``SET-yaw`` (if the set has poses), and for each network
         ``SET-NETWORK-random``, ``SET-NETWORK-worst`` (``.png``, ``.svg``, ``.csv``) and
         ``SET-NETWORK-faces.csv`` with the error of each face.
     seed : int
-        Of the choice of random faces, which is the same for every network.
+        For the choice of random faces, which is the same for every network.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -165,12 +165,12 @@ def _figure(title):
 def _save(figure, path, legend=False):
     from matplotlib import rc_context
     if legend:
-        # Below, where it covers no curve however many there are.
+        # Below the axes, so that it never covers a curve.
         handles, labels = figure.axes[0].get_legend_handles_labels()
         figure.set_figheight(figure.get_figheight() + 0.2 * len(labels))
         figure.legend(handles, labels, loc='outside lower center', fontsize='small')
     figure.savefig(f'{path}.png', dpi=150)
-    # Without date and random names, so that equal numbers give equal files.
+    # Without date and random ids, so that equal numbers give equal files.
     with rc_context({'svg.hashsalt': 'gluon_lprnet'}):
         figure.savefig(f'{path}.svg', dpi=150, metadata={'Date': None})
 

@@ -22,15 +22,15 @@ from ..data.faces.landmarks import (
 from ..data.faces.records import check_face_records, read_face_records
 from ..utils.errors import InputError
 
-# |yaw| in degrees. An upper limit belongs to its bin, a lower one only where it is 0.
+# |yaw| in degrees. A bin includes its upper limit, and its lower one only if that is 0.
 YAW_BINS = ((0, 30), (30, 60), (60, math.inf))
 BIN_NAMES = ('[0,30]', '(30,60]', '>60')
 
-# 7%, as in the paper of LS3D-W (Bulat and Tzimiropoulos, 2017), which normalizes by the same box. This paper
-# names none.
+# 7%, as in the paper of LS3D-W (Bulat and Tzimiropoulos, 2017), which normalizes by the same box. The LPRNet
+# paper names none.
 THRESHOLD = 0.07
 
-PROTOCOL = ('NME: distance of predicted from true landmarks (x, y), mean over 68 points, over sqrt(width * height) '
+PROTOCOL = ('NME: distance between predicted and true landmarks (x, y), mean over 68 points, over sqrt(width * height) '
             "of the true landmarks' box. That box also places the network's crop, as in the paper: no detector.")
 
 MEAN_FACE = 'mean face'
@@ -47,9 +47,9 @@ class FaceErrors(NamedTuple):
     errors : ndarray (N,)
         NME of each face, as a fraction.
     yaw : ndarray (N,)
-        In degrees; NaN where the set does not say.
+        In degrees; NaN where the set does not give it.
     predicted, truth : ndarray (N, 68, 2)
-        In pixels of the set's own images.
+        In pixels of the data set's own images.
     """
 
     names: List[str]
@@ -65,7 +65,7 @@ def normalized_mean_errors(predicted, truth):
     Parameters
     ----------
     predicted, truth : ndarray (N, P, 2)
-        In pixels of the same picture.
+        In pixels of the same image.
 
     Returns
     -------
@@ -75,13 +75,13 @@ def normalized_mean_errors(predicted, truth):
     Raises
     ------
     ArithmeticError
-        If a prediction is NaN or infinite: its error would be a number without meaning.
+        If a prediction is NaN or infinite: its error would be meaningless.
     ValueError
         If a box is empty.
     """
     predicted, truth = np.asarray(predicted, dtype='float64'), np.asarray(truth, dtype='float64')
     if not np.isfinite(predicted).all():
-        raise ArithmeticError('the network gives NaN or infinite landmarks')
+        raise ArithmeticError('the network returns NaN or infinite landmarks')
     sizes = box_size(landmark_box(truth))
     if not (sizes > 0).all():
         raise ValueError(f'the true landmarks of face {np.flatnonzero(~(sizes > 0))[0]} (counted from 0) have an '
@@ -90,13 +90,13 @@ def normalized_mean_errors(predicted, truth):
 
 
 def yaw_bins(yaw):
-    """The number in :data:`YAW_BINS` of each yaw (N,) in degrees; -1 for NaN."""
+    """The index in :data:`YAW_BINS` of each yaw (N,) in degrees; -1 for NaN."""
     yaw = np.abs(np.asarray(yaw, dtype='float64'))
     return np.where(np.isnan(yaw), -1, np.searchsorted([upper for _, upper in YAW_BINS[:-1]], yaw))
 
 
 def summarize(errors, yaw=None, threshold=THRESHOLD):
-    """The numbers of a table's row.
+    """The numbers of one row of a table.
 
     Parameters
     ----------
@@ -113,7 +113,7 @@ def summarize(errors, yaw=None, threshold=THRESHOLD):
         ``faces``, ``bin_faces`` and ``bin_nme`` (by :data:`YAW_BINS`; None where a bin is empty),
         ``mean_of_bins`` (the paper's "Mean"; None if a bin is empty), ``mean`` over all faces, ``median``,
         ``percentile_95``, ``threshold``, ``failure_rate``, and ``auc``, the area under the CED up to the
-        threshold, 1 at most.
+        threshold, at most 1.
     """
     errors = np.asarray(errors, dtype='float64')
     bins = yaw_bins(np.full(len(errors), np.nan) if yaw is None else yaw)
@@ -131,7 +131,7 @@ def summarize(errors, yaw=None, threshold=THRESHOLD):
 
 
 def ced(errors):
-    """The cumulative error distribution, exactly: corners of a step function.
+    """The exact cumulative error distribution: the corners of a step function.
 
     Parameters
     ----------
@@ -140,7 +140,7 @@ def ced(errors):
     Returns
     -------
     tuple of (ndarray, ndarray)
-        Errors in rising order, 0 first, and the fraction of the faces with at most that error.
+        Errors in ascending order, starting with 0, and the fraction of the faces with at most that error.
     """
     errors = np.asarray(errors, dtype='float64')
     corners = np.unique(np.append(errors, 0))
@@ -148,7 +148,7 @@ def ced(errors):
 
 
 def load_landmark_network(path, context=None):
-    """A network of 68 landmarks and its description.
+    """Load a network for 68 landmarks with its description.
 
     Parameters
     ----------
@@ -163,23 +163,23 @@ def load_landmark_network(path, context=None):
     Raises
     ------
     InputError
-        If it is no network, lacks its description, or has other than 136 outputs.
+        If it is not a network, has no description, or does not have 136 outputs.
     """
     net, description = load_network(path, context)
     missing = [key for key in _REQUIRED if key not in description]
     if missing:
-        raise InputError(f'{path}: its description lacks {", ".join(missing)}. The .json that the training wrote '
-                         'belongs beside the -symbol.json.')
+        raise InputError(f'{path}: its description lacks {", ".join(missing)}. Put the .json that the training wrote '
+                         'next to the -symbol.json.')
     size = description['input_size']
     outputs = net(mx.nd.zeros((1, 3, size, size), ctx=context or mx.cpu())).shape[1]
     if outputs != 2 * POINTS:
-        raise InputError(f'{path} is not a network of {POINTS} landmarks: it has {outputs} outputs, not {2 * POINTS}. '
+        raise InputError(f'{path} is not a network for {POINTS} landmarks: it has {outputs} outputs, not {2 * POINTS}. '
                          'Train one with train_face.py.')
     return net, description
 
 
 def predict_landmarks(net, description, faces, context=None):
-    """Landmarks of faces.
+    """Predict the landmarks of faces.
 
     Parameters
     ----------
@@ -187,13 +187,13 @@ def predict_landmarks(net, description, faces, context=None):
     description : dict
         With ``input_size``, ``rgb_mean``, ``rgb_std``, and ``crop_scale`` where it is not the default.
     faces : sequence of (ndarray (height, width, 3) uint8, array (4,))
-        RGB pictures, each with the box of the landmarks in it: left, top, right, bottom.
+        RGB images, each with the box of its landmarks: left, top, right, bottom.
     context : mx.Context, optional
 
     Returns
     -------
     ndarray (N, 68, 2)
-        In pixels of the pictures.
+        In pixels of the images.
     """
     size, scale = description['input_size'], description.get('crop_scale', CROP_SCALE)
     matrices = [crop_matrix(box, size, scale) for _, box in faces]
@@ -205,7 +205,7 @@ def predict_landmarks(net, description, faces, context=None):
 
 
 def evaluate_landmarks(net, records, description, context=None, batch_size=_BATCH_SIZE):
-    """Errors of a network.
+    """Errors of a network on a set of faces.
 
     Parameters
     ----------
@@ -229,7 +229,7 @@ def evaluate_landmarks(net, records, description, context=None, batch_size=_BATC
 
 
 def mean_face(records):
-    """The mean of faces: an ndarray (68, 2), from the box's centre in units of its longer side."""
+    """The mean face: an ndarray (68, 2), relative to the box's center, in units of its longer side."""
     total, count = 0, 0
     for record in records:
         total, count = total + transform(crop_matrix(record.box, 1, 1), record.landmarks), count + 1
@@ -237,13 +237,13 @@ def mean_face(records):
 
 
 def evaluate_mean_face(face, records):
-    """Errors (:class:`FaceErrors`) of answering with the mean face (68, 2) whatever the picture shows."""
+    """Errors (:class:`FaceErrors`) of predicting the mean face (68, 2) for every image."""
     return _collect((record, transform(cv2.invertAffineTransform(crop_matrix(record.box, 1, 1)), face))
                     for record in records)
 
 
 def _collect(predictions):
-    """FaceErrors of pairs of a record and its predicted landmarks, both in pixels of the record's crop."""
+    """FaceErrors of pairs of a record and its predicted landmarks, in pixels of the record's crop."""
     names, yaw, predicted, truth = [], [], [], []
     for record, points in predictions:
         names.append(record.name)
@@ -260,11 +260,11 @@ def evaluate_sets(networks, recs, train_recs=None):
     Parameters
     ----------
     networks : dict of str to (HybridBlock, dict)
-        By label, as of :func:`load_landmark_network`.
+        By label, as returned by :func:`load_landmark_network`.
     recs : dict of str to path
         ``.rec`` files of faces, by name.
     train_recs : sequence of path, optional
-        Files whose mean face is evaluated as well.
+        Files whose mean face is evaluated too.
 
     Returns
     -------
@@ -274,7 +274,7 @@ def evaluate_sets(networks, recs, train_recs=None):
     Raises
     ------
     InputError
-        If a file is missing, damaged or not one of faces.
+        If a file is missing, damaged, or does not contain faces.
     """
     for rec in [*recs.values(), *(train_recs or ())]:
         check_face_records(rec)
@@ -291,19 +291,19 @@ def evaluate_sets(networks, recs, train_recs=None):
 
 
 def load_networks(paths):
-    """Landmark networks by label: the model's name, with the path where several are of one model."""
+    """Landmark networks by label: the model's name, with the path if several share the model."""
     loaded = [load_landmark_network(path) for path in paths]
     return dict(zip(labels_of([description.get('model', str(path)) for path, (_, description) in zip(paths, loaded)],
                               paths), loaded))
 
 
 def labels_of(names, paths):
-    """The names, with the path where one comes twice.
+    """The names, with the path where a name occurs twice.
 
     Raises
     ------
     InputError
-        If a path comes twice.
+        If a path occurs twice.
     """
     labels = [name if names.count(name) == 1 else f'{name} ({path})' for name, path in zip(names, paths)]
     for label, path in zip(labels, paths):

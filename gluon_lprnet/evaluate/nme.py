@@ -1,4 +1,4 @@
-"""``python -m gluon_lprnet nme``: errors of landmark networks by yaw, as a table and as pictures."""
+"""``python -m gluon_lprnet nme``: errors of landmark networks by yaw, as a table and as figures."""
 import json
 from pathlib import Path
 
@@ -18,7 +18,7 @@ def table(results, threshold=THRESHOLD, format='text'):
     rows = [{'set': name, 'network': label, **summarize(found.errors, found.yaw, threshold)}
             for name, networks in results.items() for label, found in networks.items()]
     if format == 'json':
-        # Fractions, as the functions give them.
+        # As fractions, the unit of the functions.
         return json.dumps({'protocol': PROTOCOL, 'yaw_bins': BIN_NAMES, 'rows': rows}, indent=1)
     columns = ('set', 'network', 'faces', *BIN_NAMES, 'mean of bins', 'mean of faces', 'median', '95th percentile',
                f'failures > {100 * threshold:g}', 'AUC')
@@ -28,7 +28,7 @@ def table(results, threshold=THRESHOLD, format='text'):
     counts = {row['set']: row['bin_faces'] for row in rows}
     return '\n\n'.join([
         'NME and failures in percent; [0,30] and so on: |yaw| in degrees', render_table(columns, cells, format),
-        PROTOCOL + f' AUC: area under the cumulative error distribution from 0 to {100 * threshold:g}%, 1 at most.',
+        PROTOCOL + f' AUC: area under the cumulative error distribution from 0 to {100 * threshold:g}%, at most 1.',
         '\n'.join(f'Faces by yaw in {name}: '
                   + (', '.join(f'{bin_name} {count}' for bin_name, count in zip(BIN_NAMES, bins)) if any(bins)
                      else 'unknown') + '.' for name, bins in counts.items())])
@@ -36,17 +36,18 @@ def table(results, threshold=THRESHOLD, format='text'):
 
 def add_commands(commands):
     parser = commands.add_parser(
-        'nme', help='errors of facial landmarks, by yaw, with curves and pictures',
-        description='Evaluate networks of 68 landmarks on RecordIO files of faces.')
+        'nme', help='errors of facial landmarks, by yaw, with curves and figures',
+        description='Evaluate networks for 68 landmarks on RecordIO files of faces.')
     parser.add_argument('networks', nargs='+', metavar='NETWORK',
                         help='run folder, checkpoint folder or -symbol.json')
     parser.add_argument('--rec', nargs='+', required=True, metavar='REC',
                         help='test sets, packed by "pack faces"')
     parser.add_argument('--mean-face', nargs='+', metavar='TRAIN_REC',
-                        help='beside the networks, the mean landmarks of these training sets')
-    parser.add_argument('--out', metavar='DIR', help='write CED, error by yaw and grids of faces (PNG, SVG, CSV)')
+                        help='also evaluate the mean landmarks of these training sets')
+    parser.add_argument('--out', metavar='DIR',
+                        help='write CED curves, error by yaw and grids of faces (PNG, SVG, CSV) to this folder')
     parser.add_argument('--threshold', type=positive_float, default=100 * THRESHOLD, metavar='PERCENT',
-                        help='NME of a failure and end of the AUC (default: %(default)g)')
+                        help='NME beyond which a face is a failure, and limit of the AUC (default: %(default)g)')
     parser.add_argument('--format', choices=FORMATS, default='text')
     parser.set_defaults(run=_run)
 

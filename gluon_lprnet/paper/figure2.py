@@ -160,7 +160,7 @@ def draw(names, errors, by_channel, path):
     matrix, maps = figure.subfigures(1, 2, width_ratios=(1, 1.15))
     scale = LogNorm(max(by_channel[by_channel > 0].min(), 1e-6), by_channel.max())
     axis = matrix.subplots()
-    # The diagonal is 0, which a logarithm has no colour for.
+    # The diagonal is 0, which a logarithm has no color for.
     picture = axis.imshow(np.where(errors > 0, errors, np.nan), norm=scale, cmap='viridis')
     for row, column in np.ndindex(errors.shape):
         axis.text(column, row, f'{errors[row, column]:.4f}', ha='center', va='center', color='white', fontsize='small',

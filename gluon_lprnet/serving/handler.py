@@ -173,7 +173,7 @@ class _Service:
 
 
 class Classification(_Service):
-    """Image to the most probable classes; the centre crop is the one of gluon_lprnet's validation."""
+    """Image to the most probable classes; the center crop is the one of gluon_lprnet's validation."""
 
     def __init__(self, net, description):
         super().__init__(net, description)
@@ -234,12 +234,12 @@ class Landmarks(_Service):
         return {'width': width, 'height': height, 'faces': faces}
 
     def _crop_matrix(self, box):
-        """From image to crop: a square of ``crop_scale`` times the box's longer side, about its centre."""
+        """From image to crop: a square of ``crop_scale`` times the box's longer side, about its center."""
         left, top, right, bottom = box
         factor = self._size / (self._scale * max(right - left, bottom - top))
-        centre = (self._size - 1) / 2
-        return np.array([[factor, 0, centre - factor * (left + right) / 2],
-                         [0, factor, centre - factor * (top + bottom) / 2]])
+        center = (self._size - 1) / 2
+        return np.array([[factor, 0, center - factor * (left + right) / 2],
+                         [0, factor, center - factor * (top + bottom) / 2]])
 
     def _detect(self, image):
         """Faces that the cascades find in an RGB image: a list of dict, ``box`` being the expected landmarks'."""
@@ -252,9 +252,9 @@ class Landmarks(_Service):
         gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
         found = []
         for kind, cascade, mirrored in self._cascades:
-            boxes, neighbours = cascade.detectMultiScale2(cv2.flip(gray, 1) if mirrored else gray, 1.1, 3,
+            boxes, neighbors = cascade.detectMultiScale2(cv2.flip(gray, 1) if mirrored else gray, 1.1, 3,
                                                           minSize=(_SMALLEST_FACE, _SMALLEST_FACE))
-            for score, (left, top, side, _) in sorted(zip(neighbours, boxes), key=lambda each: -each[0]):
+            for score, (left, top, side, _) in sorted(zip(neighbors, boxes), key=lambda each: -each[0]):
                 if mirrored:
                     left = gray.shape[1] - left - side
                 box = (np.array([left, top, left + side - 1, top + side - 1]) + 0.5) * scale - 0.5
@@ -267,8 +267,8 @@ class Landmarks(_Service):
     def _landmark_box(self, box, kind):
         x, y, ratio = self._corrections[kind]
         side = (box[2:] - box[:2]).max()
-        centre = (box[:2] + box[2:]) / 2 + side * np.array([x, y])
-        return np.concatenate([centre - side * ratio / 2, centre + side * ratio / 2])
+        center = (box[:2] + box[2:]) / 2 + side * np.array([x, y])
+        return np.concatenate([center - side * ratio / 2, center + side * ratio / 2])
 
 
 _SERVICES = {'classification': Classification, 'landmarks': Landmarks}
@@ -401,7 +401,7 @@ def _read_boxes(text):
 
 def _check_finite(outputs):
     if not np.isfinite(outputs).all():
-        raise ArithmeticError('the network gives NaN or infinite outputs')
+        raise ArithmeticError('the network returns NaN or infinite outputs')
 
 
 def _warp_crop(image, matrix, size):

@@ -1,9 +1,9 @@
-"""The error that a user can mend."""
+"""An error the user can fix."""
 
 
 class InputError(ValueError):
-    """A file, a record or a flag that the user gave is at fault; the message says which, and what to do.
+    """A file, record or argument given by the user is invalid; the message says which, and what to do.
 
-    Commands print the message alone and exit with status 2; every other exception is a fault of
-    the program and keeps its traceback.
+    Commands print only the message and exit with status 2. Any other exception is a bug in the program
+    and keeps its traceback.
     """

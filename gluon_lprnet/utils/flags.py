@@ -1,4 +1,4 @@
-"""Types of command-line flags: what argparse refuses before anything runs."""
+"""Types of command-line flags: argparse rejects invalid values before anything runs."""
 import argparse
 import math
 
@@ -8,11 +8,11 @@ def positive_int(text):
 
 
 def non_negative_int(text):
-    return _at_least(int(text), 0, 'whole number from 0')
+    return _at_least(int(text), 0, 'whole number of at least 0')
 
 
 def non_negative_float(text):
-    return _at_least(float(text), 0.0, 'finite number from 0')
+    return _at_least(float(text), 0.0, 'finite number of at least 0')
 
 
 def positive_float(text):

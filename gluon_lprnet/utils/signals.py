@@ -1,4 +1,4 @@
-"""What a process does on a signal."""
+"""How a process reacts to signals."""
 import contextlib
 import signal
 import sys
@@ -7,7 +7,7 @@ import threading
 
 @contextlib.contextmanager
 def exit_on_sigterm():
-    """Let SIGTERM raise SystemExit, so that what was written so far is removed."""
+    """Make SIGTERM raise SystemExit, so that incomplete output is removed."""
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may set a handler
         return

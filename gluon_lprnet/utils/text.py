@@ -5,7 +5,7 @@ _NAMES_SHOWN = 100
 
 
 def listing(lines, shown=_NAMES_SHOWN):
-    """Lines for a message, indented, and cut where there are too many."""
+    """Lines for a message, indented, and truncated if there are too many."""
     more = [f'and {len(lines) - shown} more'] if len(lines) > shown else []
     return '\n'.join(f'  {line}' for line in lines[:shown] + more)
 
@@ -14,7 +14,7 @@ FORMATS = ('text', 'markdown', 'json')
 
 
 def render_table(columns, rows, format):
-    """A table as aligned text or as Markdown; whole numbers get thousands separators, None an empty cell."""
+    """A table as aligned text or Markdown; whole numbers get thousands separators, None gives an empty cell."""
     cells = [[f'{cell:,}' if isinstance(cell, int) else '' if cell is None else cell for cell in row]
              for row in rows]
     alignment = ['right' if any(isinstance(row[column], int) for row in rows) else 'left'

@@ -1,22 +1,22 @@
-"""Times of several functions beside each other."""
+"""Interleaved timing of several functions."""
 import time
 
 from tqdm import tqdm
 
-# Passes that count, unless a caller says otherwise, and those before them that do not.
+# Default number of timed passes, and of the warm-up passes before them.
 PASSES = 60
 WARM_UP = 10
 
 
 def interleaved_milliseconds(functions, passes=PASSES):
-    """The times of calls, in turns, so that whatever else the machine does slows all functions.
+    """Time functions in turns, so that other load on the machine affects all of them equally.
 
     Parameters
     ----------
     functions : sequence of callable
-        Without arguments; each has done its work when it returns.
+        Without arguments; each must have finished its work when it returns.
     passes : int
-        Calls of each, beside some that warm up.
+        Timed calls of each function, after some warm-up calls.
 
     Returns
     -------

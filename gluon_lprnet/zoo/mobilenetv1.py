@@ -26,9 +26,9 @@ LAYOUT = (
 
 
 class MobileNetV1(Network):
-    """The layout, with ``module`` where stride is 1 and input and output are equally wide, DSC elsewhere.
+    """The layout, with ``module`` where the stride is 1 and input and output are equally wide, and DSC elsewhere.
 
-    ``places`` narrows it down to some of those modules, numbered from 0 to 7.
+    ``places`` limits this to some of those modules, numbered from 0 to 7.
     """
 
     def __init__(self, module, width, classes, small_image, places=range(8)):

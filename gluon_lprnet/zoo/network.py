@@ -1,4 +1,4 @@
-"""What every network of the zoo is: features, and a layer of outputs on them."""
+"""The base of every network of the zoo: features, followed by an output layer."""
 import mxnet as mx
 from mxnet.gluon import nn
 from mxnet.gluon.block import HybridBlock
@@ -20,7 +20,7 @@ class Network(HybridBlock):
         classes : int
             Outputs of the new layer.
         initializer : mx.init.Initializer, optional
-            Of its weights (default: Xavier); the biases begin as 0.
+            For its weights (default: Xavier); the biases start at 0.
 
         Raises
         ------
@@ -33,7 +33,7 @@ class Network(HybridBlock):
         try:
             contexts = weight.list_ctx()
         except RuntimeError as error:
-            raise InputError('reset_class is for a network with weights: initialize it or load them first.') from error
+            raise InputError('reset_class needs a network with weights: initialize it or load them first.') from error
         with self.name_scope():
             self.output = nn.Dense(classes, in_units=weight.shape[1], dtype=weight.dtype)
         self.output.initialize(initializer or mx.init.Xavier(), ctx=contexts)

@@ -1,7 +1,7 @@
-"""The trained networks that come with the package: a file of weights and a card for each.
+"""The trained networks that come with the package: a weights file and a card for each.
 
 ``weights/NAME.TAG.params`` holds the parameters of the network NAME as trained on the data set TAG, and
-``weights/NAME.TAG.json``, its card, says on what it was trained, how, and how accurate it is.
+``weights/NAME.TAG.json``, its card, says what it was trained on, how, and how accurate it is.
 """
 import hashlib
 import json
@@ -14,20 +14,20 @@ FOLDER = Path(__file__).parents[1] / 'weights'
 
 
 class Card(NamedTuple):
-    """What is known of a trained network.
+    """What is known about a trained network.
 
     Attributes
     ----------
     name : str
         ``NAME.TAG``.
     keywords : dict
-        Of :func:`gluon_lprnet.get_model`: what the network was built with, ``classes`` among them.
+        The arguments of :func:`gluon_lprnet.get_model` that the network was built with, including ``classes``.
     description : dict
-        Input, output and reading of pictures, as in the description of an exported network.
+        Input, output and preprocessing, as in the description of an exported network.
     sha256 : str
-        Of the file of weights.
+        Of the weights file.
     facts : dict
-        The whole card, as it is in the file: data, recipe, command, machine, date, accuracy, license.
+        The whole card, as in the file: data, recipe, command, machine, date, accuracy, license.
     """
 
     name: str
@@ -48,32 +48,32 @@ class Card(NamedTuple):
 
     @property
     def params(self) -> Path:
-        """The file of weights, verified.
+        """The weights file, verified.
 
         Raises
         ------
         InputError
-            If it is missing, or its SHA-256 is not the card's.
+            If it is missing, or its SHA-256 differs from the card's.
         """
         path = FOLDER / f'{self.name}.params'
         try:
             digest = hashlib.sha256(path.read_bytes()).hexdigest()
         except OSError as error:
-            raise InputError(f'{path} cannot be read ({error.strerror}): install the package again.') from error
+            raise InputError(f'{path} cannot be read ({error.strerror}): reinstall the package.') from error
         if digest != self.sha256:
-            raise InputError(f'{path} is damaged: its SHA-256 is not the one on its card. Install the package again.')
+            raise InputError(f'{path} is damaged: its SHA-256 is not the one on its card. Reinstall the package.')
         return path
 
 
 def split_tag(name: str):
     """``NAME.TAG`` as (NAME, TAG), and a name without a tag as (NAME, None)."""
-    # A width holds a dot too, and no tag begins with a digit.
+    # A width contains a dot too, and no tag starts with a digit.
     model, dot, tag = str(name).rpartition('.')
     return (model, tag) if dot and not tag[:1].isdigit() else (str(name), None)
 
 
 def cards() -> List[Card]:
-    """The cards of all trained networks of the package, by name."""
+    """The cards of all trained networks in the package, by name."""
     found = []
     for path in sorted(FOLDER.glob('*.json')):
         facts = json.loads(path.read_text(encoding='utf-8'))
@@ -89,12 +89,12 @@ def find_card(name: str, pretrained: Union[bool, str] = True) -> Card:
     name : str
         ``NAME`` or ``NAME.TAG``.
     pretrained : bool or str
-        The tag where the name has none; True where the network has weights of one data set only.
+        The tag, if the name has none; True if the network has weights for a single data set.
 
     Raises
     ------
     InputError
-        If there are no such weights; the message says which there are.
+        If there are no such weights; the message lists the available ones.
     """
     model, tag = split_tag(name)
     tag = tag or (pretrained if isinstance(pretrained, str) else None)
@@ -104,9 +104,9 @@ def find_card(name: str, pretrained: Union[bool, str] = True) -> Card:
     if len(found) == 1:
         return found[0]
     if found:
-        raise InputError(f'{model} has weights of several data sets: give one of them, as in '
+        raise InputError(f'{model} has weights for several data sets: choose one, for example '
                          f'pretrained={found[0].tag!r} ({", ".join(card.tag for card in found)}).')
     have = of_model or every
-    raise InputError(f'there are no trained weights for {model}{f" on {tag}" if tag else ""}; there are: '
-                     f'{", ".join(card.name for card in have) or "none"}. To use a file of yours, build the network '
+    raise InputError(f'there are no trained weights for {model}{f" on {tag}" if tag else ""}; available: '
+                     f'{", ".join(card.name for card in have) or "none"}. To use your own file, build the network '
                      'without pretrained and call net.load_parameters(FILE).')

@@ -14,16 +14,16 @@ _NAME = re.compile(r'(?P<family>[a-z]\w*?)(_x(?P<width>\d+(\.\d+)?))?(_r(?P<deno
 
 
 def register(widths, any_width=False, rank_denominators=()):
-    """Class decorator that makes a network a family, under its function or class name in lower case.
+    """Class decorator that registers a family of networks under its class or function name in lower case.
 
     Parameters
     ----------
     widths : sequence of float
-        The widths that :func:`list_models` names.
+        The widths listed by :func:`list_models`.
     any_width : bool
-        Whether other widths can be built too.
+        Whether other widths can be built as well.
     rank_denominators : sequence of int
-        The ranks m/4, m/16, ... that are named beside the default of an LPR network.
+        The ranks m/4, m/16, ... that are listed in addition to the default of an LPR network.
     """
     def add(build):
         _FAMILIES[build.__name__.lower()] = Family(build, tuple(widths), any_width, tuple(rank_denominators))
@@ -32,7 +32,7 @@ def register(widths, any_width=False, rank_denominators=()):
 
 
 def list_models(pretrained=False):
-    """Names of the networks, as strings, the families in the order of registration.
+    """Names of the networks, family by family in the order of registration.
 
     ``_x`` is the width multiplier; ``_r4`` is the rank r = m/4 of an LPR network (r = m/8 unless named).
 
@@ -134,7 +134,7 @@ def _check_keywords(name, family, kwargs):
         raise InputError(f'{name} has no {", ".join(unknown)}; it takes {", ".join(accepted)}.')
     width = kwargs.get('width', 1.0)
     if not family.any_width and width not in family.widths:
-        raise InputError(f'{name}: no width x{width}; there are '
+        raise InputError(f'{name}: no width x{width}; choose from '
                          f'{", ".join(f"x{w}" for w in family.widths)}.')
     if not (isinstance(width, (int, float)) and 0 < width < float('inf')):
         raise InputError(f'{name}: the width must be a positive number, not {width!r}.')

@@ -1,4 +1,4 @@
-"""What the layouts of several families share: width multipliers, and strides for small images."""
+"""Shared by the layouts of several families: width multipliers, and strides for small images."""
 from ..utils.errors import InputError
 
 
@@ -11,7 +11,7 @@ def scale_channels(channels, width, divisor=1):
     Raises
     ------
     InputError
-        If no channel is left.
+        If no channels are left.
     """
     scaled = channels * width
     if divisor == 1:
@@ -21,7 +21,7 @@ def scale_channels(channels, width, divisor=1):
         if rounded < 0.9 * scaled:
             rounded += divisor
     if rounded < 1:
-        raise InputError(f'width x{width} leaves no channel of a layer of {channels}: take a larger width.')
+        raise InputError(f'width x{width} leaves a layer of {channels} channels without any: choose a larger width.')
     return rounded
 
 

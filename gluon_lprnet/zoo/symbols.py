@@ -14,10 +14,10 @@ __all__ = ['build', 'symbol_json', 'differences', 'write']
 
 
 def build(name):
-    """The network ``name`` and its symbol, with variables named alike in every process.
+    """The network ``name`` and its symbol, with the same variable names in every process.
 
-    MXNet numbers unnamed blocks by a counter of the process, so that a second network of a family would get
-    other names than the first.
+    MXNet numbers unnamed blocks with a counter per process, so a second network of a family would get
+    different names from the first.
 
     Parameters
     ----------
@@ -27,7 +27,7 @@ def build(name):
     Returns
     -------
     mxnet.gluon.HybridBlock, mxnet.symbol.Symbol
-        The network, of 1000 classes and not initialized, and its symbol with the input ``data``.
+        The network, with 1000 classes and not initialized, and its symbol with the input ``data``.
 
     Raises
     ------
@@ -63,20 +63,20 @@ def write(folder):
 
 
 def differences(folder):
-    """What in ``folder`` is not as :func:`write` would leave it.
+    """The files in ``folder`` that differ from what :func:`write` would leave there.
 
     Returns
     -------
     list of (str, str)
-        Paths, each with 'missing', 'differs' or 'stale' (of no network of the zoo).
+        Paths, each with 'missing', 'differs' or 'stale' (not a network of the zoo).
 
     Raises
     ------
     InputError
-        If ``folder`` is no folder.
+        If ``folder`` is not a folder.
     """
     if not os.path.isdir(folder):
-        raise InputError(f'{folder} is no folder.')
+        raise InputError(f'{folder} is not a folder.')
     found = []
     for name in list_models():
         path = _path(folder, name)

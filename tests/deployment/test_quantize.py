@@ -220,7 +220,7 @@ def test_the_rule(tolerance, exclude, left_out):
 
 def test_the_rule_refuses(monkeypatch):
     expected = IMAGES[:, :, 0, 0]
-    with pytest.raises(InputError, match="'d' is the name of no layer; there are a, b1, b2, c"):
+    with pytest.raises(InputError, match="'d' matches no layer; the layers are a, b1, b2, c"):
         quantize(Fake(), IMAGES, expected, ['d'])
     with pytest.raises(InputError, match='no layer is left'):
         quantize(Fake(), IMAGES, expected, tolerance=1e-4)
@@ -306,7 +306,7 @@ def test_bad_arguments(trained, tmp_path, capsys):
     assert '--rec-val needs --int8' in error('--rec-val', rec)
     assert 'nothing.rec' in error('--int8', '--calibrate', str(tmp_path / 'nothing.rec'))
     assert not (tmp_path / 'out').exists()
-    assert "--exclude: 'x' is the name of no layer" in error('--int8', '--calibrate', rec, '--exclude', 'x')
+    assert "--exclude: 'x' matches no layer" in error('--int8', '--calibrate', rec, '--exclude', 'x')
     assert not list((tmp_path / 'out').glob('*int8*')) and not list((tmp_path / 'out').glob('.export-*'))
     for flags in (['--images', '0'], ['--tolerance', '0'], ['--calibration', 'other']):
         with pytest.raises(SystemExit):

@@ -112,7 +112,7 @@ def test_a_picture_is_prepared_as_the_validation_prepares_it(shared_data, tmp_pa
 
 
 @pytest.mark.parametrize('make, message', [
-    (lambda path: None, 'there is nothing there'),
+    (lambda path: None, 'the path does not exist'),
     (lambda path: path.mkdir(), 'neither a checkpoint nor a run'),
     (lambda path: path.write_text('x'), '-symbol.json'),
 ])
@@ -136,7 +136,7 @@ def test_broken_symbol_files_are_named(run, tmp_path):
         load_network(symbol)
     shutil.copy(next((run / 'export').glob('*.params')), tmp_path / 'net-0000.params')
     (tmp_path / 'net.json').write_text('{"task"')
-    with pytest.raises(InputError, match='net.json, the description of the network, is no JSON'):
+    with pytest.raises(InputError, match='net.json, the description of the network, is not valid JSON'):
         load_network(symbol)
 
 

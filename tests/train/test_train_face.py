@@ -73,7 +73,7 @@ def test_training_learns_records_and_exports(face_flags, face_records, tmp_path,
     exported = json.loads((run / 'export' / 'lprnet_mobilenet_x0.25.json').read_text())
     assert exported == description and exported['num_classes'] == 136
     assert main(['evaluate', str(run), '--rec-val', face_records]) == 2
-    assert 'network of landmarks' in capsys.readouterr().err
+    assert 'landmark network' in capsys.readouterr().err
 
 
 def test_several_validation_sets_are_reported_by_name(face_flags, face_records, tmp_path):

@@ -48,7 +48,7 @@ def test_weights_are_those_of_the_file(shelf):
 
 @pytest.mark.parametrize('arguments, message', [
     (dict(name=MODEL, pretrained=True), "several data sets.*pretrained='green'"),
-    (dict(name=MODEL, pretrained='blue'), f'no trained weights for {MODEL} on blue; there are: {MODEL}.green'),
+    (dict(name=MODEL, pretrained='blue'), f'no trained weights for {MODEL} on blue; available: {MODEL}.green'),
     (dict(name='mobilenetv2_x1.0', pretrained=True), 'no trained weights .*mobilenetv1_x0.25.red.*load_parameters'),
     (dict(name=f'{MODEL}.red', classes=10), r'not with classes=10.*reset_class'),
     (dict(name=f'{MODEL}.red', small_image=True), r'not with small_image=True'),

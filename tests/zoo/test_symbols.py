@@ -70,7 +70,7 @@ def test_check_lists_what_is_wrong(tmp_path, capsys):
     assert capsys.readouterr().out.splitlines() == [
         f'{folder / changed}.json: differs', f'{folder / removed}.json: missing',
         f'{folder / "lprnet_x9.json"}: stale']
-    # Writing mends the first two; it removes nothing.
+    # Writing fixes the first two; it removes nothing.
     assert run('--out', folder) == 0
     assert symbols.differences(folder) == [(str(folder / 'lprnet_x9.json'), 'stale')]
 
@@ -81,7 +81,7 @@ def test_write_makes_the_folder(tmp_path):
 
 
 def test_a_folder_that_is_none(tmp_path):
-    with pytest.raises(InputError, match='nowhere is no folder'):
+    with pytest.raises(InputError, match='nowhere is not a folder'):
         symbols.differences(tmp_path / 'nowhere')
     (tmp_path / 'file').write_text('')
     with pytest.raises(InputError, match='cannot be written to'):

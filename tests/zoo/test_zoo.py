@@ -182,7 +182,7 @@ def test_scaled_channels(channels, width, divisor, expected):
     ('mobilenetv2', {'width': -1}, 'width must be a positive number'),
     ('mobilenetv1', {'width': '1.0'}, 'width must be a positive number'),
     ('mobilenetv1_x0.01', {}, 'leaves no channel'),
-    ('lprnet_mobilenet_x1.0', {'rank': 200}, 'rank 200 does not fit a module of 128 channels'),
+    ('lprnet_mobilenet_x1.0', {'rank': 200}, 'rank 200 is not valid for a module of 128 channels'),
 ])
 def test_what_cannot_be_built_is_said(name, keywords, message):
     with pytest.raises(InputError, match=message):

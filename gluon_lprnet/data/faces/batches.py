@@ -29,7 +29,7 @@ class FaceAugmentation:
     color : float
         Largest change of brightness, contrast and saturation, as a fraction.
     blur, gray, occlusion : float
-        Probability of a Gaussian blur, of a picture without colour, of a covered rectangle.
+        Probability of a Gaussian blur, of a picture without color, of a covered rectangle.
     mirror : bool
         Flip left and right, points renumbered, with probability 1/2.
     """
@@ -43,16 +43,16 @@ class FaceAugmentation:
     mirror: bool = True
 
     def matrix(self, rng, size):
-        """A random similarity of a crop of ``size`` pixels about its centre, (3, 3)."""
+        """A random similarity of a crop of ``size`` pixels about its center, (3, 3)."""
         angle = math.radians(rng.uniform(-self.rotation, self.rotation))
         scale = 1 + rng.uniform(-self.scale, self.scale)
         shift = rng.uniform(-self.shift, self.shift, 2) * size
-        centre = (size - 1) / 2
+        center = (size - 1) / 2
         linear = scale * np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
-        return np.vstack([np.column_stack([linear, centre - linear @ (centre, centre) + shift]), (0, 0, 1)])
+        return np.vstack([np.column_stack([linear, center - linear @ (center, center) + shift]), (0, 0, 1)])
 
     def look(self, rng, crop):
-        """Colour, blur and occlusion of a crop (size, size, 3) uint8."""
+        """Color, blur and occlusion of a crop (size, size, 3) uint8."""
         size = crop.shape[0]
         brightness, contrast, saturation = 1 + rng.uniform(-self.color, self.color, 3)
         gray = cv2.cvtColor(cv2.cvtColor(crop, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)

@@ -1,7 +1,7 @@
 """Faces with 68 landmarks, read from the data sets' original files.
 
 :func:`read_faces` gives every layout the same form. Files count pixels from 0 or from 1 (`ORIGIN`); here
-(0, 0) is the centre of the top left pixel.
+(0, 0) is the center of the top left pixel.
 """
 import functools
 import itertools
@@ -18,7 +18,7 @@ from PIL import Image
 from ...utils.errors import InputError
 from .landmarks import POINTS, landmark_box, mirror
 
-# The coordinates that a layout's files give the centre of the top left pixel.
+# The coordinates that a layout's files give the center of the top left pixel.
 ORIGIN = {
     # 3DDFA is MATLAB code, and AFLW2000-3D shows it: AFLW's landmarks n, most of them whole pixels, were scaled by
     # s to pt2d = (n - 1) * s + 1, which keeps 1 at the edge. With 0 for the edge not one n would be whole.

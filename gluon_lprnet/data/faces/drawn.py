@@ -20,7 +20,7 @@ from .lp_layout import new_folder, write_face
 from .pose_synthesis import Profiler
 
 _SIDE = 280
-# Pixels per millimetre of the front view, and where the head's origin is in it.
+# Pixels per millimeter of the front view, and where the head's origin is in it.
 _SCALE = 0.92
 _ORIGIN = np.array([_SIDE / 2, 0.5 * _SIDE])
 _YAW, _PITCH, _ROLL = np.radians([90, 25, 25])
@@ -135,7 +135,7 @@ def _draw_files(task):
 
 
 def _identity(rng):
-    """The front view of another head with another expression: x, y (68, 2) in millimetres."""
+    """The front view of another head with another expression: x, y (68, 2) in millimeters."""
     points = MODEL[:, :2].copy()
     height = points[:, 1] / 75
     # The whole head, then its parts: width that changes with height, and height.
@@ -193,11 +193,11 @@ def _background(rng):
     corners = np.array([[_dull(rng), _dull(rng)], [_dull(rng), _dull(rng)]], dtype='float32')
     image = np.clip(cv2.resize(corners, (_SIDE, _SIDE), interpolation=cv2.INTER_LINEAR), 0, 255).astype('uint8')
     for _ in range(rng.integers(3, 16)):
-        place, size, colour = rng.uniform(0, _SIDE, 2), rng.uniform(8, 90, 2), _dull(rng)
+        place, size, color = rng.uniform(0, _SIDE, 2), rng.uniform(8, 90, 2), _dull(rng)
         if rng.random() < 0.5:
-            _ellipse(image, place, size, colour, rng.uniform(0, 180))
+            _ellipse(image, place, size, color, rng.uniform(0, 180))
         else:
-            _polygon(image, place + rng.uniform(-1, 1, (4, 2)) * size, colour)
+            _polygon(image, place + rng.uniform(-1, 1, (4, 2)) * size, color)
     return cv2.GaussianBlur(image, (0, 0), rng.uniform(0.5, 5))
 
 
@@ -232,7 +232,7 @@ def _beard(image, points, hair):
 
 
 def _eyes_and_brows(image, points, skin, hair, rng):
-    iris_colour, gaze = _between(_EYES, rng), rng.uniform(-1, 1, 2) * [4, 1.5]
+    iris_color, gaze = _between(_EYES, rng), rng.uniform(-1, 1, 2) * [4, 1.5]
     thickness = int(rng.integers(3, 8))
     for brow, eye in zip(_BROWS, _BOTH_EYES):
         lids, middle = points[eye], points[eye].mean(axis=0)
@@ -242,8 +242,8 @@ def _eyes_and_brows(image, points, skin, hair, rng):
         mask = np.zeros(image.shape[:2], dtype='uint8')
         _polygon(mask, lids, 255)
         ball = np.full(image.shape, 232, dtype='uint8')
-        for radius, colour in ((0.24, iris_colour), (0.11, (8, 8, 8))):
-            _ellipse(ball, middle + gaze, (radius * width, radius * width), colour)
+        for radius, color in ((0.24, iris_color), (0.11, (8, 8, 8))):
+            _ellipse(ball, middle + gaze, (radius * width, radius * width), color)
         _ellipse(ball, middle + gaze + [-2, -2], (1.5, 1.5), (255, 255, 255))
         _lay(image, ball, mask, 0.6)
         _line(image, lids[:4], (30, 20, 18), 2)
@@ -264,16 +264,16 @@ def _nose(image, points, skin):
 
 
 def _lips(image, points, skin, rng):
-    colour = skin * [rng.uniform(0.8, 1.0), 0.55, 0.6]
-    _polygon(image, points[_OUTER_LIPS], colour)
-    _line(image, points[_OUTER_LIPS[[0, 11, 10, 9, 8, 7, 6]]], colour * 0.7, 1)
+    color = skin * [rng.uniform(0.8, 1.0), 0.55, 0.6]
+    _polygon(image, points[_OUTER_LIPS], color)
+    _line(image, points[_OUTER_LIPS[[0, 11, 10, 9, 8, 7, 6]]], color * 0.7, 1)
     inner = points[_INNER_LIPS]
     _polygon(image, inner, (50, 16, 18))
     if inner[6, 1] - inner[2, 1] > 7:
         teeth = inner.copy()
         teeth[4:] = (2 * inner[[4, 3, 2, 1]] + inner[4:]) / 3
         _polygon(image, teeth, (228, 224, 212))
-    _line(image, inner[[0, 1, 2, 3, 4]], colour * 0.45, 1)
+    _line(image, inner[[0, 1, 2, 3, 4]], color * 0.45, 1)
 
 
 def _fringe(image, points, top, width, hair, rng):
@@ -290,15 +290,15 @@ def _fringe(image, points, top, width, hair, rng):
     _lay(image, hair * np.clip(1 + 1.5 * strands, 0.4, 1.8)[..., None], mask, 1.5)
 
 
-def _glasses(image, points, colour):
+def _glasses(image, points, color):
     middles = [points[eye].mean(axis=0) for eye in _BOTH_EYES]
     radius = 0.36 * (middles[1] - middles[0])[0]
     for middle in middles:
-        cv2.ellipse(image, _fixed(middle), _fixed((radius, 0.8 * radius)), 0, 0, 360, colour.tolist(), 2,
+        cv2.ellipse(image, _fixed(middle), _fixed((radius, 0.8 * radius)), 0, 0, 360, color.tolist(), 2,
                     cv2.LINE_AA, 4)
-    _line(image, [middles[0] + [radius, 0], middles[1] - [radius, 0]], colour, 2)
-    _line(image, [middles[0] - [radius, 0], points[0]], colour, 2)
-    _line(image, [middles[1] + [radius, 0], points[16]], colour, 2)
+    _line(image, [middles[0] + [radius, 0], middles[1] - [radius, 0]], color, 2)
+    _line(image, [middles[0] - [radius, 0], points[0]], color, 2)
+    _line(image, [middles[1] + [radius, 0], points[16]], color, 2)
 
 
 def _photographed(image, rng):
@@ -309,13 +309,13 @@ def _photographed(image, rng):
     return np.clip(blurred + rng.uniform(1, 9) * noise, 0, 255).astype('uint8')
 
 
-def _between(colours, rng):
-    first, second = rng.choice(len(colours), 2)
-    return colours[first] + rng.random() * (colours[second] - colours[first])
+def _between(colors, rng):
+    first, second = rng.choice(len(colors), 2)
+    return colors[first] + rng.random() * (colors[second] - colors[first])
 
 
 def _dull(rng):
-    """A colour that is mostly grey, as those of rooms and streets."""
+    """A color that is mostly gray, as those of rooms and streets."""
     return np.clip(rng.uniform(15, 240) + rng.normal(0, 25, 3), 0, 255)
 
 
@@ -333,18 +333,18 @@ def _fixed(values):
     return np.round(np.asarray(values) * 16).astype('int32')
 
 
-def _colour(colour):
-    return np.clip(colour, 0, 255).tolist()
+def _color(color):
+    return np.clip(color, 0, 255).tolist()
 
 
-def _polygon(image, points, colour):
-    cv2.fillPoly(image, [_fixed(points)], _colour(colour), cv2.LINE_AA, 4)
+def _polygon(image, points, color):
+    cv2.fillPoly(image, [_fixed(points)], _color(color), cv2.LINE_AA, 4)
 
 
-def _line(image, points, colour, thickness):
-    cv2.polylines(image, [_fixed(points)], False, _colour(colour), thickness, cv2.LINE_AA, 4)
+def _line(image, points, color, thickness):
+    cv2.polylines(image, [_fixed(points)], False, _color(color), thickness, cv2.LINE_AA, 4)
 
 
-def _ellipse(image, middle, axes, colour, angle=0):
-    cv2.ellipse(image, _fixed(middle).tolist(), _fixed(axes).tolist(), angle, 0, 360, _colour(colour), -1,
+def _ellipse(image, middle, axes, color, angle=0):
+    cv2.ellipse(image, _fixed(middle).tolist(), _fixed(axes).tolist(), angle, 0, 360, _color(color), -1,
                 cv2.LINE_AA, 4)

@@ -1,6 +1,6 @@
 """A generic head in three dimensions: its 68 landmarks, and the pose in which they fit those of a picture.
 
-Axes are those of a picture, in millimetres of a head of average size: x to the right, y down, z away from the
+Axes are those of a picture, in millimeters of a head of average size: x to the right, y down, z away from the
 camera. A pose is pitch, yaw and roll in radians as ``Pose_Para`` of 300W-LP and AFLW2000-3D gives them (Zhu et al.
 2016, "Face Alignment Across Large Poses"): roll is applied first, and a face of positive yaw looks to the left of
 the picture.
@@ -13,7 +13,7 @@ from scipy.optimize import least_squares
 from .landmarks import POINTS, mirror
 
 # One half of the head and its midline: the number of the point, then x, y, z. The proportions are those of the
-# 68-point model that OpenFace and many estimators of head pose use, made symmetric, in half millimetres. That model's
+# 68-point model that OpenFace and many estimators of head pose use, made symmetric, in half millimeters. That model's
 # jaw is flat, as its points are those of frontal contours: its depth is stretched here, so that the first point lies
 # just before the tragus, 76 mm behind the origin. This is what distances of nasion, subnasale and tip of the nose from
 # the middle of the tragi say: 88.5, 91.9 and 103.8 mm at a width of 131.4 (Table 2 of doi 10.1186/2196-1042-14-32).
@@ -53,7 +53,7 @@ class Fit(NamedTuple):
     pose : ndarray (3,)
         Pitch, yaw and roll in radians.
     scale : float
-        Pixels per millimetre.
+        Pixels per millimeter.
     translation : ndarray (2,)
         x, y in pixels of the model's origin, which lies between the eyes and the mouth.
     depth : ndarray (68,)
@@ -66,7 +66,7 @@ class Fit(NamedTuple):
     depth: np.ndarray
 
     def place(self, points):
-        """Points (..., 3) of the model, in millimetres, as x, y, depth in pixels of the picture."""
+        """Points (..., 3) of the model, in millimeters, as x, y, depth in pixels of the picture."""
         placed = self.scale * np.asarray(points) @ rotation(self.pose).T
         placed[..., :2] += self.translation
         return placed
@@ -116,10 +116,10 @@ def fit_pose(landmarks):
     landmarks = np.asarray(landmarks, dtype='float64')
     if landmarks.shape != (POINTS, 2) or not np.isfinite(landmarks).all():
         raise ValueError('the landmarks are not 68 pairs of finite numbers')
-    centre = np.average(landmarks, axis=0, weights=_WEIGHTS)
-    model_centre = np.average(MODEL, axis=0, weights=_WEIGHTS)
+    center = np.average(landmarks, axis=0, weights=_WEIGHTS)
+    model_center = np.average(MODEL, axis=0, weights=_WEIGHTS)
     root = np.sqrt(_WEIGHTS)[:, None]
-    wanted, model = root * (landmarks - centre), root * (MODEL - model_centre)
+    wanted, model = root * (landmarks - center), root * (MODEL - model_center)
     camera = np.linalg.lstsq(model, wanted, rcond=None)[0].T
     left, sizes, right = np.linalg.svd(camera, full_matrices=False)
     if sizes[1] < 1e-3 * sizes[0] or not sizes[0] > 0:
@@ -134,7 +134,7 @@ def fit_pose(landmarks):
     start = np.concatenate([pose_of(np.stack([first, second, np.cross(first, second)])), [1, 0, 0]])
     found = least_squares(residuals, start).x
     matrix, scale = rotation(found[:3]), unit * found[3]
-    return Fit(pose_of(matrix), scale, centre + unit * found[4:] - scale * matrix[:2] @ model_centre,
+    return Fit(pose_of(matrix), scale, center + unit * found[4:] - scale * matrix[:2] @ model_center,
                scale * MODEL @ matrix[2])
 
 

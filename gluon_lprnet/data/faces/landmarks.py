@@ -1,6 +1,6 @@
 """The 68 facial landmarks: their mirror image, their box, and the square that a network sees.
 
-Coordinates are x, y in pixels with (0, 0) at the centre of the top left pixel, as OpenCV's warps take them.
+Coordinates are x, y in pixels with (0, 0) at the center of the top left pixel, as OpenCV's warps take them.
 """
 import math
 
@@ -9,7 +9,7 @@ import numpy as np
 
 POINTS = 68
 
-# The network sees a square of this many times the longer side of the landmarks' box, about its centre. The
+# The network sees a square of this many times the longer side of the landmarks' box, about its center. The
 # paper gives no margin.
 CROP_SCALE = 1.25
 
@@ -53,7 +53,7 @@ def box_size(box):
 
 
 def crop_matrix(box, size, scale=CROP_SCALE):
-    """The map from picture to crop: a square of ``scale`` times the box's longer side, about its centre.
+    """The map from picture to crop: a square of ``scale`` times the box's longer side, about its center.
 
     Parameters
     ----------
@@ -77,9 +77,9 @@ def crop_matrix(box, size, scale=CROP_SCALE):
     if not (right > left and bottom > top):
         raise ValueError(f'the box {left:g}, {top:g}, {right:g}, {bottom:g} is empty')
     factor = size / (scale * side)
-    centre = (size - 1) / 2
-    return np.array([[factor, 0, centre - factor * (left + right) / 2],
-                     [0, factor, centre - factor * (top + bottom) / 2]])
+    center = (size - 1) / 2
+    return np.array([[factor, 0, center - factor * (left + right) / 2],
+                     [0, factor, center - factor * (top + bottom) / 2]])
 
 
 def warp_crop(picture, matrix, size):
@@ -104,7 +104,7 @@ def warp_crop(picture, matrix, size):
         before = np.array(picture.shape[1::-1])
         after = np.maximum(before // reduction, 1)
         picture = cv2.resize(picture, tuple(after.tolist()), interpolation=cv2.INTER_AREA)
-        # Pixels are squares about their centres, so 0 becomes the middle of the averaged ones.
+        # Pixels are squares about their centers, so 0 becomes the middle of the averaged ones.
         ratio = before / after
         matrix = np.column_stack([matrix[:, :2] * ratio, transform(matrix, (ratio - 1) / 2)])
     return cv2.warpAffine(picture, matrix, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
@@ -118,7 +118,7 @@ def transform(matrix, points):
 def to_outputs(landmarks, size):
     """Landmarks (..., 68, 2) in pixels of a crop as a network's outputs (..., 136).
 
-    They are x0, y0, x1, y1 and so on, from the crop's centre, in units of its side.
+    They are x0, y0, x1, y1 and so on, from the crop's center, in units of its side.
     """
     return ((landmarks - (size - 1) / 2) / size).reshape(*landmarks.shape[:-2], 2 * POINTS)
 

@@ -62,7 +62,7 @@ def write_face(root, name, jpeg, landmarks, fit, visible=None):
     jpeg : bytes
         The picture's file.
     landmarks : ndarray (68, 2)
-        Points of the head in pixels of the picture, (0, 0) the centre of the top left one.
+        Points of the head in pixels of the picture, (0, 0) the center of the top left one.
     fit : face_model.Fit
         Whose pose, translation and scale become ``Pose_Para``.
     visible : ndarray (68, 2), optional

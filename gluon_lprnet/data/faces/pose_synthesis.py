@@ -43,7 +43,7 @@ _FAULTS_SHOWN = 20
 MAX_SIDE = 450
 BOX_PART = 0.48
 
-# Places of the skin between the landmarks, in millimetres of the generic head, set by hand: x, y, z of the midline
+# Places of the skin between the landmarks, in millimeters of the generic head, set by hand: x, y, z of the midline
 # and of the half at the picture's right.
 _SKIN = np.array([
     (0, -57, -16), (0, -78, -15), (25, -78, -9), (46, -76, 8), (0, -100, -8), (30, -98, 0),     # forehead
@@ -54,12 +54,12 @@ _SKIN = np.array([
 # Where the forehead meets the hair and the crown, from the temple at the right to the one at the left.
 _CROWN = np.array([(72, -48, 64), (69, -68, 58), (60, -90, 50), (45, -108, 40), (24, -119, 30), (0, -123, 25)])
 
-# Beyond the outline of jaw and crown the head recedes, in a picture within a few millimetres: factors of the
-# outline's distance from the middle of the face, and millimetres of depth beyond the outline's.
+# Beyond the outline of jaw and crown the head recedes, in a picture within a few millimeters: factors of the
+# outline's distance from the middle of the face, and millimeters of depth beyond the outline's.
 _RINGS = ((1.07, 20), (1.15, 45))
 # Parts of the way from the last ring to the border at which the stretched background has points.
 _STEPS = (0.12, 0.3, 0.6, 1)
-# Of the background, in millimetres: behind every head.
+# Of the background, in millimeters: behind every head.
 _FAR = 200
 _SPACING = 6
 
@@ -367,7 +367,7 @@ def _surface(landmarks, fit):
         ring[:, 2] += depth * fit.scale
         rings.append(ring)
     known = np.concatenate([placed[:68 + len(skin)], outline, *rings])
-    # In millimetres, so that the smoothing, for which eyelids and lips may lie on one another, is of no scale.
+    # In millimeters, so that the smoothing, for which eyelids and lips may lie on one another, is of no scale.
     depth = RBFInterpolator(known[:, :2] / fit.scale, known[:, 2], smoothing=1)
     rim = rings[-1]
     texture = np.concatenate([landmarks, _grid_inside(rim[:, :2], _SPACING * fit.scale)])
