@@ -21,7 +21,7 @@ def scale_channels(channels, width, divisor=1):
         if rounded < 0.9 * scaled:
             rounded += divisor
     if rounded < 1:
-        raise InputError(f'width x{width} leaves a layer of {channels} channels without any: choose a larger width.')
+        raise InputError(f'width x{width} leaves no channels in a layer of {channels}: choose a larger width.')
     return rounded
 
 
