@@ -1,5 +1,6 @@
-"""``python -m gluon_lprnet COMMAND``: every command of the package that is not a training."""
+"""``gluon-lprnet COMMAND`` or ``python -m gluon_lprnet COMMAND``: every command of the package that is not a training."""
 import argparse
+import os
 import sys
 
 from . import __version__, complexity
@@ -26,8 +27,11 @@ _COMMAND_MODULES = (tables, table6, complexity, symbols, digits, drawn, pose_syn
 _PACK_MODULES = (pack, face_records)
 
 
-def main(argv=None):
-    parser = argparse.ArgumentParser(prog='python -m gluon_lprnet', description=__doc__)
+def make_parser():
+    """The parser of all commands, named as the program was called: by its console script or as a module."""
+    script = os.path.basename(sys.argv[0])
+    parser = argparse.ArgumentParser(prog=script if script == 'gluon-lprnet' else 'python -m gluon_lprnet',
+                                     description=__doc__)
     parser.add_argument('--version', action='version', version=__version__)
     commands = parser.add_subparsers(metavar='COMMAND', required=True)
     for module in _COMMAND_MODULES:
@@ -36,6 +40,12 @@ def main(argv=None):
         metavar='KIND', required=True)
     for module in _PACK_MODULES:
         module.add_pack_kind(kinds)
+    return parser
+
+
+def main(argv=None):
+    """Run the command that ``argv`` (default: the process's arguments) names; returns the exit status."""
+    parser = make_parser()
     args = parser.parse_args(argv)
     try:
         return args.run(args)
