@@ -58,7 +58,7 @@ setup(
         'tensorboard': ['tensorboardX'],
         'serving': ['multi-model-server==1.1.11'],
         'onnx': ['onnx>=1.16,<1.19', 'onnxruntime>=1.18,<1.21'],
-        'test': ['pytest', 'PyYAML', 'gluoncv', 'scikit-learn', 'tensorboardX', 'onnx>=1.16,<1.19', 'onnxruntime>=1.18,<1.21',
-                 'multi-model-server==1.1.11', 'selenium'],
+        'test': ['pytest', 'gluoncv', 'scikit-learn', 'tensorboardX', 'onnx>=1.16,<1.19', 'onnxruntime>=1.18,<1.21',
+                 'multi-model-server==1.1.11', 'selenium', 'PyYAML'],
     },
 )

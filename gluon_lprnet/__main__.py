@@ -1,4 +1,4 @@
-"""``gluon-lprnet COMMAND`` or ``python -m gluon_lprnet COMMAND``: every command of the package that is not a training."""
+"""``gluon-lprnet COMMAND`` or ``python -m gluon_lprnet COMMAND``: every command that is not a training."""
 import argparse
 import os
 import sys

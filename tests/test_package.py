@@ -16,25 +16,28 @@ import gluon_lprnet
 ROOT = Path(__file__).parents[1]
 
 
+def pip(*arguments):
+    subprocess.run([sys.executable, '-m', 'pip', '-q', *arguments], check=True)
+
+
 @pytest.fixture(scope='module')
 def wheel(tmp_path_factory):
     """The package's wheel, built from a copy: setuptools writes beside its sources."""
     folder = tmp_path_factory.mktemp('wheel')
-    shutil.copytree(ROOT / 'gluon_lprnet', folder / 'source' / 'gluon_lprnet', ignore=shutil.ignore_patterns('__pycache__'))
+    source = folder / 'source'
+    shutil.copytree(ROOT / 'gluon_lprnet', source / 'gluon_lprnet', ignore=shutil.ignore_patterns('__pycache__'))
     for name in ('setup.py', 'pyproject.toml', 'README.md', 'LICENSE'):
-        shutil.copy(ROOT / name, folder / 'source')
-    subprocess.run([sys.executable, '-m', 'pip', 'wheel', '-q', '--no-deps', '--no-build-isolation', '--wheel-dir', folder,
-                    folder / 'source'], check=True)
+        shutil.copy(ROOT / name, source)
+    pip('wheel', '--no-deps', '--no-build-isolation', '--wheel-dir', folder, source)
     return next(folder.glob('*.whl'))
 
 
 @pytest.fixture(scope='module')
 def installed(wheel, tmp_path_factory):
-    """A virtual environment that has the wheel and, for all it depends on, what this one has: its folder of programs."""
+    """Folder of the programs of a virtual environment that has the wheel and, beside it, the packages of this one."""
     folder = tmp_path_factory.mktemp('environment')
     subprocess.run([sys.executable, '-m', 'venv', '--without-pip', folder], check=True)
-    subprocess.run([sys.executable, '-m', 'pip', '-q', '--python', folder / 'bin' / 'python', 'install', '--no-deps', wheel],
-                   check=True)
+    pip('--python', folder / 'bin' / 'python', 'install', '--no-deps', wheel)
     packages = next((folder / 'lib').glob('python*')) / 'site-packages'
     (packages / 'dependencies.pth').write_text(sysconfig.get_path('purelib') + '\n')
     return folder / 'bin'
@@ -95,4 +98,5 @@ def test_citation():
 
 
 def test_the_changelog_has_this_version():
-    assert re.search(rf'^## {re.escape(gluon_lprnet.__version__)} \(', (ROOT / 'CHANGELOG.md').read_text(), re.MULTILINE)
+    changelog = (ROOT / 'CHANGELOG.md').read_text()
+    assert re.search(rf'^## {re.escape(gluon_lprnet.__version__)} \(', changelog, re.MULTILINE)
