@@ -11,7 +11,10 @@ import numpy as np
 from mxnet import gluon
 
 from ..batches import Batch
-from .landmarks import crop_matrix, mirror, to_outputs, transform, warp_crop
+from .landmarks import crop_matrix, landmark_box, mirror, to_outputs, to_two_jaws, transform, warp_crop
+
+# Light that is left in the dark.
+_DARKEST = 0.15, 0.7
 
 
 @dataclass
@@ -22,34 +25,45 @@ class FaceAugmentation:
     ----------
     rotation : float
         Largest angle in degrees, to both sides.
+    roll, turned : float
+        Of the part ``turned`` of the faces the angle goes to ``roll`` degrees.
     scale : float
         Largest change of the size, as a fraction: 0.1 gives 0.9 to 1.1.
     shift : float
         Largest shift along x and y, as a fraction of the crop's side.
     color : float
         Largest change of brightness, contrast and saturation, as a fraction.
-    blur, gray, occlusion : float
-        Probability of a Gaussian blur, of a picture without color, of a covered rectangle.
+    blur, gray, occlusion, dark : float
+        Probability of a Gaussian blur, of a picture without color, of a covered rectangle, of a picture in the dark.
     mirror : bool
         Flip left and right, points renumbered, with probability 1/2.
     """
     rotation: float = 30.0
+    roll: float = 0.0
+    turned: float = 0.0
     scale: float = 0.1
     shift: float = 0.05
     color: float = 0.3
     blur: float = 0.1
     gray: float = 0.1
     occlusion: float = 0.2
+    dark: float = 0.0
     mirror: bool = True
 
-    def matrix(self, rng, size):
-        """A random similarity of a crop of ``size`` pixels about its center, (3, 3)."""
-        angle = math.radians(rng.uniform(-self.rotation, self.rotation))
+    def matrix(self, rng, landmarks, size, crop_scale):
+        """A random map (2, 3) from the picture of a face with ``landmarks`` (68, 2) to a crop of ``size`` pixels.
+
+        The square is that of :func:`~gluon_lprnet.data.faces.landmarks.crop_matrix` about the box of the landmarks once
+        they are turned, as it is for a face that was photographed so; then it is scaled and shifted.
+        """
+        limit = self.roll if self.turned and rng.random() < self.turned else self.rotation
+        angle = math.radians(rng.uniform(-limit, limit))
+        turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+        crop = crop_matrix(landmark_box(landmarks @ turn.T), size, crop_scale)
         scale = 1 + rng.uniform(-self.scale, self.scale)
         shift = rng.uniform(-self.shift, self.shift, 2) * size
         center = (size - 1) / 2
-        linear = scale * np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
-        return np.vstack([np.column_stack([linear, center - linear @ (center, center) + shift]), (0, 0, 1)])
+        return np.column_stack([scale * crop[:, :2] @ turn, scale * (crop[:, 2] - center) + center + shift])
 
     def look(self, rng, crop):
         """Color, blur and occlusion of a crop (size, size, 3) uint8."""
@@ -61,6 +75,8 @@ class FaceAugmentation:
         crop = cv2.addWeighted(crop, brightness * contrast * saturation,
                                gray, brightness * contrast * (1 - saturation),
                                brightness * (1 - contrast) * gray.mean())
+        if self.dark and rng.random() < self.dark:
+            crop = cv2.convertScaleAbs(crop, alpha=rng.uniform(*_DARKEST))
         if rng.random() < self.blur:
             crop = cv2.GaussianBlur(crop, (0, 0), rng.uniform(0.5, 2.0) * size / 112)
         if rng.random() < self.occlusion:
@@ -69,6 +85,13 @@ class FaceAugmentation:
             color = tuple(int(channel) for channel in rng.integers(0, 256, 3))
             cv2.rectangle(crop, (int(left), int(top)), (int(left + width), int(top + height)), color, cv2.FILLED)
         return crop
+
+
+# The default, and for photos of all kinds: faces turned to any side, in boxes as detectors draw them, badly lit.
+AUGMENTATIONS = {
+    'mild': FaceAugmentation(),
+    'wild': FaceAugmentation(roll=120.0, turned=0.3, scale=0.15, shift=0.07, color=0.4, blur=0.2, dark=0.25),
+}
 
 
 class FaceBatches:
@@ -90,9 +113,12 @@ class FaceBatches:
     threads : int
         That decode and warp.
     seed : int
+    two_jaws : bool
+        Labels of :func:`gluon_lprnet.data.faces.landmarks.to_two_jaws`, for which each face must say which jaw it has.
     """
 
-    def __init__(self, faces, input_size, crop_scale, batch_size, normalization, augmentation=None, threads=2, seed=0):
+    def __init__(self, faces, input_size, crop_scale, batch_size, normalization, augmentation=None, threads=2, seed=0,
+                 two_jaws=False):
         self.faces = faces
         self.batch_size = min(batch_size, len(faces))
         self._input_size = input_size
@@ -101,6 +127,7 @@ class FaceBatches:
         self._augmentation = augmentation
         self._threads = threads
         self._seed = seed
+        self._two_jaws = two_jaws
 
     def __len__(self):
         """Batches an epoch, a short last one included."""
@@ -113,7 +140,8 @@ class FaceBatches:
         ------
         Batch
             ``data`` (N, 3, input_size, input_size) float32, ``label`` (N, 136) float32 as of
-            :func:`gluon_lprnet.data.faces.landmarks.to_outputs`.
+            :func:`gluon_lprnet.data.faces.landmarks.to_outputs` or (N, 170) as of
+            :func:`~gluon_lprnet.data.faces.landmarks.to_two_jaws`.
         """
         order = np.arange(len(self.faces))
         if self._augmentation:
@@ -126,10 +154,11 @@ class FaceBatches:
 
     def _sample(self, index, epoch):
         face, size = self.faces[index], self._input_size
-        matrix = crop_matrix(face.box, size, self._crop_scale)
         if self._augmentation:
             rng = np.random.default_rng((self._seed, epoch, index))
-            matrix = (self._augmentation.matrix(rng, size) @ np.vstack([matrix, (0, 0, 1)]))[:2]
+            matrix = self._augmentation.matrix(rng, face.landmarks, size, self._crop_scale)
+        else:
+            matrix = crop_matrix(face.box, size, self._crop_scale)
         crop = warp_crop(face.pixels(), matrix, size)
         landmarks = transform(matrix, face.landmarks)
         if self._augmentation:
@@ -137,4 +166,5 @@ class FaceBatches:
             if self._augmentation.mirror and rng.random() < 0.5:
                 crop, landmarks = crop[:, ::-1], mirror(landmarks, size)
         data = ((crop - self._mean) / self._std).transpose(2, 0, 1)
-        return data, to_outputs(landmarks, size).astype('float32')
+        label = to_two_jaws(landmarks, face.jaw, size) if self._two_jaws else to_outputs(landmarks, size)
+        return data, label.astype('float32')

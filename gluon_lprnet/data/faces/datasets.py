@@ -5,7 +5,9 @@
 """
 import functools
 import itertools
+import math
 import os
+import re
 from collections import Counter
 from typing import Callable, NamedTuple, Optional
 from xml.etree import ElementTree
@@ -29,8 +31,17 @@ ORIGIN = {
     'pts': 1,
     # dlib's arrays begin with 0, and its tools write their indices.
     'dlib': 0,
-    # Not documented; written by Python, in whole pixels.
-    'ytf68': 0,
+    # Not documented. Aligners of others find the points 1.0 / 0.9 pixels off if they are read from 0.
+    'ytf68': 1,
+    # Made for this project, in OpenCV's coordinates.
+    'aflw': 0,
+}
+
+# The jaw, one of landmarks.JAWS, that a layout's files have. LS3D-W's points are 3-D ones, projected. `profile`
+# writes the layout 300w-lp: its jaws are those of its source near the front, and the generic head's when turned.
+JAW = {
+    '300w-lp': '3d', '300w-lp-flip': '3d', 'aflw2000-3d': '3d', 'ls3d-w': '3d', 'aflw': '3d',
+    'pts': 'contour', 'dlib': 'contour', 'ytf68': 'contour',
 }
 
 _IMAGE_EXTENSIONS = ('.jpg', '.png')
@@ -51,8 +62,10 @@ class Face(NamedTuple):
     box : ndarray (4,) float32
         The landmarks' box: left, top, right, bottom. The paper makes its boxes from the landmarks.
     pose : ndarray (3,) float32 or None
-        Pitch, yaw and roll in radians.
+        Pitch, yaw and roll in radians; pitch and roll are NaN where only yaw is known.
     identity : str or None
+    jaw : str
+        Which jaw the landmarks have: one of :data:`gluon_lprnet.data.faces.landmarks.JAWS`.
     """
 
     name: str
@@ -61,6 +74,7 @@ class Face(NamedTuple):
     box: np.ndarray
     pose: Optional[np.ndarray]
     identity: Optional[str]
+    jaw: str
 
 
 class Layout(NamedTuple):
@@ -92,7 +106,7 @@ def read_faces(path, layout, faults):
     Parameters
     ----------
     path : str or os.PathLike
-        The set's folder; for ``dlib`` and ``ytf68`` its ``.xml`` or ``.npz`` file.
+        The set's folder; for ``dlib``, ``ytf68`` and ``aflw`` its ``.xml`` or ``.npz`` file.
     layout : str
         A key of `LAYOUTS`.
 
@@ -106,6 +120,8 @@ def read_faces(path, layout, faults):
         - ``pts``: iBUG's annotations (300W, AFW, HELEN, LFPW), in folders that are searched through.
         - ``dlib``: the XML of dlib's tools; boxes marked ``ignore`` are passed over.
         - ``ytf68``: a NumPy archive of names, landmarks and identities.
+        - ``aflw``: a NumPy archive of names, points and yaw, with the pictures in a folder beside it, ``aflw`` for
+          ``aflw_labels.npz``. Only the names in the archive are read, whatever else is in the folder.
     faults : list
         Gets (path of the file, what is wrong with it) for each face that cannot be used.
 
@@ -137,14 +153,14 @@ def read_faces(path, layout, faults):
             if entry.name == before:
                 raise _Fault(entry.image, 'is listed twice')
             before = entry.name
-            yield _face(entry)
+            yield _face(entry, JAW[layout])
         except _Fault as fault:
             faults.append(fault.args)
         except OSError as error:
             faults.append((entry.file, f'cannot be read: {error.strerror or error}'))
 
 
-def _face(entry):
+def _face(entry, jaw):
     for file in (entry.image, entry.file):
         if not os.path.isfile(file):
             raise _Fault(file, 'does not exist')
@@ -153,7 +169,7 @@ def _face(entry):
     box = landmark_box(points)
     if not (box[2:] > box[:2]).all():
         raise _Fault(entry.file, 'has landmarks on one line: their box is empty')
-    return Face(entry.name, entry.image, points, box, pose, entry.identity)
+    return Face(entry.name, entry.image, points, box, pose, entry.identity, jaw)
 
 
 def _numbers(file, values, shape, what):
@@ -286,15 +302,23 @@ def _read_dlib(place, box):
     return points - ORIGIN['dlib'], None
 
 
-def _find_ytf68(path):
+def _load_npz(path, keys):
+    """Arrays of one length, by key."""
     try:
         with np.load(path) as archive:
-            names, points, identities = (archive[key] for key in ('names', 'landmarks', 'identity'))
+            arrays = [archive[key] for key in keys]
+        lengths = [len(array) for array in arrays]
     except Exception as error:
         # NumPy raises nearly any exception on damaged data.
-        raise _Fault(path, f'is not an archive of the arrays names, landmarks and identity: {error}') from error
-    if not len(names) == len(points) == len(identities):
-        raise _Fault(path, f'has {len(names)} names, {len(points)} landmarks and {len(identities)} identities')
+        raise _Fault(path, f'is not an archive of the arrays {", ".join(keys)}: {error}') from error
+    if len(set(lengths)) > 1:
+        counts = ', '.join(f'{length} {key}' for length, key in zip(lengths, keys))
+        raise _Fault(path, f'has arrays of different lengths: {counts}')
+    return arrays
+
+
+def _find_ytf68(path):
+    names, points, identities = _load_npz(path, ('names', 'landmarks', 'identity'))
     folder = os.path.splitext(path)[0]
     for name, face, identity in zip(names.tolist(), points, identities.tolist()):
         yield _Entry(name, os.path.join(folder, name), path,
@@ -303,6 +327,20 @@ def _find_ytf68(path):
 
 def _read_ytf68(place, points):
     return _numbers(place, points, (POINTS, 2), 'landmarks') - ORIGIN['ytf68'], None
+
+
+def _find_aflw(path):
+    names, points, yaws = _load_npz(path, ('names', 'points', 'yaw'))
+    folder = re.sub('_labels$', '', os.path.splitext(path)[0])
+    for name, face, yaw in zip(names.tolist(), points, yaws):
+        yield _Entry(name, os.path.join(folder, name), path,
+                     functools.partial(_read_aflw, f'{path} ({name})', face, yaw))
+
+
+def _read_aflw(place, points, yaw):
+    points = _numbers(place, points, (POINTS, 2), 'points') - ORIGIN['aflw']
+    yaw = math.radians(_numbers(place, yaw, (), 'yaw'))
+    return points, np.array([np.nan, yaw, np.nan], dtype='float32')
 
 
 _300W_LP = 'a folder with AFW, HELEN, IBUG and LFPW (NAME.jpg, NAME.mat){} and landmarks/AFW/NAME_pts.mat and so on'
@@ -319,4 +357,6 @@ LAYOUTS = {
                   'a folder, of folders perhaps, of NAME.jpg or .png and NAME.pts'),
     'dlib': Layout(_find_dlib, 'an .xml file of images with boxes of 68 parts, their paths from its folder'),
     'ytf68': Layout(_find_ytf68, 'an .npz file of names, landmarks and identity; NAME.npz has its images in NAME'),
+    'aflw': Layout(_find_aflw, 'an .npz file of names, points and yaw; NAME.npz or NAME_labels.npz has its images in '
+                               'NAME'),
 }

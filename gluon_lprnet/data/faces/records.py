@@ -13,6 +13,7 @@ import math
 import os
 import struct
 import sys
+import zlib
 from typing import List, NamedTuple, Optional, Tuple
 
 import cv2
@@ -34,13 +35,14 @@ _FIELDS = {
     'landmarks': 2 * POINTS,    # x0, y0, x1, y1, ...
     'box': 4,                   # of the landmarks: left, top, right, bottom
     'pose': 3,                  # pitch, yaw, roll in radians; zeros where unknown
-    'has_pose': 1,
+    'has_pose': 1,              # 0: no; 1: yes; 2: yaw alone
     'scale': 1,                 # point of the source's image = scale * point of the crop + offset
     'offset': 2,
 }
 LABEL_WIDTH = sum(_FIELDS.values())
 
 _FACES_PER_TASK = 16
+_HELD_OUT = 20
 _START_OF_COMMENT = b'\xff\xd8\xff\xfe'
 
 
@@ -59,11 +61,14 @@ class FaceRecord(NamedTuple):
     box : ndarray (4,) float32
         The landmarks' box before any augmentation, in pixels of the crop.
     pose : ndarray (3,) float32 or None
-        Pitch, yaw and roll in radians.
+        Pitch, yaw and roll in radians; pitch and roll are NaN where only yaw is known.
     scale : float
         Pixels of the source's image per pixel of the crop.
     offset : ndarray (2,) float32
         Where the crop's origin lies in the source's image.
+    jaw : str or None
+        Which jaw the landmarks have: one of :data:`gluon_lprnet.data.faces.landmarks.JAWS`; None in files packed by
+        a version that did not note it.
     """
 
     name: str
@@ -74,6 +79,7 @@ class FaceRecord(NamedTuple):
     pose: Optional[np.ndarray]
     scale: float
     offset: np.ndarray
+    jaw: Optional[str] = None
 
     def pixels(self):
         """The picture decoded: ndarray (height, width, 3) uint8, RGB; InputError if it cannot be."""
@@ -104,10 +110,10 @@ def encode_record(record):
     ValueError
         The name is longer than a JPEG's comment can be.
     """
-    has_pose = record.pose is not None
-    fields = {**record._asdict(), 'pose': record.pose if has_pose else np.zeros(3), 'has_pose': has_pose}
+    has_pose = 0 if record.pose is None else 1 if np.isfinite(record.pose).all() else 2
+    fields = {**record._asdict(), 'pose': np.nan_to_num(record.pose) if has_pose else np.zeros(3), 'has_pose': has_pose}
     label = np.concatenate([np.ravel(fields[name]) for name in _FIELDS]).astype('float32')
-    comment = json.dumps({'name': record.name, 'identity': record.identity}).encode()
+    comment = json.dumps({'name': record.name, 'identity': record.identity, 'jaw': record.jaw}).encode()
     if len(comment) > 65533:
         raise ValueError('has a name that is too long')
     return label, _START_OF_COMMENT + struct.pack('>H', len(comment) + 2) + comment + record.image[2:]
@@ -128,9 +134,11 @@ def decode_record(label, image):
     comment = json.loads(image[6:4 + struct.unpack_from('>H', image, 4)[0]])
     ends = np.cumsum(list(_FIELDS.values()))
     fields = dict(zip(_FIELDS, np.split(np.asarray(label, dtype='float32'), ends[:-1])))
+    pose = fields['pose'] if fields['has_pose'].item() else None
+    if fields['has_pose'].item() == 2:
+        pose = np.array([np.nan, pose[1], np.nan], dtype='float32')
     return FaceRecord(comment['name'], comment['identity'], image, fields['landmarks'].reshape(POINTS, 2),
-                      fields['box'], fields['pose'] if fields['has_pose'].item() else None,
-                      fields['scale'].item(), fields['offset'])
+                      fields['box'], pose, fields['scale'].item(), fields['offset'], comment.get('jaw'))
 
 
 def read_face_records(rec_path):
@@ -165,7 +173,7 @@ def check_face_records(rec_path):
 
 
 def pack_faces(sources, layout, prefix, size=224, scale=2.0, quality=95, workers=None, skip_bad=False, shuffle=True,
-               seed=0, overwrite=False, progress=True):
+               seed=0, overwrite=False, progress=True, part='all'):
     """Pack faces into ``prefix.rec`` with its index and manifest.
 
     The square is shrunk to `size` pixels, never enlarged; outside of the photo its border is repeated. Photos are
@@ -189,6 +197,9 @@ def pack_faces(sources, layout, prefix, size=224, scale=2.0, quality=95, workers
         JPEG quality, 1 to 100.
     workers, skip_bad, shuffle, seed, overwrite, progress
         As of :func:`gluon_lprnet.data.pack.pack_images`.
+    part : str
+        A key of :data:`PARTS`: ``held-out`` are a twentieth of the pictures, to choose by, ``rest`` the others. Chance
+        by name, or by person where the set says who it is, decides.
 
     Returns
     -------
@@ -205,7 +216,7 @@ def pack_faces(sources, layout, prefix, size=224, scale=2.0, quality=95, workers
                  ('--workers', workers, 1, 1024), ('--seed', seed, 0, 2**32 - 1))
     sources = [sources] if isinstance(sources, (str, os.PathLike)) else list(sources)
     skipped = []
-    faces = _read_sources(sources, layout, skipped, progress)
+    faces = [face for face in _read_sources(sources, layout, skipped, progress) if PARTS[part](face)]
     if shuffle:
         np.random.RandomState(seed).shuffle(faces)
     total = len(faces) + len(skipped)
@@ -228,9 +239,18 @@ def pack_faces(sources, layout, prefix, size=224, scale=2.0, quality=95, workers
                              'Mend or remove them, or give --skip-bad to leave them out. Nothing was written.')
 
     details = {'layout': layout, 'sources': _names(sources), 'size': size, 'scale': scale, 'quality': quality,
-               'shuffle': shuffle, 'seed': seed if shuffle else None, 'skipped': skipped}
+               'shuffle': shuffle, 'seed': seed if shuffle else None, 'part': part, 'skipped': skipped}
     rec_path, count, written = write_records(prefix, convert_all(), None, details, overwrite, progress)
     return FaceSummary(rec_path, count, written, skipped)
+
+
+def _held_out(face):
+    name = face.identity or os.path.basename(face.name)
+    # As bytes whatever it holds: names of files may be no text.
+    return zlib.crc32(name.encode('utf-8', 'surrogatepass')) % _HELD_OUT == 0
+
+
+PARTS = {'all': lambda face: True, 'rest': lambda face: not _held_out(face), 'held-out': _held_out}
 
 
 def _names(sources):
@@ -281,7 +301,8 @@ def _crop(face, size, scale, quality):
     picture = encode_jpeg(warp_crop(pixels, matrix, side), quality)
     factor = matrix[0, 0]
     return FaceRecord(face.name, face.identity, picture, transform(matrix, face.landmarks),
-                      transform(matrix, face.box.reshape(2, 2)).ravel(), face.pose, 1 / factor, -matrix[:, 2] / factor)
+                      transform(matrix, face.box.reshape(2, 2)).ravel(), face.pose, 1 / factor, -matrix[:, 2] / factor,
+                      face.jaw)
 
 
 def add_pack_kind(kinds):
@@ -298,13 +319,16 @@ def add_pack_kind(kinds):
     parser.add_argument('--scale', type=float, default=2.0,
                         help='side of a crop in units of the longer side of the landmarks\' box '
                              '(default: %(default)s)')
+    parser.add_argument('--part', choices=PARTS, default='all',
+                        help='held-out: every twentieth picture or person, by a hash of its name, to choose networks '
+                             'by; rest: the others (default: %(default)s)')
     add_output_flags(parser)
     parser.set_defaults(run=_run)
 
 
 def _run(args):
     summary = pack_faces(args.sources, args.layout, args.out, args.size, args.scale, args.quality, args.workers,
-                         args.skip_bad, args.shuffle, args.seed, args.overwrite)
+                         args.skip_bad, args.shuffle, args.seed, args.overwrite, part=args.part)
     if summary.skipped:
         skipped = listing([f'{path} {reason}' for path, reason in summary.skipped])
         # Names go to standard error, which also prints those that are not valid UTF-8.

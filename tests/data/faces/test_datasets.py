@@ -1,4 +1,5 @@
 """Readers of face data sets: each layout written by hand, every fault, and the real sets' counts."""
+import os
 import struct
 from xml.sax.saxutils import quoteattr
 
@@ -19,8 +20,9 @@ from reference.face_files import (
     write_ytf68,
 )
 
-from gluon_lprnet.data.faces.datasets import LAYOUTS, ORIGIN, read_faces
-from gluon_lprnet.data.faces.landmarks import landmark_box, mirror
+from gluon_lprnet.data.faces.datasets import JAW, LAYOUTS, ORIGIN, read_faces
+from gluon_lprnet.data.faces.head_model import fit_pose
+from gluon_lprnet.data.faces.landmarks import JAWS, landmark_box, mirror
 from gluon_lprnet.utils.errors import InputError
 
 
@@ -80,13 +82,43 @@ def assert_face(face, name, points, layout, pose=None, identity=None):
     assert face.landmarks.dtype == face.box.dtype == np.float32
     np.testing.assert_allclose(face.landmarks, points - ORIGIN[layout], atol=1e-4)
     np.testing.assert_array_equal(face.box, landmark_box(face.landmarks))
-    assert (face.pose is None) if pose is None else np.allclose(face.pose, pose)
+    assert (face.pose is None) if pose is None else np.allclose(face.pose, pose, equal_nan=True)
+    assert face.jaw == JAW[layout]
     assert cv2.imread(face.image).shape == (HEIGHT, WIDTH, 3)
 
 
-def test_every_layout_has_an_origin():
-    assert set(ORIGIN) == set(LAYOUTS)
-    assert set(ORIGIN.values()) == {0, 1}
+def test_every_layout_has_an_origin_and_a_jaw():
+    assert set(ORIGIN) == set(JAW) == set(LAYOUTS)
+    assert set(ORIGIN.values()) == {0, 1} and set(JAW.values()) == set(JAWS)
+
+
+def write_aflw(path, names, points, yaws):
+    for name in names:
+        write_image(path.parent / 'aflw' / name)
+    np.savez(path, names=np.array(names), points=np.array(points, 'float16'), yaw=np.array(yaws, 'float16'))
+
+
+def test_aflw(tmp_path):
+    points = [points_of(seed).astype('float16').astype('float64') for seed in (0, 1)]
+    write_aflw(tmp_path / 'aflw_labels.npz', ['b.jpg', 'a.jpg'], points, [-62.5, 20])
+    # Pictures of which the file does not speak, as those of a test set in the same folder, are not read.
+    write_image(tmp_path / 'aflw' / 'c.jpg')
+    first, second = read(tmp_path / 'aflw_labels.npz', 'aflw')
+    assert_face(first, 'a.jpg', points[1], 'aflw', [np.nan, np.radians(20), np.nan])
+    assert_face(second, 'b.jpg', points[0], 'aflw', [np.nan, np.radians(-62.5), np.nan])
+    assert first.jaw == '3d'
+
+
+def test_faults_of_aflw(tmp_path):
+    write_aflw(tmp_path / 'aflw.npz', ['a.jpg', 'b.jpg'], [points_of(0), points_of(1)], [np.nan, 20])
+    (tmp_path / 'aflw' / 'b.jpg').unlink()
+    faults = []
+    assert not list(read_faces(tmp_path / 'aflw.npz', 'aflw', faults))
+    assert faults == [(f'{tmp_path / "aflw.npz"} (a.jpg)', 'has yaw that are not finite'),
+                      (str(tmp_path / 'aflw' / 'b.jpg'), 'does not exist')]
+    np.savez(tmp_path / 'aflw.npz', names=np.array(['a.jpg']), points=np.zeros((2, 68, 2)), yaw=np.zeros(1))
+    with pytest.raises(InputError, match='aflw.npz has arrays of different lengths: 1 names, 2 points, 1 yaw'):
+        list(read_faces(tmp_path / 'aflw.npz', 'aflw', []))
 
 
 def test_pts(tmp_path):
@@ -291,10 +323,10 @@ def test_faults_of_archives(tmp_path):
     assert [face.name for face in read_faces(path, 'ytf68', faults)] == ['a.jpg', 'b.jpg']
     assert faults == [(str(tmp_path / 'set' / 'a.jpg'), 'is listed twice')]
     np.savez(path, names=['a.jpg'] * 3, landmarks=np.zeros((2, 68, 2)), identity=['A'] * 3)
-    with pytest.raises(InputError, match='set.npz has 3 names, 2 landmarks and 3 identities'):
+    with pytest.raises(InputError, match='set.npz has arrays of different lengths: 3 names, 2 landmarks, 3 identity'):
         read(path, 'ytf68')
     np.savez(path, names=['a.jpg'])
-    with pytest.raises(InputError, match='set.npz is not an archive of the arrays names, landmarks and identity'):
+    with pytest.raises(InputError, match='set.npz is not an archive of the arrays names, landmarks, identity'):
         read(path, 'ytf68')
 
 
@@ -322,6 +354,25 @@ def test_real_sets(shared_data, path, layout, count):
     # The jaw runs below the eyes, however the head is turned, unless it lies on its side.
     below = [face.landmarks[8, 1] > face.landmarks[36:48, 1].mean() for face in faces]
     assert np.mean(below) > 0.99
+
+
+def test_aflw_has_nothing_of_the_test_set(shared_data):
+    faults = []
+    faces = list(read_faces(shared_data / 'aflw_labels.npz', 'aflw', faults))
+    # A part of the pictures is at hand; the labels of the others are read as far as their pictures' names.
+    assert len(faces) == 8200 and len(faces) + len(faults) == 18709
+    assert all(what == 'does not exist' for _, what in faults)
+    names = {face.name for face in faces} | {os.path.basename(file) for file, _ in faults}
+    test_names = {path.name for path in (shared_data / 'aflw2000_3d').glob('*.jpg')}
+    assert len(names) == 18709 and len(test_names) == 500 and not names & test_names
+
+
+def test_aflw_says_where_its_faces_look(shared_data):
+    faces = list(read_faces(shared_data / 'aflw_labels.npz', 'aflw', []))[::100]
+    given = np.array([face.pose[1] for face in faces])
+    fitted = np.array([fit_pose(face.landmarks).pose[1] for face in faces])
+    # Yaw has the sign of the other sets' poses, which the generic head is fitted in.
+    assert np.corrcoef(given, fitted)[0, 1] > 0.97
 
 
 def test_aflw2000_counts_pixels_from_one(shared_data):

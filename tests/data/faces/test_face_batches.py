@@ -7,15 +7,8 @@ from conftest import encode
 
 from gluon_lprnet.data.batches import Normalization
 from gluon_lprnet.data.faces.batches import FaceAugmentation, FaceBatches
-from gluon_lprnet.data.faces.landmarks import (
-    crop_matrix,
-    from_outputs,
-    landmark_box,
-    mirror,
-    to_outputs,
-    transform,
-    warp_crop,
-)
+from gluon_lprnet.data.faces.landmarks import (crop_matrix, from_outputs, known_jaw, landmark_box, mirror, to_outputs,
+                                               transform, warp_crop)
 from gluon_lprnet.data.faces.records import FaceRecord
 
 PLAIN = Normalization((0, 0, 0), (1, 1, 1))
@@ -118,17 +111,77 @@ def test_augmentation_moves_picture_and_landmarks_together(flip):
     assert any(flipped) == flip
 
 
+def angle_of(matrix):
+    return math.degrees(math.atan2(matrix[1, 0], matrix[0, 0]))
+
+
 def test_augmentation_stays_within_its_ranges():
     augmentation, size = FaceAugmentation(rotation=20, scale=0.1, shift=0.05), 112
     centre = np.array([(size - 1) / 2] * 2)
+    around = np.linspace(0, 2 * math.pi, 360, endpoint=False)
+    # The box of a circle is the same however it is turned.
+    circle = 50 + 20 * np.column_stack([np.cos(around), np.sin(around)])
     angles, scales, shifts = [], [], []
     for seed in range(300):
-        matrix = augmentation.matrix(np.random.default_rng(seed), size)
-        angles.append(math.degrees(math.atan2(matrix[1, 0], matrix[0, 0])))
-        scales.append(math.hypot(matrix[0, 0], matrix[1, 0]))
-        shifts.extend(abs(transform(matrix[:2], centre) - centre) / size)
-    assert 19 < max(np.abs(angles)) <= 20 and 0.9 <= min(scales) < 0.91 and 1.09 < max(scales) <= 1.1
-    assert 0.049 < np.max(shifts) <= 0.05 + 1e-9
+        matrix = augmentation.matrix(np.random.default_rng(seed), circle, size, 1.25)
+        angles.append(angle_of(matrix))
+        scales.append(math.hypot(matrix[0, 0], matrix[1, 0]) / (size / (1.25 * 40)))
+        shifts.extend(abs(transform(matrix, np.array([50.0, 50])) - centre) / size)
+    assert 19 < max(np.abs(angles)) <= 20 and 0.9 <= min(scales) < 0.91 and 1.09 < max(scales) <= 1.1 + 1e-4
+    assert 0.049 < np.max(shifts) <= 0.05 + 1e-3
+
+
+def test_a_part_of_the_faces_is_turned_far_and_each_lies_in_its_own_box():
+    augmentation, size = FaceAugmentation(rotation=10, roll=120, turned=0.5, scale=0, shift=0), 112
+    landmarks = np.random.default_rng(0).uniform(0, 1, (68, 2)) * (100, 30)
+    matrices = [augmentation.matrix(np.random.default_rng(seed), landmarks, size, 1.25) for seed in range(1500)]
+    angles = np.abs([angle_of(matrix) for matrix in matrices])
+    # Half of them between 0 and 120 degrees, of which a twelfth are within 10.
+    assert 0.42 < (angles > 10).mean() < 0.50 and 115 < angles.max() <= 120
+    for matrix in matrices[:50]:
+        box = landmark_box(transform(matrix, landmarks))
+        np.testing.assert_allclose((box[:2] + box[2:]) / 2, (size - 1) / 2, atol=1e-6)
+        assert (box[2:] - box[:2]).max() == pytest.approx(size / 1.25)
+
+
+def test_some_faces_are_in_the_dark():
+    crop = np.full((20, 20, 3), 200, 'uint8')
+    augmentation = FaceAugmentation(color=0, blur=0, gray=0, occlusion=0, dark=0.5)
+    levels = np.array([augmentation.look(np.random.default_rng(seed), crop).mean() / 200 for seed in range(200)])
+    assert 0.4 < (levels < 0.99).mean() < 0.6 and 0.14 < levels.min() < 0.2
+    assert 0.65 < levels[levels < 0.99].max() < 0.71
+
+
+@pytest.mark.parametrize('jaw', ['3d', 'contour'])
+def test_labels_of_two_jaws_have_the_one_that_is_known(faces, jaw):
+    record = faces[0]._replace(jaw=jaw)
+    (_, label), = FaceBatches([record], 32, 1.25, 1, PLAIN, two_jaws=True).epoch(0)
+    points = label.asnumpy().reshape(85, 2) * 32 + 15.5
+    expected = transform(crop_matrix(record.box, 32), record.landmarks)
+    unknown = slice(68, 85) if jaw == '3d' else slice(17)
+    assert np.isnan(points[unknown]).all() and np.isnan(points).sum() == 34
+    known = points[:68] if jaw == '3d' else np.concatenate([points[68:], points[17:68]])
+    np.testing.assert_allclose(known, expected, atol=1e-3)
+    np.testing.assert_allclose(from_outputs(label.asnumpy(), 32, jaw)[0], expected, atol=1e-3)
+    assert known_jaw(label.asnumpy()[0]) == jaw
+
+
+def test_one_jaw_is_taken_whatever_is_asked_for():
+    outputs = np.random.default_rng(0).normal(size=(2, 136))
+    np.testing.assert_array_equal(from_outputs(outputs, 112, 'contour'), from_outputs(outputs, 112))
+
+
+def test_a_flipped_contour_is_that_of_the_flipped_face(faces):
+    record = faces[0]._replace(jaw='contour')
+    still = FaceAugmentation(rotation=0, scale=0, shift=0, color=0, blur=0, gray=0, occlusion=0)
+    batches = FaceBatches([record], 32, 1.25, 1, PLAIN, still, two_jaws=True)
+    labels = [next(iter(batches.epoch(epoch))).label.asnumpy()[0] for epoch in range(10)]
+    plain = transform(crop_matrix(record.box, 32), record.landmarks)
+    found = [from_outputs(label, 32, 'contour') for label in labels]
+    flipped = [not np.allclose(points, plain, atol=1e-3) for points in found]
+    assert any(flipped) and not all(flipped)
+    for points, flip in zip(found, flipped):
+        np.testing.assert_allclose(points, mirror(plain, 32) if flip else plain, atol=1e-3)
 
 
 def test_the_look_without_changes_is_the_picture():

@@ -116,7 +116,7 @@ def test_records_round_trip_and_decode_everywhere(tmp_path):
         again = decode_record(label, record.image)
         np.testing.assert_array_equal(again.landmarks, record.landmarks)
         assert json.loads(Image.open(io.BytesIO(record.image)).info['comment']) == {
-            'name': record.name, 'identity': record.identity}
+            'name': record.name, 'identity': record.identity, 'jaw': 'contour'}
         pixels = pixels_of(record)
         assert cv2.imdecode(np.frombuffer(record.image, 'uint8'), 1).shape == pixels.shape
         np.testing.assert_allclose(mx.image.imdecode(record.image).asnumpy(), pixels, atol=8)
@@ -136,6 +136,46 @@ def test_pose(tmp_path):
     np.testing.assert_array_equal(label, np.concatenate([record.landmarks.ravel(), record.box, record.pose, [1],
                                                          [record.scale], record.offset]))
     assert label.size == LABEL_WIDTH == 147
+
+
+def test_a_yaw_alone(tmp_path):
+    face = read_face_records_of_one(tmp_path)._replace(pose=np.array([np.nan, 0.5, np.nan], 'float32'), jaw='contour')
+    label, image = encode_record(face)
+    assert np.isfinite(label).all()
+    again = decode_record(label, image)
+    np.testing.assert_array_equal(again.pose, face.pose)
+    assert again.jaw == 'contour'
+
+
+def read_face_records_of_one(folder):
+    write_aflw2000(folder, 'image1', points_of(0))
+    pack_faces(folder, 'aflw2000-3d', folder / 'out')
+    return next(read_face_records(folder / 'out.rec'))
+
+
+def test_a_record_from_before_the_jaw_was_noted(tmp_path):
+    face = read_face_records_of_one(tmp_path)
+    assert face.jaw == '3d'
+    label, image = encode_record(face)
+    length = int.from_bytes(image[4:6], 'big')
+    comment = json.dumps({'name': face.name, 'identity': None}).encode()
+    old = image[:4] + (len(comment) + 2).to_bytes(2, 'big') + comment + image[4 + length:]
+    assert decode_record(label, old).jaw is None and decode_record(label, old).name == face.name
+
+
+def test_parts_hold_every_face_once_and_a_person_as_a_whole(tmp_path):
+    people = [f'person {number}' for number in range(150)]
+    names = [f'{number:03d}.jpg' for number in range(300)]
+    write_ytf68(tmp_path / 'set.npz', names, [points_of(number) for number in range(300)], people * 2)
+    found = {}
+    for part in ('all', 'rest', 'held-out'):
+        assert not main(['pack', 'faces', str(tmp_path / 'set.npz'), '--layout', 'ytf68', '--part', part,
+                         '--workers', '1', '--out', str(tmp_path / part)])
+        found[part] = list(read_face_records(tmp_path / f'{part}.rec'))
+    names = {part: {face.name for face in faces} for part, faces in found.items()}
+    assert names['rest'] | names['held-out'] == names['all'] and not names['rest'] & names['held-out']
+    assert 2 <= len(names['held-out']) <= 40
+    assert not {face.identity for face in found['rest']} & {face.identity for face in found['held-out']}
 
 
 def some_faces(folder, count):
