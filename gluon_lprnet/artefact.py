@@ -84,7 +84,7 @@ def load_network(path, context=None):
     if path.name.endswith('-symbol.json'):
         net, description = _load_symbol(path, context)
     elif path.is_dir():
-        found = checkpoint.Checkpoint(path) if (path / 'state.json').exists() else checkpoint.newest(path)
+        found = checkpoint.find(path)
         if found is None:
             raise InputError(f'{path} is neither a checkpoint nor a run with checkpoints.')
         config = found.state['config']

@@ -2,9 +2,10 @@
 
 A checkpoint is a folder ``checkpoints/step-00012345`` of a run's folder::
 
-    net.params        parameters of the network (MXNet's format)
+    net.params        parameters of the network (MXNet's format); averaged ones, where the training averages
+    trained.params    those that the training goes on from, where they are not the former
     trainer.states    state of the optimizer
-    state.json        configuration, step and epoch, running sums, CRC-32 of the two files above
+    state.json        configuration, step and epoch, running sums, CRC-32 of the files above
 
 It is written under another name, flushed to disk and renamed, so the name never exists without a complete
 checkpoint. The CRC-32 finds later damage, which MXNet's own format would load silently.
@@ -16,12 +17,11 @@ import os
 import re
 import shutil
 import zlib
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from .utils.errors import InputError
 
-_FILES = ('net.params', 'trainer.states')
 _NAME = re.compile(r'step-(\d+)')
 
 
@@ -53,13 +53,16 @@ class Checkpoint:
         return str(self.path / 'net.params')
 
     def load(self, net, trainer, contexts):
-        """Set the network's parameters and the trainer's optimizer state."""
-        net.load_parameters(self.params, ctx=contexts)
+        """Set the network's parameters and the trainer's optimizer state to those that the training goes on from."""
+        trained = self.path / 'trained.params'
+        net.load_parameters(str(trained) if trained.exists() else self.params, ctx=contexts)
         trainer.load_states(str(self.path / 'trainer.states'))
 
 
-def save(run_dir, net, trainer, state, keep=2):
+def save(run_dir, net, trainer, state, keep=2, average=None):
     """Write a checkpoint of ``state`` (a JSON-serializable dict with ``step``) and keep the newest ``keep``.
+
+    With an ``average``, a :class:`gluon_lprnet.train.average.WeightAverage`, the checkpoint's network is that.
 
     Returns
     -------
@@ -71,11 +74,15 @@ def save(run_dir, net, trainer, state, keep=2):
     scratch = folder / f'.{final.name}.part'
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
-    net.save_parameters(str(scratch / 'net.params'))
+    if average:
+        net.save_parameters(str(scratch / 'trained.params'))
+    with average.taken() if average else nullcontext():
+        net.save_parameters(str(scratch / 'net.params'))
     trainer.save_states(str(scratch / 'trainer.states'))
-    state = dict(state, crc32={name: _crc32(scratch / name) for name in _FILES})
+    files = sorted(path.name for path in scratch.iterdir())
+    state = dict(state, crc32={name: _crc32(scratch / name) for name in files})
     (scratch / 'state.json').write_text(json.dumps(state, indent=1))
-    for name in _FILES + ('state.json',):
+    for name in (*files, 'state.json'):
         _flush(scratch / name)
     shutil.rmtree(final, ignore_errors=True)
     os.replace(scratch, final)
@@ -104,6 +111,17 @@ def only_user(run_dir):
         raise InputError(f'{run_dir} cannot be written to or locked: {error.strerror}.') from error
     with lock:
         yield
+
+
+def find(path):
+    """The :class:`Checkpoint` in the folder ``path``, or the newest whole one if it is a run's; None if it is neither.
+
+    Raises
+    ------
+    InputError
+        If it is a checkpoint and not whole.
+    """
+    return Checkpoint(path) if (Path(path) / 'state.json').exists() else newest(path)
 
 
 def newest(run_dir, report=print):

@@ -6,6 +6,7 @@ import pytest
 from mxnet import autograd, gluon
 
 from gluon_lprnet import checkpoint
+from gluon_lprnet.train.average import WeightAverage
 from gluon_lprnet.utils.errors import InputError
 
 
@@ -34,6 +35,41 @@ def test_parameters_and_optimizer_come_back(tmp_path, trained):
     step()
     np.testing.assert_array_equal(net.weight.data().asnumpy(), expected)
     assert checkpoint.Checkpoint(path).state == {'step': 1, 'note': 'x'}
+
+
+def test_an_average_is_what_is_kept_and_the_weights_go_on(tmp_path, trained):
+    net, trainer, step = trained
+    average = WeightAverage(net, decay=0.75)
+    weights, expected = [net.weight.data().asnumpy()], net.weight.data().asnumpy()
+    average.start()
+    for number in range(1, 6):
+        step()
+        average.update(number)
+        weights.append(net.weight.data().asnumpy())
+        decay = min(0.75, number / (number + 9))
+        expected = decay * expected + (1 - decay) * weights[-1]
+    path = checkpoint.save(tmp_path, net, trainer, {'step': 5}, average=average)
+    np.testing.assert_array_equal(net.weight.data().asnumpy(), weights[-1])
+    kept = mx.nd.load(str(path / 'net.params'))['weight'].asnumpy()
+    np.testing.assert_allclose(kept, expected, rtol=1e-5)
+    assert not np.allclose(kept, weights[-1])
+    step()
+    checkpoint.newest(tmp_path).load(net, trainer, [mx.cpu()])
+    np.testing.assert_array_equal(net.weight.data().asnumpy(), weights[-1])
+    average.take()
+    np.testing.assert_array_equal(net.weight.data().asnumpy(), kept)
+
+
+def test_damage_of_the_weights_beside_an_average_is_found(tmp_path, trained):
+    net, trainer, _ = trained
+    average = WeightAverage(net, decay=0.5)
+    average.start()
+    file = checkpoint.save(tmp_path, net, trainer, {'step': 1}, average=average) / 'trained.params'
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 0x10
+    file.write_bytes(content)
+    with pytest.raises(InputError, match='trained.params is damaged'):
+        checkpoint.find(file.parent)
 
 
 def test_newest_goes_by_number_and_older_ones_are_removed(tmp_path, trained):

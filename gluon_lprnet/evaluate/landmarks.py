@@ -11,7 +11,10 @@ from tqdm import tqdm
 from ..artefact import load_network
 from ..data.faces.landmarks import (
     CROP_SCALE,
+    JAWS,
+    ONE_JAW,
     POINTS,
+    TWO_JAWS,
     box_size,
     crop_matrix,
     from_outputs,
@@ -163,7 +166,7 @@ def load_landmark_network(path, context=None):
     Raises
     ------
     InputError
-        If it is not a network, has no description, or does not have 136 outputs.
+        If it is not a network, has no description, or does not have 136 or 170 outputs.
     """
     net, description = load_network(path, context)
     missing = [key for key in _REQUIRED if key not in description]
@@ -172,13 +175,13 @@ def load_landmark_network(path, context=None):
                          'next to the -symbol.json.')
     size = description['input_size']
     outputs = net(mx.nd.zeros((1, 3, size, size), ctx=context or mx.cpu())).shape[1]
-    if outputs != 2 * POINTS:
-        raise InputError(f'{path} is not a network for {POINTS} landmarks: it has {outputs} outputs, not {2 * POINTS}. '
-                         'Train one with train_face.py.')
+    if outputs not in (ONE_JAW, TWO_JAWS):
+        raise InputError(f'{path} is not a network for {POINTS} landmarks: it has {outputs} outputs, not {ONE_JAW}, or '
+                         f'{TWO_JAWS} for two jaws. Train one with train_face.py.')
     return net, description
 
 
-def predict_landmarks(net, description, faces, context=None):
+def predict_landmarks(net, description, faces, context=None, jaws='3d'):
     """Predict the landmarks of faces.
 
     Parameters
@@ -189,6 +192,8 @@ def predict_landmarks(net, description, faces, context=None):
     faces : sequence of (ndarray (height, width, 3) uint8, array (4,))
         RGB images, each with the box of its landmarks: left, top, right, bottom.
     context : mx.Context, optional
+    jaws : str or sequence of str
+        Of :data:`gluon_lprnet.data.faces.landmarks.JAWS`, for all faces or for each: what networks of two jaws answer.
 
     Returns
     -------
@@ -200,11 +205,12 @@ def predict_landmarks(net, description, faces, context=None):
     crops = np.stack([warp_crop(picture, matrix, size) for (picture, _), matrix in zip(faces, matrices)])
     data = (crops - np.float32(description['rgb_mean'])) / np.float32(description['rgb_std'])
     outputs = net(mx.nd.array(data.transpose(0, 3, 1, 2), ctx=context or mx.cpu())).asnumpy()
-    return np.stack([transform(cv2.invertAffineTransform(matrix), points)
-                     for matrix, points in zip(matrices, from_outputs(outputs, size))])
+    jaws = [jaws] * len(faces) if isinstance(jaws, str) else jaws
+    return np.stack([transform(cv2.invertAffineTransform(matrix), from_outputs(output, size, jaw))
+                     for matrix, output, jaw in zip(matrices, outputs, jaws)])
 
 
-def evaluate_landmarks(net, records, description, context=None, batch_size=_BATCH_SIZE):
+def evaluate_landmarks(net, records, description, context=None, batch_size=_BATCH_SIZE, jaw=None):
     """Errors of a network on a set of faces.
 
     Parameters
@@ -215,6 +221,8 @@ def evaluate_landmarks(net, records, description, context=None, batch_size=_BATC
         As of :func:`predict_landmarks`.
     context : mx.Context, optional
     batch_size : int
+    jaw : str, optional
+        What networks of two jaws answer; by default the jaw that each face's landmarks have.
 
     Returns
     -------
@@ -224,7 +232,8 @@ def evaluate_landmarks(net, records, description, context=None, batch_size=_BATC
         faces = iter(records)
         while batch := list(islice(faces, batch_size)):
             crops = [(record.pixels(), record.box) for record in batch]
-            yield from zip(batch, predict_landmarks(net, description, crops, context))
+            jaws = [jaw or record.jaw or JAWS[0] for record in batch]
+            yield from zip(batch, predict_landmarks(net, description, crops, context, jaws))
     return _collect(predictions())
 
 
@@ -254,7 +263,7 @@ def _collect(predictions):
     return FaceErrors(names, normalized_mean_errors(predicted, truth), np.array(yaw), predicted, truth)
 
 
-def evaluate_sets(networks, recs, train_recs=None):
+def evaluate_sets(networks, recs, train_recs=None, jaw=None):
     """Errors of each network on each set.
 
     Parameters
@@ -265,6 +274,8 @@ def evaluate_sets(networks, recs, train_recs=None):
         ``.rec`` files of faces, by name.
     train_recs : sequence of path, optional
         Files whose mean face is evaluated too.
+    jaw : str, optional
+        As of :func:`evaluate_landmarks`.
 
     Returns
     -------
@@ -283,7 +294,7 @@ def evaluate_sets(networks, recs, train_recs=None):
     for name, rec in recs.items():
         results[name] = {
             label: evaluate_landmarks(net, tqdm(read_face_records(rec), f'{label} on {name}', unit='face', leave=False,
-                                                disable=None), description)
+                                                disable=None), description, jaw=jaw)
             for label, (net, description) in networks.items()}
         if face is not None:
             results[name][MEAN_FACE] = evaluate_mean_face(face, read_face_records(rec))

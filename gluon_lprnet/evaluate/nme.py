@@ -2,6 +2,7 @@
 import json
 from pathlib import Path
 
+from ..data.faces.landmarks import JAWS
 from ..utils.flags import positive_float
 from ..utils.text import FORMATS, render_table
 from .figures import draw_all
@@ -48,13 +49,16 @@ def add_commands(commands):
                         help='write CED curves, error by yaw and grids of faces (PNG, SVG, CSV) to this folder')
     parser.add_argument('--threshold', type=positive_float, default=100 * THRESHOLD, metavar='PERCENT',
                         help='NME beyond which a face is a failure, and limit of the AUC (default: %(default)g)')
+    parser.add_argument('--jaw', choices=JAWS,
+                        help='the jaw that networks with two of them give: that of the head, hidden or not, or the '
+                             "visible contour (default: the one in each set's landmarks)")
     parser.add_argument('--format', choices=FORMATS, default='text')
     parser.set_defaults(run=_run)
 
 
 def _run(args):
     recs = dict(zip(labels_of([Path(rec).stem for rec in args.rec], args.rec), args.rec))
-    results = evaluate_sets(load_networks(args.networks), recs, args.mean_face)
+    results = evaluate_sets(load_networks(args.networks), recs, args.mean_face, args.jaw)
     print(table(results, args.threshold / 100, args.format))
     if args.out:
         draw_all(results, recs, args.out)

@@ -33,6 +33,7 @@ MAX_FACES = 100
 # In pixels, of a box's numbers: far beyond every image, and no sum or product of them overflows.
 _MAX_COORDINATE = 1e6
 _TOP_K = 5
+_POINTS = 68
 # Images or faces that pass the network at once, which bounds memory.
 _MAX_FORWARD = 32
 
@@ -228,7 +229,8 @@ class Landmarks(_Service):
         _check_finite(outputs)
         width, height, faces, matrices = prepared
         for face, matrix, output in zip(faces, matrices, outputs):
-            points = output.reshape(-1, 2) * self._size + (self._size - 1) / 2
+            # A network of two jaws has the second one behind the 68 points.
+            points = output.reshape(-1, 2)[:_POINTS] * self._size + (self._size - 1) / 2
             points = _transform(cv2.invertAffineTransform(matrix), points)
             face['points'] = np.round(points, 4).tolist()
         return {'width': width, 'height': height, 'faces': faces}

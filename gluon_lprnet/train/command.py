@@ -39,10 +39,37 @@ def make_network(config, initializer, contexts):
     """The network that the flags describe, initialized, in their precision, hybridized."""
     net = get_model(config.model, **model_arguments(vars(config)))
     net.initialize(initializer, ctx=contexts)
+    if config.start_from and not config.resume:
+        load_weights(net, config.start_from, contexts)
     net.cast(options.input_dtype(config))
     normalize_in_rank_space(net, config.dtype == 'float32')
     net.hybridize(static_alloc=True, static_shape=True)
     return net
+
+
+def load_weights(net, run, contexts):
+    """Give the network the weights of another training.
+
+    Parameters
+    ----------
+    net : HybridBlock
+    run : path
+        Folder of a run, whose newest checkpoint is taken, or of a checkpoint.
+    contexts : list of mx.Context
+
+    Raises
+    ------
+    InputError
+        If there is no checkpoint, or if it is of another network.
+    """
+    found = checkpoint.find(run)
+    if found is None:
+        raise InputError(f'--start-from {run} is neither a checkpoint nor a run with checkpoints.')
+    try:
+        net.load_parameters(found.params, ctx=contexts)
+    except (AssertionError, ValueError, mx.MXNetError) as error:
+        raise InputError(f'--start-from {run} is a training of another network: '
+                         f'{str(error).strip().splitlines()[0]}') from error
 
 
 def run_command(parser, argv, presets, preset_for, build_experiment):

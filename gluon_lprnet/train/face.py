@@ -1,5 +1,7 @@
 """Large-pose face alignment ("Large Poses Face Alignment" in the paper): flags, presets and the experiment."""
 import argparse
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import mxnet as mx
@@ -7,21 +9,46 @@ import numpy as np
 from tqdm import tqdm
 
 from ..data.batches import Normalization
-from ..data.faces.batches import FaceAugmentation, FaceBatches
-from ..data.faces.landmarks import CROP_SCALE, POINTS, from_outputs
+from ..data.faces.batches import AUGMENTATIONS, FaceBatches
+from ..data.faces.landmarks import CROP_SCALE, ONE_JAW, TWO_JAWS, from_outputs, known_jaw
 from ..data.faces.records import LABEL_WIDTH, read_face_records
 from ..data.integrity import check_records
 from ..evaluate.landmarks import normalized_mean_errors
 from ..utils.errors import InputError
-from ..utils.flags import positive_float
+from ..utils.flags import positive_float, positive_int
 from . import options
 from .command import check_split, contexts_of, make_network, run_command
 from .loop import Experiment
 
+_PROFILE_YAW = math.radians(60)
+
+# Of differences in units of the crop's side. The widths of the others are in pixels of Wing's 256: Feng et al., "Wing
+# Loss for Robust Facial Landmark Localisation with Convolutional Neural Networks" (CVPR 2018).
+_WING_WIDTH, _WING_CURVATURE = 10 / 256, 2 / 256
+_SMOOTH_WIDTH = 1 / 256
+
+
+def _wing(difference):
+    size = difference.abs()
+    offset = _WING_WIDTH * (1 - math.log1p(_WING_WIDTH / _WING_CURVATURE))
+    return mx.nd.where(size < _WING_WIDTH, _WING_WIDTH * mx.nd.log1p(size / _WING_CURVATURE), size - offset)
+
+
+LOSSES = {
+    'l2': lambda difference: 0.5 * difference ** 2,
+    # Its slope far from 0 is 1 in this form.
+    'smooth-l1': lambda difference: _SMOOTH_WIDTH * mx.nd.smooth_l1(difference / _SMOOTH_WIDTH, scalar=1.0),
+    'wing': _wing,
+}
+_SHIPPED = dict(batch_size=64, loss='smooth-l1', augmentation='wild', repeat_profiles=2, two_jaws=True, ema_decay=0.998)
 PRESETS = {
     'paper': dict(lr=5e-4),
     # "when the number of channels is multiplied by 0.5"
     'paper-half': dict(lr=4e-4, lr_mode='step', lr_decay=0.5, lr_decay_epoch=[15]),
+    # Of the networks in gluon_lprnet/weights.
+    # Of the networks in gluon_lprnet/weights: first on small pictures, at a steady rate, then on larger ones.
+    'shipped-start': dict(_SHIPPED, input_size=64, num_epochs=8, lr=3e-3, lr_mode='constant', warmup_epochs=1),
+    'shipped': dict(_SHIPPED, input_size=96, num_epochs=4, lr=2e-3),
 }
 
 
@@ -35,7 +62,8 @@ def make_parser():
         description="Train a network for 68 facial landmarks on RecordIO, by the paper's recipe unless flags say "
                     'otherwise.')
     parser.add_argument('--preset', choices=PRESETS,
-                        help="the paper's rates: from 5e-4 on, or 4e-4 for 15 epochs and then 2e-4 (default: paper)")
+                        help="the paper's rates: from 5e-4 on, or 4e-4 for 15 epochs and then 2e-4; or the two steps "
+                             'that trained the networks in this package (default: paper)')
     options.add_network_flags(parser, model='lprnet_mobilenet_x0.5')
     data = parser.add_argument_group('data')
     for subset in ('train', 'val'):
@@ -45,9 +73,18 @@ def make_parser():
                       help="side of the network's square over the longer side of the landmarks' box "
                            '(default: %(default)s)')
     data.add_argument('--no-mirror', action='store_true', help='do not flip left and right at random')
-    options.add_common_flags(parser)
+    data.add_argument('--augmentation', choices=AUGMENTATIONS, default='mild',
+                      help='wild: also faces turned far, in boxes as detectors draw them, in the dark '
+                           '(default: %(default)s)')
+    data.add_argument('--repeat-profiles', type=positive_int, default=1, metavar='N',
+                      help='take each face beyond 60 degrees of yaw N times an epoch (default: %(default)s)')
+    data.add_argument('--two-jaws', action='store_true',
+                      help='34 more outputs: the jaw as the visible contour beside the 3-D one, each trained on the '
+                           'sets that have it')
+    options.add_common_flags(parser).add_argument(
+        '--loss', choices=LOSSES, default='l2', help='of each coordinate (default: %(default)s, the paper\'s)')
     # The paper gives no input size, no decay and no tuning.
-    parser.set_defaults(num_classes=2 * POINTS, input_size=112, optimizer='adam', num_epochs=60, batch_size=100,
+    parser.set_defaults(num_classes=ONE_JAW, input_size=112, optimizer='adam', num_epochs=60, batch_size=100,
                         wd=0.0, tuning_epochs=0)
     return parser
 
@@ -69,23 +106,27 @@ def build_experiment(config):
     names = [Path(rec).stem for rec in config.rec_val]
     if len(set(names)) < len(names):
         raise InputError(f'--rec-val: two of {", ".join(config.rec_val)} have the same name: rename one.')
-    config.task = 'landmarks'
+    config.task, config.num_classes = 'landmarks', TWO_JAWS if config.two_jaws else ONE_JAW
     contexts = contexts_of(config)
 
     def batches_of(faces, augmentation=None):
         return FaceBatches(faces, config.input_size, config.crop_scale, config.batch_size,
                            Normalization(config.rgb_mean, config.rgb_std), augmentation,
-                           config.num_data_workers, config.seed)
+                           config.num_data_workers, config.seed, config.two_jaws)
 
-    faces = [face for rec in config.rec_train for face in read_face_records(rec)]
+    faces = _read(config.rec_train, config)
+    faces += [face for face in faces if _is_profile(face)] * (config.repeat_profiles - 1)
     check_split(len(faces), config, contexts)
-    augmented = batches_of(faces, FaceAugmentation(mirror=not config.no_mirror))
-    plain = batches_of(faces)
-    validation = {name: batches_of(list(read_face_records(rec))) for name, rec in zip(names, config.rec_val)}
+    augmentation = replace(AUGMENTATIONS[config.augmentation], mirror=not config.no_mirror)
+    augmented, plain = batches_of(faces, augmentation), batches_of(faces)
+    validation = {name: batches_of(_read([rec], config)) for name, rec in zip(names, config.rec_val)}
     net = make_network(config, mx.init.Xavier(), contexts)
 
     def errors(output, label):
-        return normalized_mean_errors(from_outputs(output, config.input_size), from_outputs(label, config.input_size))
+        jaws = [known_jaw(each) for each in label]
+        return normalized_mean_errors(*(
+            np.stack([from_outputs(each, config.input_size, jaw) for each, jaw in zip(points, jaws)])
+            for points in (output, label)))
 
     def mean_error(batches, name):
         outputs = [(net(data.as_in_context(contexts[0]).astype(options.input_dtype(config), copy=False))
@@ -103,9 +144,29 @@ def build_experiment(config):
         net=net, contexts=contexts, batches_per_epoch=len(augmented),
         batches=lambda epoch, start: (augmented if epoch < config.num_epochs else plain).epoch(epoch, start),
         # Summed over the outputs: their mean would leave gradients near Adam's epsilon.
-        loss=lambda output, label: 0.5 * ((output - label) ** 2).sum(axis=1),
+        loss=lambda output, label: LOSSES[config.loss](_known_differences(output, label)).sum(axis=1),
         count=lambda output, label: {'nme': float(errors(output, label).sum())},
         evaluate=evaluate)
+
+
+def _known_differences(output, label):
+    """Output minus label, and 0 where the label is NaN."""
+    # Only NaN differs from itself.
+    return mx.nd.where(label == label, output - label, mx.nd.zeros_like(label))
+
+
+def _read(recs, config):
+    faces = []
+    for rec in recs:
+        faces += read_face_records(rec)
+        if config.two_jaws and faces[-1].jaw is None:
+            raise InputError(f'{rec} does not say which jaw its faces have, as --two-jaws needs: pack them again with '
+                             '`python -m gluon_lprnet pack faces`.')
+    return faces
+
+
+def _is_profile(face):
+    return face.pose is not None and abs(face.pose[1]) > _PROFILE_YAW
 
 
 def main(argv=None):

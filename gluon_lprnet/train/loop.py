@@ -16,6 +16,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from .. import checkpoint
+from .average import WeightAverage
 from .journal import Journal
 from .options import input_dtype
 
@@ -73,7 +74,8 @@ class Schedule:
     """Epochs, updates and learning rates of a training and of the tuning that may follow it.
 
     The rate goes linearly from ``warmup_lr`` to ``lr`` over ``warmup_epochs``, then along a cosine to 0 at
-    the end of ``num_epochs`` or, in mode ``step``, falls by ``lr_decay`` after each of ``lr_decay_epoch``;
+    the end of ``num_epochs``, or, in mode ``step``, falls by ``lr_decay`` after each of ``lr_decay_epoch``, which
+    are none in mode ``constant``;
     the tuning's rate goes along a cosine from ``tuning_lr`` to 0.
     """
 
@@ -83,9 +85,9 @@ class Schedule:
         self._train_epochs = config.num_epochs
         self._train_steps = config.num_epochs * steps_per_epoch
         warmup = dict(warmup_steps=config.warmup_epochs * steps_per_epoch, warmup_begin_lr=config.warmup_lr)
-        if config.lr_mode == 'step':
-            # MXNet's scheduler lowers the rate only for updates beyond its step.
-            falls = [epoch * steps_per_epoch - 1 for epoch in config.lr_decay_epoch]
+        if config.lr_mode != 'cosine':
+            # MXNet's scheduler lowers the rate only for updates beyond its step, and wants one.
+            falls = [epoch * steps_per_epoch - 1 for epoch in config.lr_decay_epoch] or [self._train_steps]
             self._train = mx.lr_scheduler.MultiFactorScheduler(falls, config.lr_decay, config.lr, **warmup)
         else:
             self._train = mx.lr_scheduler.CosineScheduler(max(1, self._train_steps), config.lr, 0.0, **warmup)
@@ -124,7 +126,11 @@ class Run:
         self.last_saved = None
         # Plain values only: this is what a checkpoint holds.
         self.state = dict(step=0, epoch=0, step_in_epoch=0, sums={}, reached=False, config=vars(config))
+        self._average = WeightAverage(experiment.net, config.ema_decay) if config.ema_decay else None
         if resume_from:
+            if self._average:
+                experiment.net.load_parameters(resume_from.params, ctx=experiment.contexts)
+                self._average.start()
             resume_from.load(experiment.net, self.trainer, experiment.contexts)
             self.state = {**self.state, **resume_from.state, 'config': vars(config)}
             self.last_saved = resume_from.path
@@ -139,7 +145,8 @@ class Run:
         Returns
         -------
         dict
-            The validation metrics after the last epoch.
+            The validation metrics after the last epoch, of the network as it is then: with averaged weights, if those
+            were asked for.
 
         Raises
         ------
@@ -152,12 +159,15 @@ class Run:
                 self._check_parameters()
                 self._average_statistics()
                 try:
-                    metrics = self.experiment.evaluate()
+                    with self._average.taken() if self._average else contextlib.nullcontext():
+                        metrics = self.experiment.evaluate()
                 except ArithmeticError as error:
                     raise self._non_finite(f'in validation {error}') from error
                 self._finish_epoch(metrics)
                 if signals:
                     self._stop(signals)
+        if self._average:
+            self._average.take()
         return metrics or self.experiment.evaluate()
 
     def _train_epoch(self, signals):
@@ -218,6 +228,8 @@ class Run:
                     raise self._non_finite(f'the loss is {total}')
                 sums.update(samples=len(y), loss=total, **experiment.count(output.asnumpy(), y.asnumpy()))
         self.trainer.step(sums['samples'])
+        if self._average:
+            self._average.update(self.state['step'] + 1)
         if self.config.accumulate > 1:
             experiment.net.collect_params().zero_grad()
         return sums
@@ -258,7 +270,8 @@ class Run:
                 raise self._non_finite(f'the parameter {name} is NaN or infinite')
 
     def _save(self):
-        self.last_saved = checkpoint.save(self.config.save_dir, self.experiment.net, self.trainer, self.state)
+        self.last_saved = checkpoint.save(self.config.save_dir, self.experiment.net, self.trainer, self.state,
+                                          average=self._average)
 
     def _stop(self, signals):
         self._check_parameters()

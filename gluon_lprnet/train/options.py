@@ -7,7 +7,7 @@ from pathlib import Path
 from .. import checkpoint
 from ..data.batches import IMAGENET_MEAN, IMAGENET_STD
 from ..utils.errors import InputError
-from ..utils.flags import non_negative_float, non_negative_int, positive_float, positive_int
+from ..utils.flags import fraction, non_negative_float, non_negative_int, positive_float, positive_int
 
 # Flags that do not change what is learned: a resumed run may give them another value.
 _FREE = {'save_dir', 'resume', 'log_interval', 'save_frequency', 'num_data_workers', 'tensorboard', 'data_check',
@@ -19,6 +19,9 @@ def add_network_flags(parser, model):
     network = parser.add_argument_group('network')
     network.add_argument('--model', default=model, help='name in gluon_lprnet.list_models() (default: %(default)s)')
     network.add_argument('--input-size', type=positive_int, help='height and width of the crop, in pixels')
+    network.add_argument('--start-from', metavar='RUN',
+                         help="begin with the weights of another training: its folder, or a checkpoint's; the input "
+                              'may be of another size')
     network.add_argument('--small-image', action='store_true', help='stem for images of 32x32')
     network.add_argument('--rank', type=rank, help='rank of LPR modules: a fraction of the width (1/8, 0.125) '
                                                     'or a number of channels')
@@ -59,7 +62,7 @@ def add_common_flags(parser):
                               help='add up the gradients of N batches for one update (default: %(default)s)')
     optimization.add_argument('--optimizer', choices=('sgd', 'adam'), default='sgd', help='(default: %(default)s)')
     optimization.add_argument('--lr', type=non_negative_float, help='learning rate after warm-up')
-    optimization.add_argument('--lr-mode', choices=('cosine', 'step'), default='cosine',
+    optimization.add_argument('--lr-mode', choices=('cosine', 'step', 'constant'), default='cosine',
                               help='how the rate falls (default: %(default)s)')
     optimization.add_argument('--lr-decay', type=positive_float, default=0.1,
                               help='factor of each fall, for --lr-mode step (default: %(default)s)')
@@ -75,6 +78,10 @@ def add_common_flags(parser):
                                    'default: %(default)s)')
     optimization.add_argument('--tuning-lr', type=non_negative_float, default=1e-3,
                               help='rate at the start of the tuning (default: %(default)s)')
+    optimization.add_argument('--ema-decay', type=fraction, default=0.0, metavar='D',
+                              help='evaluate and keep an exponential moving average of the weights, which holds on to '
+                                   'this part of itself at each update (0, the default: the weights themselves)')
+    return optimization
 
 
 def parse(parser, argv, presets, preset_for):

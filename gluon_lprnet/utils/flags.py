@@ -19,6 +19,13 @@ def positive_float(text):
     return _at_least(float(text), math.ulp(0.0), 'positive finite number')
 
 
+def fraction(text):
+    value = non_negative_float(text)
+    if value >= 1:
+        raise argparse.ArgumentTypeError(f'{value} is not a number from 0 to below 1')
+    return value
+
+
 def _at_least(value, least, kind):
     if not least <= value < math.inf:
         raise argparse.ArgumentTypeError(f'{value} is not a {kind}')

@@ -13,7 +13,7 @@ from gluon_lprnet.data.faces.landmarks import CROP_SCALE, crop_matrix, landmark_
 from gluon_lprnet.data.faces.records import FaceRecord, encode_record, read_face_records
 from gluon_lprnet.data.images import encode_jpeg
 from gluon_lprnet.data.recordio import write_records
-from gluon_lprnet.evaluate.landmarks import normalized_mean_errors
+from gluon_lprnet.evaluate.landmarks import evaluate_landmarks, normalized_mean_errors, predict_landmarks
 from gluon_lprnet.train import face, options
 
 
@@ -74,6 +74,143 @@ def test_training_learns_records_and_exports(face_flags, face_records, tmp_path,
     assert exported == description and exported['num_classes'] == 136
     assert main(['evaluate', str(run), '--rec-val', face_records]) == 2
     assert 'landmark network' in capsys.readouterr().err
+
+
+def test_the_shipped_recipe_has_two_steps():
+    start, end = (parse('--preset', preset) for preset in ('shipped-start', 'shipped'))
+    assert start.two_jaws and end.two_jaws and start.input_size < end.input_size
+    assert (start.lr_mode, end.lr_mode) == ('constant', 'cosine')
+
+
+NUMPY_LOSSES = {
+    'l2': lambda d: d ** 2 / 2,
+    'smooth-l1': lambda d: np.where(abs(d) < 1 / 256, 128 * d ** 2, abs(d) - 1 / 512),
+    'wing': lambda d: np.where(abs(d) < 10 / 256, 10 / 256 * np.log(1 + abs(d) * 128),
+                               abs(d) - 10 / 256 + 10 / 256 * np.log(6)),
+}
+
+
+@pytest.mark.parametrize('loss', face.LOSSES)
+def test_a_loss_and_its_slope_are_the_papers(loss):
+    difference = np.linspace(-0.2, 0.2, 40)
+    x = mx.nd.array(difference)
+    x.attach_grad()
+    with mx.autograd.record():
+        value = face.LOSSES[loss](x)
+    value.backward()
+    np.testing.assert_allclose(value.asnumpy(), NUMPY_LOSSES[loss](difference), rtol=1e-4, atol=1e-7)
+    slope = (NUMPY_LOSSES[loss](difference + 1e-6) - NUMPY_LOSSES[loss](difference - 1e-6)) / 2e-6
+    np.testing.assert_allclose(x.grad.asnumpy(), slope, rtol=1e-3, atol=1e-4)
+
+
+def with_jaw(rec, jaw, path):
+    write_records(path, [encode_record(record._replace(jaw=jaw)) for record in read_face_records(rec)])
+    return f'{path}.rec'
+
+
+@pytest.fixture
+def two_jaw_flags(face_flags, face_records, tmp_path):
+    """Flags of a training of two jaws, on one set of each."""
+    recs = [with_jaw(face_records, jaw, tmp_path / name) for jaw, name in (('3d', 'solid'), ('contour', 'seen'))]
+    return [*face_flags, '--two-jaws', '--rec-train', *recs, '--rec-val', *recs]
+
+
+def test_each_jaw_learns_from_the_sets_that_have_it(two_jaw_flags):
+    config, _ = options.parse(face.make_parser(), two_jaw_flags, face.PRESETS, face.preset_for)
+    experiment = face.build_experiment(config)
+    for epoch in range(2):
+        for _, label in experiment.batches(epoch, 0):
+            output = mx.nd.random.normal(shape=label.shape)
+            output.attach_grad()
+            with mx.autograd.record():
+                loss = experiment.loss(output, label)
+            loss.backward()
+            known = ~np.isnan(label.asnumpy())
+            assert (known.sum(axis=1) == 136).all() and np.isfinite(loss.asnumpy()).all()
+            expected = np.where(known, output.asnumpy() - label.asnumpy(), 0)
+            np.testing.assert_allclose(output.grad.asnumpy(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_network_of_two_jaws_is_evaluated_by_the_one_that_a_set_has(two_jaw_flags, tmp_path):
+    assert face.main([*two_jaw_flags, '--num-epochs', '1']) == 0
+    net, description = load_network(tmp_path / 'run')
+    assert description['num_classes'] == 170
+    found = {}
+    for name in ('solid', 'seen'):
+        records = list(read_face_records(tmp_path / f'{name}.rec'))
+        errors = evaluate_landmarks(net, records, description).errors.mean()
+        assert epoch_records(tmp_path / 'run')[-1][f'val_nme_{name}'] == pytest.approx(errors, rel=1e-3)
+        faces = [(record.pixels(), record.box) for record in records]
+        found[name] = [predict_landmarks(net, description, faces, jaws=jaw) for jaw in ('3d', 'contour')]
+        for jaw, predicted in zip(('3d', 'contour'), found[name]):
+            expected = normalized_mean_errors(predicted, np.stack([record.landmarks for record in records])).mean()
+            by_jaw = evaluate_landmarks(net, records, description, jaw=jaw).errors.mean()
+            assert by_jaw == pytest.approx(expected, rel=1e-4)
+            assert (jaw == records[0].jaw) == (abs(by_jaw - errors) < 1e-7)
+    solid, contour = found['solid']
+    np.testing.assert_array_equal(solid[:, 17:], contour[:, 17:])
+    assert (abs(solid[:, :17] - contour[:, :17]).max(axis=(1, 2)) > 0.1).all()
+
+
+def test_records_that_do_not_say_which_jaw_they_have_are_refused(face_flags, face_records, capsys):
+    assert face.main([*face_flags, '--two-jaws']) == 2
+    assert f'{face_records} does not say which jaw' in capsys.readouterr().err
+
+
+def test_profiles_are_repeated(face_flags, face_records, tmp_path):
+    records = list(read_face_records(face_records))
+    yaws = np.radians([0, 59, 61, -80])
+    turned = [record._replace(pose=np.array([0, yaws[number % 4], 0])) for number, record in enumerate(records)]
+    write_records(tmp_path / 'turned', [encode_record(record) for record in turned])
+    config, _ = options.parse(face.make_parser(), [*face_flags, '--rec-train', str(tmp_path / 'turned.rec'),
+                                                   '--repeat-profiles', '3'], face.PRESETS, face.preset_for)
+    experiment = face.build_experiment(config)
+    assert sum(len(label) for _, label in experiment.batches(0, 0)) == 40 + 2 * 20
+
+
+def weights_of(run, name='net.params'):
+    return {key: value.asnumpy() for key, value in
+            mx.nd.load(str(sorted((run / 'checkpoints').iterdir())[-1] / name)).items()}
+
+
+def test_averaged_weights_are_evaluated_exported_and_resumed_exactly(face_flags, face_records, tmp_path):
+    runs = {name: tmp_path / name for name in ('straight', 'halves')}
+    for run in runs.values():
+        assert face.main([*face_flags, '--save-dir', str(run), '--ema-decay', '0.9']) == 0
+    newest = sorted((runs['halves'] / 'checkpoints').iterdir())[-1]
+    for file in newest.iterdir():
+        file.unlink()
+    newest.rmdir()
+    assert face.main(['--save-dir', str(runs['halves']), '--resume']) == 0
+    for file in ('net.params', 'trained.params'):
+        ends = [weights_of(run, file) for run in runs.values()]
+        for name, value in ends[0].items():
+            np.testing.assert_array_equal(value, ends[1][name])
+    # What is kept is the average, and it is what was evaluated.
+    averaged, trained = weights_of(runs['straight']), weights_of(runs['straight'], 'trained.params')
+    assert any(not np.allclose(averaged[name], trained[name]) for name in averaged)
+    net, description = load_network(runs['straight'])
+    error = evaluate_landmarks(net, read_face_records(face_records), description).errors.mean()
+    assert epoch_records(runs['straight'])[-1]['val_nme'] == pytest.approx(error, rel=1e-3)
+    exported, _ = load_network(next((runs['straight'] / 'export').glob('*-symbol.json')))
+    x = mx.nd.random.uniform(shape=(2, 3, 32, 32))
+    np.testing.assert_allclose(exported(x).asnumpy(), net(x).asnumpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_a_training_begins_with_the_weights_of_another(face_flags, tmp_path, capsys):
+    first, second = tmp_path / 'first', tmp_path / 'second'
+    assert face.main([*face_flags, '--num-epochs', '1', '--save-dir', str(first)]) == 0
+    # With a rate of 0 only the running statistics move.
+    flags = [*face_flags, '--num-epochs', '1', '--lr', '0', '--input-size', '48', '--start-from', str(first)]
+    assert face.main([*flags, '--save-dir', str(second)]) == 0
+    before, after = weights_of(first), weights_of(second)
+    for name, value in before.items():
+        if 'running' not in name:
+            np.testing.assert_array_equal(value, after[name])
+    assert face.main([*flags, '--model', 'lprnet_mobilenet_x0.5', '--save-dir', str(tmp_path / 'third')]) == 2
+    assert f'--start-from {first} is a training of another network' in capsys.readouterr().err
+    assert face.main([*face_flags, '--start-from', str(tmp_path / 'none'), '--save-dir', str(tmp_path / 'fourth')]) == 2
+    assert 'neither a checkpoint nor a run' in capsys.readouterr().err
 
 
 def test_several_validation_sets_are_reported_by_name(face_flags, face_records, tmp_path):

@@ -1,0 +1,55 @@
+"""An exponential moving average of a network's weights, which is kept and evaluated in their place."""
+from contextlib import contextmanager
+
+
+class WeightAverage:
+    """The average of the parameters of ``net``, running statistics included, in float32.
+
+    Parameters
+    ----------
+    net : HybridBlock
+        On several devices the first one's values are averaged.
+    decay : float
+        Part of itself that the average holds on to at each update, once there have been some.
+    """
+
+    def __init__(self, net, decay):
+        self._net = net
+        self._decay = decay
+        self._values = {}
+
+    def start(self):
+        """Begin with the weights that the network has now."""
+        self._values = {name: value.astype('float32') for name, value in self._weights()}
+
+    def update(self, step):
+        """Take the weights after update number ``step``, counted from 1, into the average."""
+        if not self._values:
+            self.start()
+        # The first steps count for more than they would: they begin at random weights.
+        decay = min(self._decay, step / (step + 9))
+        for name, value in self._weights():
+            average = self._values[name]
+            average *= decay
+            average += (1 - decay) * value.astype('float32', copy=False)
+
+    def take(self):
+        """Give the network the average."""
+        self._set(self._values)
+
+    @contextmanager
+    def taken(self):
+        """A context in which the network has the average."""
+        trained = {name: value.copy() for name, value in self._weights()}
+        self.take()
+        try:
+            yield
+        finally:
+            self._set(trained)
+
+    def _weights(self):
+        return [(name, parameter.list_data()[0]) for name, parameter in self._net.collect_params().items()]
+
+    def _set(self, values):
+        for name, parameter in self._net.collect_params().items():
+            parameter.set_data(values[name].astype(parameter.dtype))
