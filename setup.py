@@ -46,7 +46,8 @@ setup(
         'numpy>=1.23,<2',
         'scipy',
         'opencv-python<4.12',
-        'Pillow',
+        # 11.3 reads AVIF.
+        'Pillow>=11.3',
         'tqdm',
         'tabulate',
         'matplotlib',
@@ -57,6 +58,7 @@ setup(
         'digits': ['scikit-learn'],
         'tensorboard': ['tensorboardX'],
         'serving': ['multi-model-server==1.1.11'],
+        'heif': ['pillow-heif'],
         'onnx': ['onnx>=1.16,<1.19', 'onnxruntime>=1.18,<1.21'],
         'test': ['pytest', 'gluoncv', 'scikit-learn', 'tensorboardX', 'onnx>=1.16,<1.19', 'onnxruntime>=1.18,<1.21',
                  'multi-model-server==1.1.11', 'selenium', 'PyYAML'],

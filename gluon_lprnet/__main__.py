@@ -47,6 +47,9 @@ def main(argv=None):
     """Run the command that ``argv`` (default: the process's arguments) names; returns the exit status."""
     parser = make_parser()
     args = parser.parse_args(argv)
+    if hasattr(sys.stdout, 'reconfigure'):
+        # Names of files may be of any bytes.
+        sys.stdout.reconfigure(errors='backslashreplace')
     try:
         return args.run(args)
     except InputError as error:

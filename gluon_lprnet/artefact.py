@@ -13,7 +13,7 @@ from .zoo import get_model
 
 # What a user of the network must know besides its weights; written next to symbol and params.
 DESCRIPTION_KEYS = ('task', 'model', 'num_classes', 'small_image', 'rank', 'no_residual', 'no_l2_norm', 'input_size',
-                    'crop_ratio', 'crop_scale', 'rgb_mean', 'rgb_std', 'class_names')
+                    'crop_ratio', 'inter_method', 'crop_scale', 'rgb_mean', 'rgb_std', 'class_names')
 
 
 def model_arguments(config):

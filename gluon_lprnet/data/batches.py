@@ -4,6 +4,8 @@ from collections import namedtuple
 
 import mxnet as mx
 
+from .images import BILINEAR, shorter_side
+
 # Of ImageNet in 8-bit RGB, as GluonCV and MXNet's examples use them.
 IMAGENET_MEAN = (123.68, 116.779, 103.939)
 IMAGENET_STD = (58.393, 57.12, 57.375)
@@ -107,14 +109,12 @@ def validation_batches(records, config, batch_size, threads, **order):
     ----------
     records : gluon_lprnet.data.integrity.RecordSummary
     config : dict
-        With ``input_size``, ``crop_ratio``, ``rgb_mean`` and ``rgb_std``.
+        With ``input_size``, ``crop_ratio``, ``rgb_mean``, ``rgb_std`` and, unless it is that of an older network,
+        ``inter_method``.
     batch_size, threads : int
     order
         ``shuffle`` and ``seed`` of :class:`ImageBatches`, to train on such crops or take a sample of them.
     """
     return ImageBatches(records, config['input_size'], batch_size, Normalization(config['rgb_mean'], config['rgb_std']),
-                        resize=shorter_side(config), threads=threads, **order)
-
-
-def shorter_side(config):
-    return math.ceil(config['input_size'] / config['crop_ratio'])
+                        resize=shorter_side(config), threads=threads,
+                        augmentation=dict(inter_method=config.get('inter_method', BILINEAR)), **order)

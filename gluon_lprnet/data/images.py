@@ -1,13 +1,114 @@
-"""Pictures of any format as 8-bit RGB, and back to JPEG."""
+"""The one way of pictures into a network: a file of any format as 8-bit RGB, its crop, its normalization.
+
+Packing, evaluation, prediction and alignment read through this module, and a model archive carries it to the server,
+where there is no gluon_lprnet: it imports Pillow, NumPy and OpenCV alone.
+"""
+import contextlib
 import io
+import math
+import os
 
 import cv2
 import numpy as np
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, ImageOps
+
+try:
+    import pillow_heif
+except ImportError:
+    pillow_heif = None
+else:
+    pillow_heif.register_heif_opener()
+
+# Above it, Pillow itself warns of a decompression bomb.
+MAX_PIXELS = 89_478_485
+# OpenCV warps no longer ones, neither in a training nor for a face.
+MAX_SIDE = 32_766
+
+# Pillow reads more, among them formats that run other programs (EPS).
+_FORMATS = ('JPEG', 'PNG', 'GIF', 'BMP', 'WEBP', 'TIFF', 'PPM', 'JPEG2000', 'AVIF', 'ICO') + (
+    ('HEIF',) if pillow_heif else ())
+# By which a folder's pictures are told from its other files; a file without an ending is looked into.
+EXTENSIONS = ('.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.gif', '.bmp', '.webp', '.tif', '.tiff', '.ppm', '.pgm',
+              '.jp2', '.avif', '.ico', '.heic', '.heif')
+# Without it, a file is cut off, even if Pillow finds all pixels.
+_END = {'PNG': b'IEND\xaeB`\x82', 'JPEG': b'\xff\xd9'}
+_HEIF_BRANDS = (b'heic', b'heix', b'heim', b'heis', b'hevc', b'hevx', b'mif1', b'msf1')
+
+# Values of ``inter_method``, with the numbers and the meaning that MXNet gives them: how a picture is resized before
+# the crop. A network's description names it; one without was written when everything was bilinear.
+BILINEAR = 1
+# Averages where it shrinks, cubic where it enlarges.
+AUTO = 9
+
+
+class ImageError(ValueError):
+    """A picture that cannot be read; the message completes "the picture ...", or a file's name."""
+
+
+class ImageTooLarge(ImageError):
+    """A picture of more than MAX_PIXELS, or with a side above MAX_SIDE."""
+
+
+def is_image_file(path):
+    """Whether a file of a folder is one of its pictures: by its extension, and without one by its first bytes."""
+    name = os.path.basename(path)
+    extension = os.path.splitext(name)[1]
+    if name.startswith('.'):
+        return False
+    if extension:
+        return extension.lower() in EXTENSIONS
+    try:
+        with open(path, 'rb') as file:
+            _open(file)
+    except (ImageTooLarge, OSError):
+        return os.path.isfile(path)
+    except ImageError:
+        return False
+    return True
+
+
+def read_image(source, upright=True):
+    """Read a picture.
+
+    The first frame of an animation; 16 bits scaled to 8; transparency laid on white; other color spaces (gray, palette,
+    CMYK, LAB) converted by Pillow. A color profile in the file is not applied.
+
+    Parameters
+    ----------
+    source : path or bytes
+        A file's name, of any bytes, or its content.
+    upright : bool
+        Turn it as the orientation in its EXIF says, of every format.
+
+    Returns
+    -------
+    ndarray (height, width, 3) uint8
+        RGB.
+
+    Raises
+    ------
+    ImageError
+        It is missing, of no known format, damaged or cut off.
+    ImageTooLarge
+        It has too many pixels, which its header tells before anything is decoded.
+    """
+    picture = decode_image(source if isinstance(source, bytes) else read_file(source))
+    return np.asarray(rgb(turned_upright(picture) if upright else picture))
+
+
+def read_file(path):
+    """The bytes of a file, or ImageError."""
+    try:
+        with open(path, 'rb') as file:
+            return file.read()
+    except FileNotFoundError:
+        raise ImageError('does not exist') from None
+    except OSError as error:
+        raise ImageError(f'cannot be read: {error.strerror or error}') from None
 
 
 def decode_image(image):
-    """Decode an image file completely with Pillow, which unlike MXNet refuses one that is cut off.
+    """Decode a picture completely, or not at all.
 
     Parameters
     ----------
@@ -16,37 +117,181 @@ def decode_image(image):
     Returns
     -------
     PIL.Image.Image
-        The first frame, as stored (any mode, not turned).
+        The first frame, as stored (any mode, not turned, but of a TIFF).
 
     Raises
     ------
-    ValueError
-        Whose message completes "the image ...".
+    ImageError, ImageTooLarge
     """
     if not image:
-        raise ValueError('is empty (0 bytes)')
+        raise ImageError('is empty (0 bytes)')
+    picture = _open(io.BytesIO(image))
     # Some packages, GluonCV among them, make Pillow accept what is cut off, for the whole process.
     accepts_truncated, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
     try:
-        picture = Image.open(io.BytesIO(image))
+        if picture.format == 'PNG':
+            # Reading alone does not look at the checksums of the pixels.
+            picture.verify()
+            picture = _open(io.BytesIO(image))
+            _scale_transparent_color(picture)
         picture.load()
-    except Image.UnidentifiedImageError:
-        raise ValueError('is not an image of a known format') from None
+        if _END.get(picture.format, b'') not in image:
+            raise OSError('the end is missing')
     except Exception as error:
         # Pillow's readers raise nearly any exception on damaged data (SyntaxError, struct.error...).
-        raise ValueError(f'does not decode: {error}') from error
+        raise ImageError(f'does not decode (damaged or cut off): {error}') from error
     finally:
         ImageFile.LOAD_TRUNCATED_IMAGES = accepts_truncated
     return picture
 
 
-IMAGE_EXTENSIONS = ('.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.bmp', '.gif', '.webp', '.tif',
-                    '.tiff', '.ppm', '.pgm')
-_EXIF_ORIENTATION = 0x0112
-# The EXIF value says how the stored picture lies; the transposition sets it upright.
-UPRIGHT = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
-            4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270,
-            7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90}
+def _open(file):
+    """A Pillow picture of which the header is read."""
+    try:
+        picture = Image.open(file, formats=_FORMATS)
+    except Image.DecompressionBombError:
+        raise ImageTooLarge(f'has more than {MAX_PIXELS:,} pixels: shrink it first') from None
+    except Image.UnidentifiedImageError:
+        file.seek(0)
+        start = file.read(12)
+        if start[4:8] == b'ftyp' and start[8:] in _HEIF_BRANDS and pillow_heif is None:
+            raise ImageError('is a HEIC image: install its reader (pip install pillow-heif, or '
+                             'gluon_lprnet[heif]), or convert it to JPEG') from None
+        raise ImageError('is not an image of a known format') from None
+    except Exception as error:
+        raise ImageError(f'does not decode (damaged or cut off): {error}') from error
+    _check_size(*picture.size)
+    return picture
+
+
+def _scale_transparent_color(picture):
+    """Pillow scales a PNG's pixels to 8 bits, and not the one color that its tRNS chunk makes transparent."""
+    color, mode = picture.info.get('transparency'), picture.tile[0].args
+    if color is not None and mode in ('L;2', 'L;4'):
+        picture.info['transparency'] = color * {'L;2': 85, 'L;4': 17}[mode]
+    elif color is not None and mode == 'RGB;16B':
+        picture.info['transparency'] = tuple(part >> 8 for part in color)
+
+
+def check_image_size(image):
+    """Raise ImageTooLarge for a picture (bytes) above the limits, ImageError for one without a header."""
+    _open(io.BytesIO(image))
+
+
+def _check_size(width, height):
+    if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
+        raise ImageTooLarge(f'is {width}x{height} pixels: at most {MAX_PIXELS:,} pixels and {MAX_SIDE:,} a side are '
+                            'taken, shrink it first')
+
+
+def turned_upright(picture):
+    """A Pillow picture turned as its EXIF says; the same one if it says nothing."""
+    # Broken EXIF says nothing about the pixels, and Pillow raises nearly anything on it.
+    with contextlib.suppress(Exception):
+        picture = ImageOps.exif_transpose(picture)
+    return picture
+
+
+def is_turned(picture):
+    """Whether :func:`turned_upright` would change a Pillow picture."""
+    try:
+        return picture.getexif().get(0x0112) in range(2, 9)
+    except Exception:
+        return False
+
+
+def rgb(picture):
+    """A Pillow picture of any mode as 8-bit RGB: 16 bits scaled, transparency laid on white; or ImageError."""
+    if picture.mode.startswith('I'):
+        deep = np.asarray(picture)
+        if deep.min() < 0 or deep.max() > 65535:
+            raise ImageError('has more than 16 bits per channel: convert it first')
+        gray = (deep / 257 + 0.5).astype(np.uint8)
+        if 'transparency' in picture.info:
+            gray[deep == picture.info['transparency']] = 255
+        picture = Image.fromarray(gray)
+    elif picture.mode == 'F':
+        raise ImageError('has pixels in floating point: convert it first')
+    elif picture.has_transparency_data:
+        picture = picture.convert('RGBA')
+        white = Image.new('RGBA', picture.size, 'white')
+        white.alpha_composite(picture)
+        picture = white
+    # Otherwise Pillow would copy it.
+    return picture if picture.mode == 'RGB' else picture.convert('RGB')
+
+
+def resize(pixels, size, inter_method=AUTO):
+    """Resize a picture.
+
+    Parameters
+    ----------
+    pixels : ndarray (height, width, 3) uint8
+    size : (int, int)
+        Width and height.
+    inter_method : int
+        ``BILINEAR`` skips pixels where it shrinks a picture to less than half; ``AUTO`` averages all of them.
+
+    Returns
+    -------
+    ndarray (height, width, 3) uint8
+    """
+    before = pixels.shape[1], pixels.shape[0]
+    if tuple(size) == before:
+        return pixels
+    interpolation = cv2.INTER_LINEAR
+    if inter_method == AUTO:
+        # As ImageRecordIter and mx.image choose; one side shrinks and the other does not by rounding alone.
+        if all(after < side for after, side in zip(size, before)):
+            interpolation = cv2.INTER_AREA
+        elif all(after > side for after, side in zip(size, before)):
+            interpolation = cv2.INTER_CUBIC
+    return cv2.resize(pixels, size, interpolation=interpolation)
+
+
+def shorter_side(description):
+    """To how many pixels a network's description has the shorter side resized before the crop."""
+    return math.ceil(description['input_size'] / description['crop_ratio'])
+
+
+def center_crop(pixels, description):
+    """The part of a picture that a classification network sees: resized by its shorter side, then the center.
+
+    Parameters
+    ----------
+    pixels : ndarray (height, width, 3) uint8
+    description : dict
+        With ``input_size``, ``crop_ratio`` and, unless it is that of an older network, ``inter_method``.
+
+    Returns
+    -------
+    ndarray (input_size, input_size, 3) uint8
+
+    Raises
+    ------
+    ImageError
+        Its shorter side enlarged to the network's, its longer one would be above MAX_SIDE.
+    """
+    side, size = shorter_side(description), description['input_size']
+    height, width = pixels.shape[:2]
+    shorter = min(height, width)
+    # Rounded as ImageRecordIter does.
+    after = (width * side // shorter, height * side // shorter)
+    if max(after) > MAX_SIDE:
+        raise ImageError(f'is {width}x{height} pixels: too long and narrow for a network')
+    pixels = resize(pixels, after, description.get('inter_method', BILINEAR))
+    left, top = ((length - size) // 2 for length in after)
+    return pixels[top:top + size, left:left + size]
+
+
+def normalize(crop, description):
+    """A crop (height, width, 3) uint8 as a network's input (3, height, width) float32.
+
+    ``description`` has ``rgb_mean`` and ``rgb_std``, on the scale 0 to 255.
+    """
+    mean, std = (np.array(description[key], 'float32').reshape(3, 1, 1) for key in ('rgb_mean', 'rgb_std'))
+    # Whole channels at a time: NumPy is several times slower on runs of three numbers.
+    return (np.ascontiguousarray(crop.transpose(2, 0, 1)) - mean) / std
 
 
 def encode_jpeg(pixels, quality=95):
@@ -62,38 +307,30 @@ def encode_jpeg(pixels, quality=95):
     Returns
     -------
     bytes
-
-    Raises
-    ------
-    ValueError
-        A side is longer than the 65,500 pixels that JPEG can hold.
     """
-    if max(pixels.shape) > 65500:
-        raise ValueError(f'is of {pixels.shape[1]}x{pixels.shape[0]} pixels, more than a JPEG can hold')
     _, encoded = cv2.imencode('.jpg', cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR),
                               [cv2.IMWRITE_JPEG_QUALITY, quality])
     return encoded.tobytes()
 
 
-def orientation(picture):
-    try:
-        return picture.getexif().get(_EXIF_ORIENTATION)
-    except Exception:
-        # Broken EXIF says nothing about the pixels, and Pillow raises nearly anything on it.
-        return None
+def write_image(path, pixels):
+    """Write a picture in the format of its name's extension, whatever bytes the name has.
 
+    Parameters
+    ----------
+    path : path
+    pixels : ndarray (height, width, 3) uint8
+        RGB.
 
-def rgb(picture):
-    """A Pillow picture of any mode as 8-bit RGB: 16 bits scaled, transparency laid on white; or ValueError."""
-    if picture.mode.startswith('I'):
-        deep = np.asarray(picture)
-        if deep.min() < 0 or deep.max() > 65535:
-            raise ValueError('has more than 16 bits per channel: convert it first')
-        picture = Image.fromarray((deep / 257 + 0.5).astype(np.uint8))
-    elif picture.mode == 'F':
-        raise ValueError('has pixels in floating point: convert it first')
-    elif picture.mode in ('RGBA', 'LA', 'PA') or 'transparency' in picture.info:
-        picture = picture.convert('RGBA')
-        white = Image.new('RGBA', picture.size, 'white')
-        picture = Image.alpha_composite(white, picture)
-    return picture.convert('RGB')
+    Raises
+    ------
+    OSError
+        The file cannot be written.
+    """
+    Image.init()
+    format = Image.EXTENSION.get(os.path.splitext(path)[1].lower(), 'JPEG')
+    encoded = io.BytesIO()
+    # JPEG and WebP at a quality at which the loss is not seen; other formats do not read it.
+    Image.fromarray(pixels).save(encoded, format if format in Image.SAVE else 'JPEG', quality=95)
+    with open(path, 'wb') as file:
+        file.write(encoded.getvalue())

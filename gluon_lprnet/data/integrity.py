@@ -6,6 +6,7 @@ JPEG is accepted silently, and the format has no checksum. :func:`check_records`
 faults first and says which record is at fault.
 """
 import json
+import math
 import os
 from typing import Dict, NamedTuple
 
@@ -15,7 +16,7 @@ from tqdm import tqdm
 
 from ..utils.errors import InputError
 from ..utils.processes import default_workers, map_in_processes
-from .images import decode_image
+from .images import MAX_SIDE, ImageError, check_image_size, decode_image, rgb, turned_upright
 from .recordio import (
     HEADER,
     MANIFEST_FORMAT,
@@ -32,6 +33,8 @@ from .recordio import (
 _IMAGES_PER_TASK = 32
 _BYTES_OF_A_PHOTO = 20_000
 _FAULTS_SHOWN = 10
+# Of 255, between two decoders: of CMYK and of 16 bits they round differently by 1.
+_MOST_DIFFERENCE = 16
 
 
 class RecordSummary(NamedTuple):
@@ -74,7 +77,9 @@ def check_records(rec_path, idx_path=None, num_classes=None, label_width=1, cont
     checked against the CRC-32 of a manifest that ``pack`` wrote beside the file (which finds any
     changed bit), or, where there is no manifest, by decoding every image completely: with Pillow,
     which refuses a truncated JPEG that MXNet accepts, and with MXNet's decoder, which knows fewer
-    formats (JPEG, PNG, BMP and TIFF).
+    formats (JPEG, PNG, BMP and TIFF) and drops transparency. Both must give the same pixels, so that
+    what MXNet trains on is what prediction sees. No image may be larger than
+    :mod:`gluon_lprnet.data.images` takes.
 
     Parameters
     ----------
@@ -122,14 +127,16 @@ def check_records(rec_path, idx_path=None, num_classes=None, label_width=1, cont
         if content:
             manifest = _load_manifest(rec_path)
             if manifest is None:
-                _check_images(rec_path, offsets, keys, workers, progress)
-                verified = 'every image decoded by Pillow and by MXNet'
+                _check_images(_image_fault, rec_path, offsets, keys, workers, progress)
+                verified = 'every image decoded alike by Pillow and by MXNet'
             else:
                 _check_checksum(rec_path, manifest['rec'], progress)
                 verified = 'CRC-32 of the .rec equals the manifest\'s'
                 if idx_path == own_idx_path:
                     _check_checksum(idx_path, manifest['idx'], progress)
                     verified = 'CRC-32 of the .rec and the .idx equal the manifest\'s'
+                if manifest.get('max_side', math.inf) > MAX_SIDE:
+                    _check_images(_size_fault, rec_path, offsets, keys, workers, progress)
     except OSError as error:
         raise InputError(f'{error.filename or rec_path} cannot be read: '
                          f'{error.strerror or error}.') from error
@@ -296,46 +303,64 @@ def _check_checksum(path, expected, progress):
                          f'packed. {remedy}')
 
 
-def _check_images(rec_path, offsets, keys, workers, progress):
+def _check_images(fault_of, rec_path, offsets, keys, workers, progress):
+    """Look at every image; ``fault_of`` says of one (bytes) what is wrong with it, or None."""
     if workers is None:
         # The bytes tell the work, as images may be of 1 KB or of 100.
         workers = default_workers(os.path.getsize(rec_path) // _BYTES_OF_A_PHOTO)
     if workers < 1:
         raise InputError(f'--workers is {workers}: it must be 1 or more.')
-    tasks = ((rec_path, first, offsets[first:first + _IMAGES_PER_TASK])
+    tasks = ((fault_of, rec_path, first, offsets[first:first + _IMAGES_PER_TASK])
              for first in range(0, len(offsets), _IMAGES_PER_TASK))
     faults = []
-    with tqdm(desc='decoding', total=len(offsets), unit='image', unit_scale=True,
+    with tqdm(desc='images', total=len(offsets), unit='image', unit_scale=True,
               disable=None if progress else True, leave=False) as bar:
-        for count, found in map_in_processes(_find_image_faults, tasks, workers):
+        for count, found in map_in_processes(_find_faults, tasks, workers):
             faults += found
             bar.update(count)
     if faults:
         shown = ''.join(f'\n  record {number} (counted from 0, key {keys[number]}) {reason}'
                         for number, reason in faults[:_FAULTS_SHOWN])
         more = '' if len(faults) <= _FAULTS_SHOWN else f'\n  and {len(faults) - _FAULTS_SHOWN} more'
-        raise InputError(f'{rec_path}: {len(faults)} of {len(offsets)} images are damaged:{shown}{more}\n'
+        raise InputError(f'{rec_path}: {len(faults)} of {len(offsets)} images cannot be used:{shown}{more}\n'
                          'Copy or pack the file again.')
 
 
-def _find_image_faults(task):
-    rec_path, first, offsets = task
+def _find_faults(task):
+    fault_of, rec_path, first, offsets = task
     faults = []
     with open(rec_path, 'rb') as file:
         size = os.fstat(file.fileno()).st_size
         for number, offset in enumerate(offsets.tolist(), first):
-            image = split_payload(read_record(file.fileno(), size, offset)[0])[1]
-            try:
-                picture = decode_image(image)
-            except ValueError as error:
-                faults.append((number, str(error)))
-                continue
-            try:
-                mx.image.imdecode(image).wait_to_read()
-            except mx.base.MXNetError:
-                faults.append((number, f'is an image of a kind ({picture.format}) that MXNet does not '
-                                       'decode'))
+            fault = fault_of(split_payload(read_record(file.fileno(), size, offset)[0])[1])
+            if fault is not None:
+                faults.append((number, fault))
     return len(offsets), faults
+
+
+def _image_fault(image):
+    try:
+        picture = decode_image(image)
+        # ImageRecordIter follows the EXIF of JPEGs and of nothing else, mx.image that of nothing.
+        pixels = np.asarray(rgb(picture if picture.format == 'JPEG' else turned_upright(picture)))
+    except ImageError as error:
+        return str(error)
+    try:
+        decoded = mx.image.imdecode(image).asnumpy()
+    except mx.base.MXNetError:
+        return f'is an image of a kind ({picture.format}) that MXNet does not decode'
+    if decoded.shape != pixels.shape or np.abs(decoded.astype('int16') - pixels).max() > _MOST_DIFFERENCE:
+        return (f'is an image ({picture.format}, {picture.mode}) that MXNet decodes to other pixels than prediction '
+                'sees: it drops transparency, color spaces and, except of JPEG, EXIF; pack it with "pack images"')
+    return None
+
+
+def _size_fault(image):
+    try:
+        check_image_size(image)
+    except ImageError as error:
+        return str(error)
+    return None
 
 
 def add_commands(subparsers):

@@ -15,14 +15,13 @@ import os
 import sys
 from typing import List, NamedTuple, Optional, Tuple
 
-import cv2
 import numpy as np
 from tqdm import tqdm
 
 from ..utils.errors import InputError
 from ..utils.processes import default_workers, map_in_processes
 from ..utils.text import listing
-from .images import UPRIGHT, decode_image, encode_jpeg, orientation, rgb
+from .images import MAX_SIDE, decode_image, encode_jpeg, is_turned, read_file, resize, rgb, turned_upright
 from .recordio import check_prefix, write_records
 from .sources import read_source
 
@@ -139,7 +138,7 @@ def pack_images(source, prefix, resize=480, quality=95, workers=None, skip_bad=F
                              'Nothing was written.')
 
     details = {'resize': resize, 'quality': quality, 'shuffle': shuffle, 'seed': seed if shuffle else None,
-               'skipped': skipped, 'ignored': source.ignored}
+               'skipped': skipped, 'max_side': MAX_SIDE, 'ignored': source.ignored}
     rec_path, count, size = write_records(prefix, convert_all(), source.classes, details, overwrite, progress)
     return PackSummary(rec_path, count, size, source.classes, skipped, source.ignored)
 
@@ -153,39 +152,30 @@ def check_ranges(*ranges):
 
 def _convert_files(task):
     """Convert files; returns a list of (image, None) or (None, what is wrong with the file)."""
-    paths, resize, quality = task
+    paths, resize_to, quality = task
     results = []
     for path in paths:
         try:
-            results.append((_convert_file(path, resize, quality), None))
+            results.append((convert_file(path, resize_to, quality), None))
         except ValueError as error:
             results.append((None, str(error)))
     return results
 
 
-def _convert_file(path, resize, quality):
-    try:
-        with open(path, 'rb') as file:
-            image = file.read()
-    except FileNotFoundError:
-        raise ValueError('does not exist') from None
-    except OSError as error:
-        raise ValueError(f'cannot be read: {error.strerror or error}') from None
+def convert_file(path, resize_to, quality):
+    """The record's image (bytes) of a picture file, as :func:`pack_images` makes it; or ImageError."""
+    image = read_file(path)
     picture = decode_image(image)
-    turn = UPRIGHT.get(orientation(picture))
-    must_shrink = 0 < resize < min(picture.size)
+    must_shrink = 0 < resize_to < min(picture.size)
     # A progressive JPEG is encoded again, as it takes longer to decode, in every epoch.
     if (picture.format == 'JPEG' and picture.mode == 'RGB' and not picture.info.get('progressive')
-            and turn is None and not must_shrink):
+            and not is_turned(picture) and not must_shrink):
         return image
-    if turn is not None:
-        picture = picture.transpose(turn)
-    pixels = np.asarray(rgb(picture))
+    pixels = np.asarray(rgb(turned_upright(picture)))
     if must_shrink:
         height, width = pixels.shape[:2]
-        scale = resize / min(height, width)
-        pixels = cv2.resize(pixels, (round(width * scale), round(height * scale)),
-                            interpolation=cv2.INTER_AREA)
+        scale = resize_to / min(height, width)
+        pixels = resize(pixels, (round(width * scale), round(height * scale)))
     return encode_jpeg(pixels, quality)
 
 

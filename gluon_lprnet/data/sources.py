@@ -5,7 +5,7 @@ from typing import NamedTuple, Optional
 import numpy as np
 
 from ..utils.errors import InputError
-from .images import IMAGE_EXTENSIONS
+from .images import is_image_file
 from .recordio import label_fault
 
 
@@ -37,17 +37,13 @@ def _entries(folder):
         return sorted(entries, key=lambda entry: entry.name)
 
 
-def _is_image_name(name):
-    return not name.startswith('.') and name.lower().endswith(IMAGE_EXTENSIONS)
-
-
 def _read_folder(folder):
     classes, paths, labels, ignored, unclassed = [], [], [], [], []
     for entry in _entries(folder):
         if entry.is_dir() and not entry.name.startswith('.'):
             classes.append(entry.name)
         else:
-            is_image = _is_image_name(entry.name) and not entry.is_dir()
+            is_image = not entry.is_dir() and is_image_file(entry.path)
             (unclassed if is_image else ignored).append(entry.name)
     if unclassed:
         raise InputError(f'{folder} holds {len(unclassed)} image(s) directly ({unclassed[0]}), which have no '
@@ -59,7 +55,7 @@ def _read_folder(folder):
         for entry in _entries(os.path.join(folder, name)):
             path = os.path.join(name, entry.name)
             folders += entry.is_dir()
-            if entry.is_dir() or not _is_image_name(entry.name):
+            if entry.is_dir() or not is_image_file(entry.path):
                 ignored.append(path)
             else:
                 paths.append(path)

@@ -5,6 +5,7 @@ from tqdm import tqdm
 
 from ..artefact import load_network
 from ..data.batches import IMAGENET_MEAN, IMAGENET_STD, validation_batches
+from ..data.images import AUTO
 from ..data.integrity import check_records
 from ..utils.errors import InputError
 from ..utils.flags import positive_float, positive_int
@@ -92,7 +93,8 @@ def load_described(args):
     if description.get('task') == 'landmarks':
         raise InputError(f'{args.network} is a landmark network, not a classifier: use the commands nme and align.')
     if not description:
-        description = dict(input_size=224, crop_ratio=0.875, rgb_mean=IMAGENET_MEAN, rgb_std=IMAGENET_STD)
+        description = dict(input_size=224, crop_ratio=0.875, inter_method=AUTO, rgb_mean=IMAGENET_MEAN,
+                           rgb_std=IMAGENET_STD)
     for key in ('input_size', 'crop_ratio', 'rgb_mean', 'rgb_std'):
         if getattr(args, key) is not None:
             description[key] = getattr(args, key)

@@ -9,12 +9,12 @@ from typing import NamedTuple
 import cv2
 from tqdm import tqdm
 
+from ..data.images import EXTENSIONS, is_image_file, write_image
 from ..utils.errors import InputError
 from ..utils.flags import non_negative_int, positive_int
 from .detectors import HaarDetector, YuNetDetector, read_picture
 from .face_alignment import Aligner, draw_faces
 
-_PICTURES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff')
 _VIDEOS = ('.mp4', '.avi', '.mov', '.mkv', '.webm', '.m4v', '.mpg', '.mpeg')
 _CAMERA = 'camera'
 _FRAMES_PER_SECOND = 25
@@ -38,18 +38,18 @@ def _find_sources(arguments, out):
         elif path.is_dir():
             # What an earlier run wrote is no source, even if its folder lies in this one.
             inside = [_Source(file.relative_to(path).as_posix(), file) for file in sorted(path.rglob('*'))
-                      if file.suffix.lower() in _PICTURES and out.resolve() not in file.resolve().parents]
+                      if is_image_file(file) and out.resolve() not in file.resolve().parents]
             if not inside:
-                raise InputError(f'{path} holds no pictures ({", ".join(_PICTURES)}).')
+                raise InputError(f'{path} holds no pictures ({", ".join(EXTENSIONS)}).')
             pictures += inside
         elif not path.exists():
             raise InputError(f'{path} does not exist: give pictures, folders of pictures, videos, or {_CAMERA}.')
-        elif extension in _PICTURES:
+        elif is_image_file(path):
             pictures.append(_Source(path.name, path))
         elif extension in _VIDEOS:
             videos.append(_Source(path.stem + ('.avi' if extension == '.avi' else '.mp4'), path))
         else:
-            raise InputError(f'{path} has the extension of neither a picture ({", ".join(_PICTURES)}) nor a video '
+            raise InputError(f'{path} has the extension of neither a picture ({", ".join(EXTENSIONS)}) nor a video '
                              f'({", ".join(_VIDEOS)}).')
     sources = {}
     for source in pictures + videos:
@@ -102,8 +102,10 @@ def _align_picture(aligner, source, boxes, boxes_file, out):
     draw_faces(picture, faces)
     target = out / source.name
     target.parent.mkdir(parents=True, exist_ok=True)
-    if not cv2.imwrite(str(target), picture):
-        raise InputError(f'{target} cannot be written.')
+    try:
+        write_image(target, cv2.cvtColor(picture, cv2.COLOR_BGR2RGB))
+    except OSError as error:
+        raise InputError(f'{target} cannot be written: {error.strerror or error}.') from error
     return {'image': source.name, 'width': width, 'height': height, 'faces': faces}
 
 

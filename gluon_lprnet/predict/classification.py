@@ -1,18 +1,15 @@
 """The most probable classes of pictures: ``python -m gluon_lprnet predict``."""
-from pathlib import Path
-
-import cv2
 import mxnet as mx
 import numpy as np
 
-from ..data.batches import shorter_side
+from ..data.images import ImageError, center_crop, normalize, read_image
 from ..evaluate.classification import add_description_flags, load_described
 from ..utils.errors import InputError
 from ..utils.flags import positive_int
 
 
 def preprocess(path, config):
-    """Read one picture and make the centre crop that the validation uses.
+    """Read one picture and make the center crop that the validation uses.
 
     Returns
     -------
@@ -21,18 +18,13 @@ def preprocess(path, config):
     Raises
     ------
     InputError
-        If there is no picture at ``path`` that OpenCV can read.
+        If there is no picture at ``path`` that can be read.
     """
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR) if Path(path).is_file() else None
-    if image is None:
-        raise InputError(f'{path}: {"not a picture that can be read" if Path(path).exists() else "no such file"}.')
-    image = mx.nd.array(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), dtype='uint8')
-    size = config['input_size']
-    # Bilinear, as ImageRecordIter resizes.
-    image = mx.image.resize_short(image, shorter_side(config), interp=cv2.INTER_LINEAR)
-    image = mx.image.center_crop(image, (size, size), interp=cv2.INTER_LINEAR)[0].astype('float32')
-    image = mx.image.color_normalize(image, mx.nd.array(config['rgb_mean']), mx.nd.array(config['rgb_std']))
-    return image.transpose((2, 0, 1)).expand_dims(0)
+    try:
+        crop = center_crop(read_image(path), config)
+    except ImageError as error:
+        raise InputError(f'{path} {error}.') from error
+    return mx.nd.array(normalize(crop, config)[None])
 
 
 def add_commands(commands):

@@ -8,6 +8,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ..data.faces.datasets import read_faces
+from ..data.images import ImageError, read_image
 from ..utils.errors import InputError
 from ..utils.text import render_table
 
@@ -65,15 +66,12 @@ class Detection(NamedTuple):
         return np.concatenate([centre - half, centre + half])
 
 
-def read_picture(path):
-    """A picture file (height, width, 3) uint8, BGR; or InputError."""
+def read_picture(path, upright=True):
+    """A picture file, as of :func:`gluon_lprnet.data.images.read_image`, but BGR; or InputError."""
     try:
-        picture = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    except cv2.error as error:  # as of a picture with too many pixels
-        raise InputError(f'{path} cannot be read: {error.err}') from error
-    if picture is None:
-        raise InputError(f'{path} is not a picture that can be read.')
-    return picture
+        return cv2.cvtColor(read_image(path, upright), cv2.COLOR_RGB2BGR)
+    except ImageError as error:
+        raise InputError(f'{path} {error}.') from error
 
 
 class HaarDetector:
@@ -182,7 +180,8 @@ def measure_detector(detect, faces):
     found = {}
     for face in faces:
         centre, side = _square(face.box)
-        for detection in detect(read_picture(face.image)):
+        # The landmarks belong to the pixels as stored.
+        for detection in detect(read_picture(face.image, upright=False)):
             detected, length = _square(detection.box)
             correction = Correction(*(centre - detected) / length, side / length)
             # Otherwise something else was found: the centres are apart or the sizes differ too much.

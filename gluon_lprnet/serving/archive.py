@@ -6,9 +6,11 @@ import zipfile
 from pathlib import Path
 
 from ..artefact import load_network
-from ..data.faces.landmarks import CROP_SCALE
+from ..data import images
+from ..data.faces import landmarks
 from ..predict.detectors import CORRECTIONS
 from ..utils.errors import InputError
+from . import handler
 
 __all__ = ['archive']
 
@@ -56,7 +58,7 @@ def archive(artefact, out):
         raise InputError(f'{artefact}: {name}.json, its description, lacks {", ".join(missing)}: export the network '
                          'with python -m gluon_lprnet export.')
     if task == 'landmarks':
-        description = {'crop_scale': CROP_SCALE, **description, 'corrections': CORRECTIONS}
+        description = {'crop_scale': landmarks.CROP_SCALE, **description, 'corrections': CORRECTIONS}
     params = max(file for file in artefact.parent.iterdir()
                  if re.fullmatch(re.escape(name) + r'-\d{4,}\.params', file.name))
     manifest = {'specificationVersion': '1.0', 'implementationVersion': '1.0', 'modelServerVersion': '1.0',
@@ -68,7 +70,9 @@ def archive(artefact, out):
         with zipfile.ZipFile(scratch, 'w', zipfile.ZIP_DEFLATED) as mar:
             mar.writestr('MAR-INF/MANIFEST.json', json.dumps(manifest, indent=1))
             mar.writestr('description.json', json.dumps(description, indent=1))
-            mar.write(Path(__file__).with_name('handler.py'), 'handler.py')
+            # The handler, and what it has of the package.
+            for module in (handler, images, landmarks):
+                mar.write(module.__file__, Path(module.__file__).name)
             mar.write(artefact, 'network-symbol.json')
             mar.write(params, 'network-0000.params')
         os.replace(scratch, target)
@@ -80,7 +84,8 @@ def archive(artefact, out):
 def add_commands(commands):
     parser = commands.add_parser(
         'archive', help='an exported network as a model archive (.mar) of multi-model-server',
-        description='Write NAME.mar, the network with a handler that needs mxnet, numpy and cv2 only.')
+        description='Write NAME.mar, the network with a handler that needs mxnet, numpy, cv2 and PIL (Pillow) '
+                    'only.')
     parser.add_argument('artefacts', nargs='+', metavar='NAME-symbol.json', help='what export wrote')
     parser.add_argument('--out', required=True, metavar='DIR')
     parser.set_defaults(run=_run)

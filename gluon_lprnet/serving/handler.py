@@ -1,7 +1,7 @@
 """The handler in a model archive: it runs in the worker processes of multi-model-server, without gluon_lprnet.
 
-A request is the image (JPEG or PNG) as the raw body, or a multipart form with the image as ``data``. Further fields
-of a form, both optional: ``top_k``, how many classes (classification); ``boxes``, JSON, a list of the landmarks'
+A request is the image, of any format that the package reads, as the raw body, or a multipart form with the image as
+``data``. Further fields of a form, both optional: ``top_k``, how many classes (classification); ``boxes``, JSON, a list of the landmarks'
 boxes as [left, top, right, bottom] in pixels (landmarks; without it OpenCV's cascades look for faces).
 
 The answer is JSON: ``{"classes": [{"label", "index", "probability"}, ...]}``, the most probable first, or
@@ -10,10 +10,8 @@ The answer is JSON: ``{"classes": [{"label", "index", "probability"}, ...]}``, t
 """
 import json
 import logging
-import math
 import os
 import re
-import zlib
 from pathlib import Path
 
 import cv2
@@ -26,18 +24,22 @@ for _alias, _builtin in {'bool': bool, 'int': int, 'float': float, 'object': obj
 
 import mxnet as mx
 
-MAX_PIXELS = 50_000_000
-# OpenCV warps no longer ones.
-MAX_SIDE = 32_767
+if __package__:
+    from ..data import images
+    from ..data.faces import landmarks
+else:
+    # In an archive, which carries them beside this file.
+    import images
+    import landmarks
+
 MAX_FACES = 100
 # In pixels, of a box's numbers: far beyond every image, and no sum or product of them overflows.
 _MAX_COORDINATE = 1e6
 _TOP_K = 5
-_POINTS = 68
 # Images or faces that pass the network at once, which bounds memory.
 _MAX_FORWARD = 32
 
-_FORM = 'send a JPEG or PNG as the body (Content-Type: image/jpeg), or as the field "data" of a multipart form'
+_FORM = 'send a picture as the body (Content-Type: image/jpeg), or as the field "data" of a multipart form'
 _BINARY_TYPES = ('', 'application/octet-stream', 'binary/octet-stream')
 
 # As gluon_lprnet.predict.align finds faces.
@@ -124,9 +126,8 @@ _PHRASES = {400: 'Bad Request', 413: 'Payload Too Large', 415: 'Unsupported Medi
 class _Service:
     def __init__(self, net, description):
         self._net = net
+        self._description = description
         self._size = description['input_size']
-        self._mean, self._std = (np.array(description[key], 'float32').reshape(3, 1, 1)
-                                 for key in ('rgb_mean', 'rgb_std'))
 
     def answer(self, requests, types):
         """Answer a batch; a fault of one request leaves the others alone.
@@ -167,29 +168,22 @@ class _Service:
             logging.exception('A request failed.')
             return 500, {'error': 'the model failed on this request; the server\'s log says why'}
 
-    def _normalize(self, crop):
-        """(size, size, 3) uint8 RGB as (3, size, size) float32."""
-        # Whole channels at a time: NumPy is several times slower on runs of three numbers.
-        return (np.ascontiguousarray(crop.transpose(2, 0, 1)) - self._mean) / self._std
-
 
 class Classification(_Service):
     """Image to the most probable classes; the center crop is the one of gluon_lprnet's validation."""
 
     def __init__(self, net, description):
         super().__init__(net, description)
-        self.shorter_side = math.ceil(description['input_size'] / description['crop_ratio'])
         self._names = description.get('class_names') or [str(index) for index in range(description['num_classes'])]
 
     def prepare(self, fields, types):
         top_k = _read_top_k(fields.get('top_k'), len(self._names))
-        image = decode(read_image(fields, types))
-        shorter, longer = sorted(image.shape[:2])
-        if longer * self.shorter_side > MAX_SIDE * shorter:
-            raise BadRequest(f'the image is {image.shape[1]}x{image.shape[0]} pixels: too long and narrow')
-        image = mx.image.resize_short(mx.nd.array(image, dtype='uint8'), self.shorter_side, interp=cv2.INTER_LINEAR)
-        crop = mx.image.center_crop(image, (self._size, self._size), interp=cv2.INTER_LINEAR)[0]
-        return [self._normalize(crop.asnumpy())], top_k
+        image = decode(find_image(fields, types))
+        try:
+            crop = images.center_crop(image, self._description)
+        except images.ImageError as error:
+            raise BadRequest(f'the image {error}') from error
+        return [images.normalize(crop, self._description)], top_k
 
     def finish(self, outputs, top_k):
         _check_finite(outputs)
@@ -211,7 +205,7 @@ class Landmarks(_Service):
 
     def prepare(self, fields, types):
         boxes = _read_boxes(fields.get('boxes'))
-        image = decode(read_image(fields, types))
+        image = decode(find_image(fields, types))
         height, width = image.shape[:2]
         for left, top, right, bottom in boxes or ():
             if right < 0 or bottom < 0 or left > width - 1 or top > height - 1:
@@ -221,27 +215,19 @@ class Landmarks(_Service):
         for face in faces:
             # Before its use: sent again, the box gives the same points.
             face['box'] = np.round(face['box'], 2).tolist()
-        matrices = [self._crop_matrix(face['box']) for face in faces]
-        crops = [self._normalize(_warp_crop(image, matrix, self._size)) for matrix in matrices]
+        matrices = [landmarks.crop_matrix(face['box'], self._size, self._scale) for face in faces]
+        crops = [images.normalize(landmarks.warp_crop(image, matrix, self._size), self._description)
+                 for matrix in matrices]
         return crops, (width, height, faces, matrices)
 
     def finish(self, outputs, prepared):
         _check_finite(outputs)
         width, height, faces, matrices = prepared
         for face, matrix, output in zip(faces, matrices, outputs):
-            # A network of two jaws has the second one behind the 68 points.
-            points = output.reshape(-1, 2)[:_POINTS] * self._size + (self._size - 1) / 2
-            points = _transform(cv2.invertAffineTransform(matrix), points)
+            points = landmarks.from_outputs(output, self._size)
+            points = landmarks.transform(cv2.invertAffineTransform(matrix), points)
             face['points'] = np.round(points, 4).tolist()
         return {'width': width, 'height': height, 'faces': faces}
-
-    def _crop_matrix(self, box):
-        """From image to crop: a square of ``crop_scale`` times the box's longer side, about its center."""
-        left, top, right, bottom = box
-        factor = self._size / (self._scale * max(right - left, bottom - top))
-        center = (self._size - 1) / 2
-        return np.array([[factor, 0, center - factor * (left + right) / 2],
-                         [0, factor, center - factor * (top + bottom) / 2]])
 
     def _detect(self, image):
         """Faces that the cascades find in an RGB image: a list of dict, ``box`` being the expected landmarks'."""
@@ -276,7 +262,7 @@ class Landmarks(_Service):
 _SERVICES = {'classification': Classification, 'landmarks': Landmarks}
 
 
-def read_image(fields, types):
+def find_image(fields, types):
     """The image's bytes among the fields of a request.
 
     Raises
@@ -298,76 +284,11 @@ def read_image(fields, types):
 
 
 def decode(data):
-    """The pixels of a JPEG or PNG.
-
-    Parameters
-    ----------
-    data : bytes
-
-    Returns
-    -------
-    ndarray (height, width, 3) uint8
-        RGB.
-
-    Raises
-    ------
-    BadRequest
-        If it is neither, is damaged or cut off, or has too many pixels, which its header tells before decoding.
-    """
-    if data.startswith(b'\x89PNG\r\n\x1a\n'):
-        size, whole = _scan_png(data)
-    elif data.startswith(b'\xff\xd8'):
-        size, whole = _scan_jpeg(data)
-    else:
-        raise BadRequest('neither a JPEG nor a PNG')
-    if size is not None and (size[0] * size[1] > MAX_PIXELS or max(size) > MAX_SIDE):
-        raise BadRequest(f'the image is {size[0]}x{size[1]} pixels: at most {MAX_PIXELS:,} pixels and {MAX_SIDE:,} a '
-                         'side are taken, send it smaller', 413)
-    if size is None or not whole:
-        raise BadRequest('the image is damaged or cut off')
+    """The pixels (height, width, 3) uint8, RGB, of a picture's bytes; or BadRequest."""
     try:
-        image = cv2.imdecode(np.frombuffer(data, 'uint8'), cv2.IMREAD_COLOR)
-    except cv2.error:
-        image = None
-    if image is None:
-        raise BadRequest('the image is damaged: it does not decode')
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-
-
-def _scan_png(data):
-    """Size (width, height), None if the header lacks it, and whether all chunks are there and undamaged."""
-    if data[12:16] != b'IHDR' or len(data) < 33:
-        return None, False
-    size = int.from_bytes(data[16:20], 'big'), int.from_bytes(data[20:24], 'big')
-    start = 8
-    while len(data) - start >= 12:
-        end = start + 12 + int.from_bytes(data[start:start + 4], 'big')
-        if zlib.crc32(data[start + 4:end - 4]) != int.from_bytes(data[end - 4:end], 'big') or end > len(data):
-            return size, False
-        if data[start + 4:start + 8] == b'IEND':
-            return size, True
-        start = end
-    return size, False
-
-
-# A marker that a segment of its own length follows, or the end: neither stuffed nor fill bytes, no TEM, no restart.
-_NEXT_MARKER = re.compile(rb'\xff[^\x00\x01\xff\xd0-\xd7]')
-
-
-def _scan_jpeg(data):
-    """Size (width, height), None if the header lacks it, and whether the data go on to the end marker."""
-    size, at = None, 2
-    while True:
-        marker = _NEXT_MARKER.search(data, at)
-        if marker is None:
-            return size, False
-        kind, at = data[marker.end() - 1], marker.end()
-        if kind == 0xd9:
-            return size, True
-        # The first of SOF0 to SOF15, as decoders take it, without the tables and the extension among them.
-        if size is None and 0xc0 <= kind <= 0xcf and kind not in (0xc4, 0xc8, 0xcc) and len(data) >= at + 7:
-            size = int.from_bytes(data[at + 5:at + 7], 'big'), int.from_bytes(data[at + 3:at + 5], 'big')
-        at += int.from_bytes(data[at:at + 2], 'big')
+        return images.read_image(data)
+    except images.ImageError as error:
+        raise BadRequest(f'the image {error}', 413 if isinstance(error, images.ImageTooLarge) else 400) from error
 
 
 def _read_top_k(text, classes):
@@ -404,24 +325,6 @@ def _read_boxes(text):
 def _check_finite(outputs):
     if not np.isfinite(outputs).all():
         raise ArithmeticError('the network returns NaN or infinite outputs')
-
-
-def _warp_crop(image, matrix, size):
-    """The square (size, size, 3) of an image that a matrix (2, 3), from image to crop, cuts out."""
-    reduction = int(1 / matrix[0, 0])
-    if reduction >= 2:
-        # Interpolation takes the 4 nearest pixels: unless the image is averaged first, it would skip others.
-        before = np.array(image.shape[1::-1])
-        after = np.maximum(before // reduction, 1)
-        image = cv2.resize(image, tuple(after.tolist()), interpolation=cv2.INTER_AREA)
-        ratio = before / after
-        matrix = np.column_stack([matrix[:, :2] * ratio, _transform(matrix, (ratio - 1) / 2)])
-    return cv2.warpAffine(image, matrix, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-
-
-def _transform(matrix, points):
-    """Points (..., 2) under an affine map (2, 3)."""
-    return points @ matrix[:, :2].T + matrix[:, 2]
 
 
 def _overlap(box, other):

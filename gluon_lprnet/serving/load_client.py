@@ -2,6 +2,7 @@
 import json
 import threading
 import time
+import zlib
 from http.client import HTTPConnection, HTTPException
 from typing import NamedTuple
 from urllib.parse import quote
@@ -50,7 +51,8 @@ def bad_requests(image):
     """One of each kind of bad request, made of a good JPEG."""
     bomb = cv2.imencode('.png', np.zeros((1, 1), 'uint8'))[1].tobytes()
     # The header of 20,000 x 20,000 pixels; what follows is not reached.
-    bomb = bomb[:16] + (20_000).to_bytes(4, 'big') * 2 + bomb[24:]
+    header = b'IHDR' + (20_000).to_bytes(4, 'big') * 2 + bomb[24:29]
+    bomb = bomb[:12] + header + zlib.crc32(header).to_bytes(4, 'big') + bomb[33:]
     return [Request('not an image', b'not an image', 'image/jpeg', 400),
             Request('truncated JPEG', image[:len(image) // 2], 'image/jpeg', 400),
             Request('20,000 x 20,000 pixels', bomb, 'image/png', 413),

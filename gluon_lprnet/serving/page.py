@@ -121,7 +121,7 @@ class _Handler(BaseHTTPRequestHandler):
         if model not in self.server.models:
             self.send_error(404, f'no such network: POST to /predictions/ and one of {", ".join(self.server.models)}')
         elif kind.split(';')[0].strip().lower() == 'application/x-www-form-urlencoded':
-            self.send_error(415, 'application/x-www-form-urlencoded holds no image: send a JPEG or PNG as the body '
+            self.send_error(415, 'application/x-www-form-urlencoded holds no image: send a picture as the body '
                                  '(Content-Type: image/jpeg), or as the field "data" of a multipart form')
         else:
             self._hand_on(model, kind, body)

@@ -20,7 +20,6 @@ from ..utils.errors import InputError
 from ..utils.flags import non_negative_int, positive_int
 from ..utils.processes import available_cpus
 from .archive import archive
-from .handler import MAX_PIXELS
 from .page import Page
 
 __all__ = ['Server']
@@ -266,7 +265,7 @@ class Server:
         environment = {key: value for key, value in os.environ.items() if not key.startswith('MMS_')}
         # A worker is one thread: small networks lose more by threads than they gain.
         environment.update(OMP_NUM_THREADS='1', MXNET_ENGINE_TYPE='NaiveEngine', LOG_LOCATION=str(logs),
-                           METRICS_LOCATION=str(logs), OPENCV_IO_MAX_IMAGE_PIXELS=str(MAX_PIXELS))
+                           METRICS_LOCATION=str(logs))
         command = [java, f'-Dmodel_server_home={package.parent}', f'-Djava.io.tmpdir={self._scratch}',
                    '-cp', str(package / 'frontend' / '*'), 'com.amazonaws.ml.mms.ModelServer',
                    '--python', sys.executable, '-f', str(config)]
@@ -364,7 +363,7 @@ def free_port():
 def add_commands(commands):
     parser = commands.add_parser(
         'serve', help='networks behind multi-model-server, until Ctrl-C',
-        description='Serve networks over HTTP: POST a JPEG or PNG to http://HOST:PORT/predictions/NAME. Needs Java and '
+        description='Serve networks over HTTP: POST a picture to http://HOST:PORT/predictions/NAME. Needs Java and '
                     'pip install gluon_lprnet[serving].')
     parser.add_argument('networks', nargs='+', metavar='NETWORK', help='archive (.mar) or -symbol.json of export')
     parser.add_argument('--host', default=LOOPBACK, help='address to listen on (default: %(default)s, this machine '

@@ -24,7 +24,7 @@ def soak(network, run_dir, images, requests=10_000, clients=8, workers=None, bat
     network, run_dir, workers, batch_size
         As of :class:`Server`.
     images : sequence of bytes
-        JPEG or PNG.
+        Files of pictures.
     requests, clients : int
     report : callable
         Takes a line.
@@ -54,7 +54,7 @@ def soak(network, run_dir, images, requests=10_000, clients=8, workers=None, bat
         references = {answer.request.name: json.loads(answer.body) for answer in send(server, model, good)
                       if answer.status == 200}
         if len(references) < len(good):
-            raise InputError(f'{len(good) - len(references)} of the images get no answer: give JPEG or PNG files.')
+            raise InputError(f'{len(good) - len(references)} of the images are not pictures that the server reads.')
         # Until every worker has touched the memory that it needs.
         send(server, model, plan(max(requests // 10, 50 * server.workers)), clients)
         before = _resources(server, model)
@@ -120,7 +120,7 @@ def add_commands(commands):
         description='Serve a network on free ports of this machine and send it requests. Exit status 1 if something '
                     'was not as it should be.')
     parser.add_argument('network', metavar='NETWORK', help='archive (.mar) or -symbol.json of export')
-    parser.add_argument('--images', nargs='+', metavar='FILE', help='JPEG or PNG to send (default: drawn faces)')
+    parser.add_argument('--images', nargs='+', metavar='FILE', help='pictures to send (default: drawn faces)')
     parser.add_argument('--requests', type=positive_int, default=10_000, help='default: %(default)s')
     parser.add_argument('--clients', type=positive_int, default=8,
                         help=f'at once; the server refuses more than {QUEUE} that wait (default: %(default)s)')

@@ -24,7 +24,7 @@ from ...utils.errors import InputError
 from ...utils.flags import non_negative_int, positive_int
 from ...utils.processes import default_workers, map_in_processes
 from ...utils.text import listing
-from ..images import decode_image, encode_jpeg
+from ..images import decode_image, encode_jpeg, read_file, rgb
 from .datasets import LAYOUTS, read_faces
 from .head_model import JAW, MODEL, Fit, fit_pose, mirror_points, rotation
 from .landmarks import landmark_box
@@ -299,13 +299,9 @@ def _profile_files(task):
 
 
 def _profile_file(root, face, name, copies, seed):
-    try:
-        with open(face.image, 'rb') as file:
-            content = file.read()
-    except OSError as error:
-        raise ValueError(f'cannot be read: {error.strerror or error}') from None
+    content = read_file(face.image)
     picture = decode_image(content)
-    pixels = np.asarray(picture.convert('RGB'))
+    pixels = np.asarray(rgb(picture))
     profiler = Profiler(pixels, face.landmarks)
     write_face(root, f'{name}_0', content if picture.format == 'JPEG' else encode_jpeg(pixels),
                profiler.points[:, :2], profiler.fit, visible=face.landmarks)

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from ...utils.errors import InputError
 from ...utils.processes import default_workers, map_in_processes
 from ...utils.text import listing
-from ..images import decode_image, encode_jpeg, rgb
+from ..images import MAX_SIDE, encode_jpeg, read_image
 from ..integrity import check_records
 from ..pack import add_output_flags, check_ranges
 from ..recordio import check_prefix, read_records, write_records
@@ -83,6 +83,7 @@ class FaceRecord(NamedTuple):
 
     def pixels(self):
         """The picture decoded: ndarray (height, width, 3) uint8, RGB; InputError if it cannot be."""
+        # Packing wrote an RGB JPEG, of which OpenCV makes the same pixels as `read_image` in half the time.
         picture = cv2.imdecode(np.frombuffer(self.image, 'uint8'), cv2.IMREAD_COLOR)
         if picture is None:
             raise InputError(f'the picture of the face {self.name} does not decode: pack the faces again.')
@@ -239,7 +240,8 @@ def pack_faces(sources, layout, prefix, size=224, scale=2.0, quality=95, workers
                              'Mend or remove them, or give --skip-bad to leave them out. Nothing was written.')
 
     details = {'layout': layout, 'sources': _names(sources), 'size': size, 'scale': scale, 'quality': quality,
-               'shuffle': shuffle, 'seed': seed if shuffle else None, 'part': part, 'skipped': skipped}
+               'shuffle': shuffle, 'seed': seed if shuffle else None, 'part': part, 'skipped': skipped,
+               'max_side': MAX_SIDE}
     rec_path, count, written = write_records(prefix, convert_all(), None, details, overwrite, progress)
     return FaceSummary(rec_path, count, written, skipped)
 
@@ -283,11 +285,7 @@ def _convert_faces(task):
 
 
 def _crop(face, size, scale, quality):
-    try:
-        with open(face.image, 'rb') as file:
-            pixels = np.asarray(rgb(decode_image(file.read())))
-    except OSError as error:
-        raise ValueError(f'cannot be read: {error.strerror or error}') from None
+    pixels = read_image(face.image, upright=False)
     height, width = pixels.shape[:2]
     outside = POINTS - np.all((face.landmarks > -0.5) & (face.landmarks < [width - 0.5, height - 0.5]), axis=1).sum()
     if outside > POINTS // 2:
