@@ -156,7 +156,7 @@ def test_what_is_unreadable_is_named_and_the_others_are_done(run, photo, tmp_pat
     (tmp_path / 'bad.mp4').write_bytes(b'no video')
     status, found, output, error = run(tmp_path / 'bad.jpg', tmp_path / 'bad.mp4', tmp_path / 'good.png')
     assert status == 1 and [entry['image'] for entry in found['images']] == ['good.png'] and not found['videos']
-    assert f'{tmp_path}/bad.jpg is not a picture' in error and f'{tmp_path}/bad.mp4 is not a video' in error
+    assert f'{tmp_path}/bad.jpg is not an image' in error and f'{tmp_path}/bad.mp4 is not a video' in error
     assert 'not done (named above): 2' in output
 
 
