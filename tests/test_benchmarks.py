@@ -1,11 +1,14 @@
 """The benchmarks of inference run and print what they promise; times are not looked at."""
+import json
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from reference.landmark_networks import ANSWER, expected_points, loop_errors, make_network, write_faces
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / 'benchmarks'
 RUNTIMES = ['fused', 'operators'] if shutil.which('g++') else ['fused']
@@ -30,6 +33,34 @@ def test_inference():
     aims = [row for row in rows if row[-1] in ('met', 'missed')]
     # Speed in each runtime, and time over ONNX Runtime's in each of MXNet.
     assert len(aims) == 2 * len(RUNTIMES) + 1
+
+
+def test_faces(tmp_path):
+    network = make_network(tmp_path / 'network')
+    rec, faces = write_faces(tmp_path / 'faces', [0, 20, -40, 70])
+    results = json.loads(run('faces.py', str(network), '--rec', rec, '--turn', rec, '--faces', '3', '--format', 'json'))
+    (label, found), = results.items()
+    truth = [face.to_original(face.landmarks.astype('float64')) for face in faces]
+    errors = loop_errors(expected_points(faces), truth)
+    row, = found['sets']
+    assert (label, row['set'], row['own'], row['bin_faces']) == ('lprnet_mobilenet_x0.25', 'faces', True, [2, 1, 1])
+    assert row['mean'] == pytest.approx(np.mean(errors), rel=1e-4)
+    roll = found['turned']['roll']
+    # The network answers the same whatever it sees: in the dark too, and in the box of the turned landmarks.
+    assert found['turned']['dark'] == pytest.approx(roll['0'], rel=1e-4)
+    assert roll['0'] == pytest.approx(np.mean(errors[:3]), rel=1e-4)
+    expected = []
+    for sign in (1, -1):
+        # x to the right and y down: counterclockwise as it is seen takes (x, y) to (y, -x).
+        points = [np.stack([face.landmarks[:, 1], -face.landmarks[:, 0]], axis=1) * sign for face in faces[:3]]
+        answers = []
+        for each in points:
+            low, high = each.min(axis=0), each.max(axis=0)
+            answers.append((low + high) / 2 + ANSWER * (high - low).max())
+        expected += loop_errors(answers, points)
+    assert roll['90'] == pytest.approx(np.mean(expected), rel=1e-4)
+    table = run('faces.py', str(network), '--rec', rec)
+    assert f'{100 * np.mean(errors):.2f}' in table and 'turned' not in table.split('set', 1)[1]
 
 
 def test_profile():
