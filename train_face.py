@@ -7,7 +7,7 @@ import sys
 # soon as another one needs their core.
 os.environ.setdefault('OMP_NUM_THREADS', str(max(1, len(os.sched_getaffinity(0)) - 1)))
 
-from gluon_lprnet.train.face import main  # noqa: E402
+from gluon_lprnet.train.face import main
 
 if __name__ == '__main__':
     sys.exit(main())

@@ -15,12 +15,12 @@ import time
 os.environ.setdefault('OMP_NUM_THREADS', str(max(1, len(os.sched_getaffinity(0)) - 1)))
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-import mxnet as mx  # noqa: E402
-from mxnet import autograd, gluon  # noqa: E402
-from tabulate import tabulate  # noqa: E402
+import mxnet as mx
+from mxnet import autograd, gluon
+from tabulate import tabulate
 
-import gluon_lprnet  # noqa: E402  before MXNet
-from gluon_lprnet.blocks import normalize_in_rank_space  # noqa: E402
+import gluon_lprnet
+from gluon_lprnet.blocks import normalize_in_rank_space
 
 ROUNDS = 7
 

@@ -24,8 +24,8 @@ os.environ.update(OMP_NUM_THREADS='1', OPENBLAS_NUM_THREADS='1', MXNET_ENGINE_TY
                   # An operator at a time, so that the profiler sees each.
                   MXNET_EXEC_BULK_EXEC_INFERENCE='0')
 
-import inference  # noqa: E402
-import numpy as np  # noqa: E402
+import inference
+import numpy as np
 
 RUNTIMES = ('fused', 'operators', 'onnxruntime')
 NETWORKS = ('mobilenetv1', 'deployed')

@@ -25,19 +25,19 @@ from pathlib import Path
 os.environ.update(OMP_NUM_THREADS='1', MXNET_ENGINE_TYPE='NaiveEngine')
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-import cv2  # noqa: E402
-import numpy as np  # noqa: E402
-from tabulate import tabulate  # noqa: E402
+import cv2
+import numpy as np
+from tabulate import tabulate
 
-import gluon_lprnet  # noqa: E402,F401  before MXNet
-from gluon_lprnet.data.faces.drawn import draw_face  # noqa: E402
-from gluon_lprnet.data.images import encode_jpeg  # noqa: E402
-from gluon_lprnet.serving import handler  # noqa: E402
-from gluon_lprnet.serving.archive import archive  # noqa: E402
-from gluon_lprnet.serving.load_client import Request, send  # noqa: E402
-from gluon_lprnet.serving.server import Server, free_port  # noqa: E402
-from gluon_lprnet.utils.errors import InputError  # noqa: E402
-from gluon_lprnet.utils.flags import positive_int  # noqa: E402
+import gluon_lprnet  # noqa: F401  before MXNet
+from gluon_lprnet.data.faces.drawn import draw_face
+from gluon_lprnet.data.images import encode_jpeg
+from gluon_lprnet.serving import handler
+from gluon_lprnet.serving.archive import archive
+from gluon_lprnet.serving.load_client import Request, send
+from gluon_lprnet.serving.server import Server, free_port
+from gluon_lprnet.utils.errors import InputError
+from gluon_lprnet.utils.flags import positive_int
 
 # The server refuses more than 100 that wait.
 CLIENTS = 1, 4, 16, 64
@@ -75,7 +75,7 @@ def start_alone(count, folder, image):
         ours, theirs = spawning.Pipe()
         spawning.Process(target=answer_alone, args=(theirs, folder, image), daemon=True).start()
         connections.append(ours)
-    if not all([connection.recv() for connection in connections]):
+    if not all(connection.recv() for connection in connections):
         raise InputError('no face is found in the picture: give another --image.')
     return connections
 

@@ -17,15 +17,15 @@ import time
 os.environ.setdefault('OMP_NUM_THREADS', str(max(1, len(os.sched_getaffinity(0)) - 1)))
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-import mxnet as mx  # noqa: E402
-from tabulate import tabulate  # noqa: E402
+import mxnet as mx
+from tabulate import tabulate
 
-import gluon_lprnet  # noqa: E402,F401  before MXNet
-from gluon_lprnet.data.batches import Batch  # noqa: E402
-from gluon_lprnet.train import face, imagenet, options  # noqa: E402
-from gluon_lprnet.train.journal import start_log  # noqa: E402
-from gluon_lprnet.train.loop import Run  # noqa: E402
-from gluon_lprnet.utils.flags import positive_int  # noqa: E402
+import gluon_lprnet  # noqa: F401  before MXNet
+from gluon_lprnet.data.batches import Batch
+from gluon_lprnet.train import face, imagenet, options
+from gluon_lprnet.train.journal import start_log
+from gluon_lprnet.train.loop import Run
+from gluon_lprnet.utils.flags import positive_int
 
 EXPERIMENTS = {'imagenet': imagenet, 'face': face}
 ROUNDS = 5

@@ -139,7 +139,7 @@ def count(network, input_shape=(1, 3, 224, 224), input_name='data'):
             continue
         attributes = node.get('attrs', {})
         params = 0
-        for slot, (source, output, *_) in enumerate(node['inputs']):
+        for slot, (source, *_) in enumerate(node['inputs']):
             name = nodes[source]['name']
             if (nodes[source]['op'] == 'null' and name not in not_parameters and source not in counted
                     and not _is_label_or_fixed(node['op'], attributes, slot)):

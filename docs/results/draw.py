@@ -8,7 +8,7 @@ from pathlib import Path
 import matplotlib
 
 matplotlib.use('Agg')
-import matplotlib.pyplot as plt  # noqa: E402: after the choice of backend
+import matplotlib.pyplot as plt
 
 FOLDER = Path(__file__).parent
 

@@ -223,7 +223,7 @@ def reestimate_statistics(net, batches):
             # The running statistics are then those of the last batch alone.
             node['attrs'] = {**node.get('attrs', {}), 'momentum': '0'}
     block = as_block(mx.sym.load_json(json.dumps(graph)), params)
-    sums = {name: 0.0 for name in symbol.list_auxiliary_states()}
+    sums = dict.fromkeys(symbol.list_auxiliary_states(), 0.0)
     images = 0
     for data in _Batches(batches, 'estimating statistics'):
         with autograd.record():
@@ -255,7 +255,7 @@ class _Pair(NamedTuple):
     """A pointwise convolution: its node, that of its BatchNorm if it has one to fold, and why it cannot be replaced."""
 
     name: str
-    index: int
+    index: int  # type: ignore[assignment]  # a field, not the method of tuples
     norm: Optional[int]
     shape: tuple
     skipped: Optional[str]

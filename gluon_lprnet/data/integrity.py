@@ -8,7 +8,7 @@ faults first and says which record is at fault.
 import json
 import math
 import os
-from typing import Dict, NamedTuple
+from typing import NamedTuple
 
 import mxnet as mx
 import numpy as np
@@ -60,12 +60,12 @@ class RecordSummary(NamedTuple):
 
     path: str
     index_path: str
-    count: int
+    count: int  # type: ignore[assignment]  # a field, not the method of tuples
     size: int
     label_width: int
     label_min: float
     label_max: float
-    class_counts: Dict[int, int]
+    class_counts: dict[int, int]
     verified: str
 
 

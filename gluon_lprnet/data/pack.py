@@ -13,7 +13,7 @@ is removed on any error, on Ctrl-C and on SIGTERM.
 import itertools
 import os
 import sys
-from typing import List, NamedTuple, Optional, Tuple
+from typing import NamedTuple, Optional
 
 import numpy as np
 from tqdm import tqdm
@@ -47,11 +47,11 @@ class PackSummary(NamedTuple):
     """
 
     rec_path: str
-    count: int
+    count: int  # type: ignore[assignment]  # a field, not the method of tuples
     size: int
-    classes: Optional[List[str]]
-    skipped: List[Tuple[str, str]]
-    ignored: List[str]
+    classes: Optional[list[str]]
+    skipped: list[tuple[str, str]]
+    ignored: list[str]
 
 
 def pack_images(source, prefix, resize=480, quality=95, workers=None, skip_bad=False, shuffle=True, seed=0,

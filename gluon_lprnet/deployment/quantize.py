@@ -19,7 +19,7 @@ import tempfile
 from fnmatch import fnmatchcase
 from pathlib import Path
 from types import SimpleNamespace
-from typing import List, NamedTuple, Optional
+from typing import NamedTuple, Optional
 
 import mxnet as mx
 import numpy as np
@@ -76,7 +76,7 @@ class Quantized(NamedTuple):
 
     model: object
     noise: float
-    layers: List[LayerNoise]
+    layers: list[LayerNoise]
 
 
 class MXNetQuantizer:

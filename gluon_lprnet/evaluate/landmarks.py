@@ -1,7 +1,7 @@
 """Accuracy of facial landmarks: NME by yaw, CED, failures ("Evaluation Metrics", Table 6 and Figure 4 of the paper)."""
 import math
 from itertools import islice
-from typing import List, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import mxnet as mx
@@ -55,7 +55,7 @@ class FaceErrors(NamedTuple):
         In pixels of the data set's own images.
     """
 
-    names: List[str]
+    names: list[str]
     errors: np.ndarray
     yaw: np.ndarray
     predicted: np.ndarray

@@ -5,6 +5,7 @@ width, everything else is fixed, and the new module alone is trained until the n
 the modules then put out on the validation images is compared, pair by pair.
 """
 import json
+import math
 import tempfile
 from pathlib import Path
 
@@ -108,7 +109,7 @@ class Features:
             done += len(features)
 
     def __len__(self):
-        return -(-self.count // self.batch_size)
+        return math.ceil(self.count / self.batch_size)
 
     def epoch(self, epoch, start=0, seed=None):
         """Yield the batches from number ``start`` on; in an order of ``seed`` and ``epoch``, if a seed is given."""
@@ -183,7 +184,7 @@ def draw(names, errors, by_channel, path):
 
 def add_commands(commands):
     parser = commands.add_parser(
-        'figure2', help="Figure 2: one standard convolution of a trained network replaced by DSC and LPR modules",
+        'figure2', help='Figure 2: one standard convolution of a trained network replaced by DSC and LPR modules',
         description='Replace the last standard convolution of a trained network, train only the new module, compare '
                     'the output features of each pair of modules. Called again with the same flags it goes on.')
     parser.add_argument('network', metavar='RUN', help='run or checkpoint of a table4_sconv network')

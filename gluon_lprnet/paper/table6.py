@@ -11,7 +11,7 @@ import time
 import warnings
 import zipfile
 from pathlib import Path
-from typing import NamedTuple, Tuple
+from typing import NamedTuple
 
 import mxnet as mx
 import numpy as np
@@ -32,7 +32,7 @@ class Printed(NamedTuple):
     """A row of the paper: NME in percent by yaw and its mean, frames per second on one core, size in bytes."""
 
     name: str
-    bin_nme: Tuple[float, float, float]
+    bin_nme: tuple[float, float, float]
     mean: float
     fps: int
     size: str
@@ -118,7 +118,7 @@ def frames_per_second(paths, rounds=_ROUNDS):
     environment = {**os.environ, 'OMP_NUM_THREADS': '1',
                    'PYTHONPATH': os.pathsep.join(filter(None, [root, os.environ.get('PYTHONPATH')]))}
     done = subprocess.run([sys.executable, '-m', __name__, str(rounds), *map(str, paths)], env=environment,
-                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+                          capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f'the timing failed:\n{done.stderr}')
     return json.loads(done.stdout)

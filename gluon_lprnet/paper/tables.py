@@ -3,10 +3,10 @@ import json
 import math
 from collections import namedtuple
 from decimal import ROUND_DOWN, ROUND_HALF_UP, Decimal
-from typing import NamedTuple
+from typing import Callable, NamedTuple, Optional, Union
 
 from ..blocks import DSC, LPR, InvertedResidual, SConv, ShuffleNetV2Unit
-from ..complexity import count
+from ..complexity import Complexity, count
 from ..utils.errors import InputError
 from ..utils.text import FORMATS, render_table
 from ..zoo import get_model
@@ -87,10 +87,10 @@ class Row(NamedTuple):
     """A row of the paper: what it prints, and what builds the same here (None: not built)."""
 
     name: str
-    model: str
+    model: Optional[str]
     flops: str
     params: str
-    note: object = None
+    note: Union[str, Callable[[Complexity], str], None] = None
 
 
 Table = namedtuple('Table', 'title rows')
@@ -169,9 +169,9 @@ class Comparison(NamedTuple):
     """
 
     printed: str
-    counted: int = None
-    deviation: float = None
-    follows: str = None
+    counted: Optional[int] = None
+    deviation: Optional[float] = None
+    follows: Optional[str] = None
 
 
 def compare(printed, counted):

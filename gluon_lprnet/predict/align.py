@@ -4,7 +4,7 @@ import math
 import os
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Optional
 
 import cv2
 from tqdm import tqdm
@@ -24,7 +24,7 @@ class _Source(NamedTuple):
     """Something to align: the name of what is written for it, and its path (None for the camera)."""
 
     name: str
-    path: Path = None
+    path: Optional[Path] = None
 
 
 def _find_sources(arguments, out):

@@ -1,8 +1,9 @@
 """The handler in a model archive: it runs in the worker processes of multi-model-server, without gluon_lprnet.
 
 A request is the image, of any format that the package reads, as the raw body, or a multipart form with the image as
-``data``. Further fields of a form, both optional: ``top_k``, how many classes (classification); ``boxes``, JSON, a list of the landmarks'
-boxes as [left, top, right, bottom] in pixels (landmarks; without it OpenCV's cascades look for faces).
+``data``. Further fields of a form, both optional: ``top_k``, how many classes (classification); ``boxes``, JSON, a list
+of the landmarks' boxes as [left, top, right, bottom] in pixels (landmarks; without it OpenCV's cascades look for
+faces).
 
 The answer is JSON: ``{"classes": [{"label", "index", "probability"}, ...]}``, the most probable first, or
 ``{"width", "height", "faces": [{"box", "points", ...}, ...]}`` with 68 points (x, y) in pixels of the image, or
@@ -22,7 +23,7 @@ for _alias, _builtin in {'bool': bool, 'int': int, 'float': float, 'object': obj
     if _alias not in vars(np):
         setattr(np, _alias, _builtin)
 
-import mxnet as mx
+import mxnet as mx  # noqa: E402  after what it reads
 
 if __package__:
     from ..data import images

@@ -1,4 +1,5 @@
 """``python -m gluon_lprnet serve``: networks behind the real multi-model-server."""
+import contextlib
 import importlib.util
 import json
 import os
@@ -341,10 +342,8 @@ def _reachable(address):
 
 
 def _signal_group(process, number):
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, number)
-    except ProcessLookupError:
-        pass
 
 
 def free_port():

@@ -1,4 +1,6 @@
 """The base of every network of the zoo: features, followed by an output layer."""
+from typing import Optional
+
 import mxnet as mx
 from mxnet.gluon import nn
 from mxnet.gluon.block import HybridBlock
@@ -9,10 +11,13 @@ from ..utils.errors import InputError
 class Network(HybridBlock):
     """``features`` up to the pooled channels, then the fully connected ``output``; the names are GluonCV's."""
 
+    features: nn.HybridSequential
+    output: nn.Dense
+
     def hybrid_forward(self, F, x):
         return self.output(self.features(x))
 
-    def reset_class(self, classes: int, initializer: mx.init.Initializer = None) -> None:
+    def reset_class(self, classes: int, initializer: Optional[mx.init.Initializer] = None) -> None:
         """Give the network a new output layer, for other classes or another task.
 
         Parameters

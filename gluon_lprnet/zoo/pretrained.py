@@ -6,7 +6,7 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Union
+from typing import Any, NamedTuple, Union
 
 from ..utils.errors import InputError
 
@@ -31,10 +31,10 @@ class Card(NamedTuple):
     """
 
     name: str
-    keywords: Dict[str, Any]
-    description: Dict[str, Any]
+    keywords: dict[str, Any]
+    description: dict[str, Any]
     sha256: str
-    facts: Dict[str, Any]
+    facts: dict[str, Any]
 
     @property
     def model(self) -> str:
@@ -72,7 +72,7 @@ def split_tag(name: str):
     return (model, tag) if dot and not tag[:1].isdigit() else (str(name), None)
 
 
-def cards() -> List[Card]:
+def cards() -> list[Card]:
     """The cards of all trained networks in the package, by name."""
     found = []
     for path in sorted(FOLDER.glob('*.json')):

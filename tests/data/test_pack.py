@@ -552,7 +552,7 @@ def test_photos(tmp_path):
             shutil.copy(os.path.join(source, name, photo), tmp_path / 'in' / name)
     pack_images(tmp_path / 'in', tmp_path / 'set', resize=128, shuffle=False, progress=False)
     summary = check_records(tmp_path / 'set.rec', num_classes=10, progress=False)
-    assert summary.class_counts == {label: 20 for label in range(10)}
+    assert summary.class_counts == dict.fromkeys(range(10), 20)
     paths = sorted((tmp_path / 'in').glob('*/*'))
     for path, (label, image) in zip(paths, read_back(tmp_path / 'set')):
         assert sorted(os.listdir(source))[int(label)] == path.parent.name

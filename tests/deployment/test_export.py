@@ -32,7 +32,7 @@ def write_checkpoint(folder, **config):
                     **({'rank': config['rank']} if config['rank'] else {}))
     net.initialize(mx.init.Xavier())
     net(mx.nd.zeros((1, 3, SIZE, SIZE)))
-    for name, parameter in net.collect_params('.*lpr.*conv0_weight').items():
+    for parameter in net.collect_params('.*lpr.*conv0_weight').values():
         if parameter.shape[2:] == (3, 3):
             parameter.set_data(parameter.data() * 1e-4)
     trainer = mx.gluon.Trainer(net.collect_params(), 'sgd', kvstore=None)

@@ -224,7 +224,7 @@ def test_other_types_are_refused():
     net = get_model('lprnet_mobilenet_x0.25')
     net.initialize()
     net.cast('float16')
-    with pytest.raises(InputError, match="float16.*cast"):
+    with pytest.raises(InputError, match='float16.*cast'):
         deploy(net)
 
 

@@ -114,10 +114,10 @@ def test_faces_found_are_those_of_align(artefacts, services, photos):
     for photo in photos:
         picture = cv2.imdecode(np.frombuffer(photo, 'uint8'), 1)
         # Also two faces, and a picture larger than what the cascades see.
-        for picture in (picture, cv2.resize(np.hstack([picture, picture]), None, fx=2.3, fy=2.3)):
-            data = cv2.imencode('.png', picture)[1].tobytes()
+        for shown in (picture, cv2.resize(np.hstack([picture, picture]), None, fx=2.3, fy=2.3)):
+            data = cv2.imencode('.png', shown)[1].tobytes()
             status, answer = ask(services[1], data)
-            expected = align(picture)
+            expected = align(shown)
             assert status == 200 and len(answer['faces']) == len(expected)
             for face, same in zip(answer['faces'], expected):
                 assert face.keys() == same.keys() and face['detector'] == same['detector']
@@ -125,7 +125,7 @@ def test_faces_found_are_those_of_align(artefacts, services, photos):
                     np.testing.assert_allclose(face[key], same[key], rtol=0, atol=0.0051)
             boxes = [face['box'] for face in answer['faces']]
             if boxes:
-                pixels = cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
+                pixels = cv2.cvtColor(shown, cv2.COLOR_BGR2RGB)
                 np.testing.assert_allclose([face['points'] for face in answer['faces']],
                                            predict_landmarks(net, description, [(pixels, box) for box in boxes]),
                                            rtol=0, atol=1e-4)

@@ -293,7 +293,7 @@ def test_benchmark(artefacts, photos, tmp_path):
         pytest.skip('not in a checkout')
     output = subprocess.run([sys.executable, str(script), str(artefacts[0]), '--image', str(tmp_path / 'photo.jpg'),
                              '--requests', '64', '--workers', '1'], check=True, cwd=tmp_path, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE).stdout
+                            capture_output=True).stdout
     rows = re.findall(r'^\| +(\d+) +\| (\w+) +\| (\d+) \(\d+ to \d+\) ', output, re.MULTILINE)
     assert [row[:2] for row in rows] == [(clients, side) for clients in ('1', '4', '16', '64')
                                          for side in ('network', 'handler', 'server')]

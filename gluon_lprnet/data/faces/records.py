@@ -14,7 +14,7 @@ import os
 import struct
 import sys
 import zlib
-from typing import List, NamedTuple, Optional, Tuple
+from typing import NamedTuple, Optional
 
 import cv2
 import numpy as np
@@ -98,9 +98,9 @@ class FaceSummary(NamedTuple):
     """What was packed: the ``.rec``, its records and bytes, and the (file, reason) of faces left out."""
 
     rec_path: str
-    count: int
+    count: int  # type: ignore[assignment]  # a field, not the method of tuples
     size: int
-    skipped: List[Tuple[str, str]]
+    skipped: list[tuple[str, str]]
 
 
 def encode_record(record):

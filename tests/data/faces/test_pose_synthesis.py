@@ -30,7 +30,7 @@ def spotted(landmarks, spots):
 
 def find(image, colour):
     """The middle (x, y) of what has a colour, or None."""
-    y, x = np.nonzero((abs(image.astype(int) - colour).sum(axis=-1) < 120))
+    y, x = np.nonzero(abs(image.astype(int) - colour).sum(axis=-1) < 120)
     return np.array([x.mean(), y.mean()]) if len(x) > 4 else None
 
 
