@@ -1,6 +1,8 @@
 """``gluon-lprnet COMMAND`` or ``python -m gluon_lprnet COMMAND``: every command that is not a training."""
 import argparse
+import errno
 import os
+import signal
 import sys
 
 from . import __version__, complexity
@@ -16,7 +18,8 @@ from .predict import align, detectors
 from .predict import classification as prediction
 from .serving import archive, server, soak
 from .train import journal
-from .utils.errors import InputError
+from .utils.errors import InputError, in_flags
+from .utils.signals import exit_on_sigterm
 from .zoo import symbols
 
 # Each module adds the parsers of its commands and sets `run`, a function of the parsed arguments.
@@ -44,19 +47,51 @@ def make_parser():
 
 
 def main(argv=None):
-    """Run the command that ``argv`` (default: the process's arguments) names; returns the exit status."""
+    """Run the command that ``argv`` (default: the process's arguments) names.
+
+    Returns
+    -------
+    int
+        Exit status: the command's own; 2 for bad input; 128 + signal when stopped, 141 (128 + SIGPIPE) when what
+        reads standard output has ended, as ``head`` does.
+    """
     parser = make_parser()
+    try:
+        try:
+            return _run(parser, argv)
+        finally:
+            # What is printed last, and of --help, too.
+            sys.stdout.flush()
+    except BrokenPipeError:
+        _drop_output()
+        return 128 + signal.SIGPIPE
+    except OSError as error:
+        # Of files, functions raise InputError.
+        if error.filename is not None or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            raise
+        _drop_output()
+        print(f'{parser.prog}: the standard output cannot be written: {error.strerror}.', file=sys.stderr)
+        return 2
+
+
+def _run(parser, argv):
     args = parser.parse_args(argv)
     if hasattr(sys.stdout, 'reconfigure'):
         # Names of files may be of any bytes.
         sys.stdout.reconfigure(errors='backslashreplace')
     try:
-        return args.run(args)
+        with exit_on_sigterm():
+            return args.run(args)
     except InputError as error:
-        print(f'{parser.prog}: {error}', file=sys.stderr)
+        print(f'{parser.prog}: {in_flags(str(error), getattr(args, "flags", {}))}', file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        return 130
+        return 128 + signal.SIGINT
+
+
+def _drop_output():
+    """Have Python flush what is left of the output to nowhere when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == '__main__':

@@ -1,6 +1,5 @@
 """Trainings that differ in one thing each: run side by side, resumed row by row, summed up."""
 import os
-import signal
 import statistics
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from ..artefact import model_arguments
 from ..complexity import count
 from ..train import imagenet, options
 from ..train.journal import read_epochs
+from ..utils.signals import exit_on_sigterm
 from ..zoo import get_model
 
 _TRAIN = 'import sys; from gluon_lprnet.train.imagenet import main; sys.exit(main())'
@@ -91,7 +91,7 @@ class Grid:
         """Train the rows of these names, where not finished; returns the runs that failed, as (folder, reason).
 
         ``jobs`` runs at a time, each with an equal share of the cores. On Ctrl-C or SIGTERM the runs save a
-        checkpoint, and KeyboardInterrupt is raised: called again, each goes on from there.
+        checkpoint, and KeyboardInterrupt or SystemExit is raised: called again, each goes on from there.
         """
         # Seed by seed, so that whatever is finished can be compared.
         waiting = [(row, seed) for seed in self.seeds for row in self.rows
@@ -101,9 +101,9 @@ class Grid:
         begun = {key: len(self._epochs(*key)) for key in waiting}
         threads = max(1, len(os.sched_getaffinity(0)) // jobs)
         running, failed = {}, []
-        previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
-            with tqdm(total=sum(epochs.values()), initial=sum(begun.values()), unit='epoch', disable=None) as bar:
+            with exit_on_sigterm(), tqdm(total=sum(epochs.values()), initial=sum(begun.values()), unit='epoch',
+                                         disable=None) as bar:
                 while waiting or running:
                     while waiting and len(running) < jobs:
                         key = waiting.pop(0)
@@ -122,7 +122,6 @@ class Grid:
                 process.terminate()
             for process in running.values():
                 process.wait()
-            signal.signal(signal.SIGTERM, previous)
         return failed
 
     def results(self):

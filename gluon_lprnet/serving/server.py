@@ -18,6 +18,7 @@ from pathlib import Path
 from urllib.parse import quote, urlencode
 
 from ..utils.errors import InputError
+from ..utils.files import lock, make_folder
 from ..utils.flags import non_negative_int, positive_int
 from ..utils.processes import available_cpus
 from .archive import archive
@@ -35,7 +36,7 @@ _START_SECONDS = 120
 _STOP_SECONDS = 10
 # Ends the processes of a group when its own standard input does, which is when the process that writes to it has died
 # in whatever way.
-_WATCH = 'read -r _; kill -s KILL -- "-$1"; rm -rf -- "$2"'
+_WATCH = 'read -r _; kill -s KILL -- "-$1"; rm -rf -- "$2" "$3"'
 
 
 def find_java():
@@ -62,7 +63,8 @@ class Server:
     networks : sequence of path
         Archives (.mar), or exported networks (``NAME-symbol.json``), which are archived.
     run_dir : path
-        Gets the configuration, the archives and the logs; made if it is not there.
+        Gets the logs, and for the time of serving a folder of the configuration and the archives; made if it is not
+        there. One server at a time uses it, and nothing else in it is touched.
     host : str
         Address to listen on.
     port : int
@@ -82,7 +84,8 @@ class Server:
     Raises
     ------
     InputError
-        If Java, the package, a network or a port is not to be had, or the server does not start.
+        If Java, the package, a network or a port is not to be had, ``run_dir`` is in use by another server or cannot
+        be written to, or the server does not start.
     """
 
     def __init__(self, networks, run_dir, host=LOOPBACK, port=8080, management_host=LOOPBACK, management_port=None,
@@ -96,20 +99,22 @@ class Server:
                          'synchronous': 'true'}
         self._networks = networks
         self.models = []
-        self._process = self._watch = self._scratch = self._page = None
+        self._process = self._watch = self._scratch = self._page = self._folder = None
+        self._lock = contextlib.ExitStack()
 
     def __enter__(self):
         java = find_java()
         package = importlib.util.find_spec('mms')
         if package is None:
             raise InputError('the server is not installed: pip install gluon_lprnet[serving].')
-        store = self.run_dir / 'models'
+        make_folder(self.run_dir / 'logs')
+        self._lock.enter_context(lock(self.run_dir / '.serve.lock', f'`run_dir` {self.run_dir} is in use by another '
+                                      'server: give another folder.'))
         try:
-            shutil.rmtree(store, ignore_errors=True)
-            (self.run_dir / 'logs').mkdir(parents=True, exist_ok=True)
-            models = [self._store(network, store) for network in self._networks]
+            self._folder = Path(tempfile.mkdtemp(prefix='serving-', dir=self.run_dir))
+            models = [self._store(network) for network in self._networks]
             self._listen()
-            self._start(java, Path(package.origin).parent, store)
+            self._start(java, Path(package.origin).parent)
             for model in models:
                 self._load(model)
                 self.models.append(model)
@@ -117,7 +122,7 @@ class Server:
                 self._page.start()
         except OSError as error:
             self.stop()
-            raise InputError(f'--run-dir {self.run_dir} cannot be written to: {error}.') from error
+            raise InputError(f'`run_dir` {self.run_dir} cannot be written to: {error}.') from error
         except BaseException:
             self.stop()
             raise
@@ -204,22 +209,22 @@ class Server:
             if watch is not None:
                 watch.kill()
                 watch.communicate()
-            if self._scratch is not None:
-                shutil.rmtree(self._scratch, ignore_errors=True)
+            # Folders of tempfile, which nobody else knows.
+            for folder in filter(None, (self._scratch, self._folder)):
+                shutil.rmtree(folder, ignore_errors=True)
+            self._lock.close()
 
-    @staticmethod
-    def _store(network, store):
-        """Put an archive into the store; returns the model's name."""
+    def _store(self, network):
+        """Put an archive into the folder that the server loads from; returns the model's name."""
         path = Path(network)
         archived = path.suffix == '.mar'
         name = path.stem if archived else path.name[:-len('-symbol.json')]
-        if (store / f'{name}.mar').exists():
+        if (self._folder / f'{name}.mar').exists():
             raise InputError(f'{path}: there is another network of this name; rename one.')
         if not archived:
-            archive(path, store)
+            archive(path, self._folder)
         elif zipfile.is_zipfile(path):
-            store.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, store / path.name)
+            shutil.copyfile(path, self._folder / path.name)
         else:
             raise InputError(f'{path} {"is not a model archive" if path.exists() else "does not exist"}.')
         return name
@@ -227,31 +232,31 @@ class Server:
     def _listen(self):
         """Take the page's port, and see that the server will get its own."""
         given = [each for each in (('host', 'port', self.address, _probe),
-                                   ('management-host', 'management-port', self._management, _probe),
-                                   ('host', 'page-port', self._page_address, self._take_page_port)) if each[2]]
-        for (_, flag, (_, port), _), (_, other, (_, same), _) in combinations(given, 2):
+                                   ('management_host', 'management_port', self._management, _probe),
+                                   ('host', 'page_port', self._page_address, self._take_page_port)) if each[2]]
+        for (_, name, (_, port), _), (_, other, (_, same), _) in combinations(given, 2):
             if port == same:
-                raise InputError(f'--{flag} and --{other} are the same: give another one.')
-        for host_flag, port_flag, (host, port), listen in given:
+                raise InputError(f'`{name}` and `{other}` are the same: give another one.')
+        for host_name, port_name, (host, port), listen in given:
             if port > MAX_PORT:
-                raise InputError(f'--{port_flag} {port}: the server takes ports up to {MAX_PORT} only.')
+                raise InputError(f'`{port_name}` is {port}: the server takes ports up to {MAX_PORT} only.')
             try:
                 listen((host, port))
             except OSError as error:
-                raise InputError(f'--{host_flag} {host} with --{port_flag} {port} cannot be listened on: '
+                raise InputError(f'`{host_name}` {host} with `{port_name}` {port} cannot be listened on: '
                                  f'{error.strerror}.') from error
 
     def _take_page_port(self, address):
         self._page = Page(address, reachable_pair(self.address), self.models, MAX_REQUEST_BYTES)
 
-    def _start(self, java, package, store):
+    def _start(self, java, package):
         # Its path is short, since those of sockets in it may have 108 characters.
         self._scratch = tempfile.mkdtemp(prefix='mms-')
         properties = {
             'inference_address': 'http://{}:{}'.format(*self.address),
             'management_address': ('http://{}:{}'.format(*self._management) if self._management
                                    else f'unix:{self._management_socket}'),
-            'model_store': store,
+            'model_store': self._folder,
             'job_queue_size': QUEUE,
             'max_request_size': MAX_REQUEST_BYTES,
             'max_response_size': MAX_REQUEST_BYTES,
@@ -260,7 +265,7 @@ class Server:
             # died is replaced without loading again.
             'preload_model': 'true',
         }
-        config = self.run_dir / 'config.properties'
+        config = self._folder / 'config.properties'
         config.write_text(''.join(f'{key}={value}\n' for key, value in properties.items()))
         logs = self.run_dir / 'logs'
         environment = {key: value for key, value in os.environ.items() if not key.startswith('MMS_')}
@@ -270,11 +275,12 @@ class Server:
         command = [java, f'-Dmodel_server_home={package.parent}', f'-Djava.io.tmpdir={self._scratch}',
                    '-cp', str(package / 'frontend' / '*'), 'com.amazonaws.ml.mms.ModelServer',
                    '--python', sys.executable, '-f', str(config)]
-        with open(logs / 'java.log', 'w') as log:
+        with open(logs / 'java.log', 'a') as log:
             # A group of its own, so that Ctrl-C reaches this process alone and stop() reaches all of them.
             self._process = subprocess.Popen(command, cwd=self.run_dir, env=environment, stdin=subprocess.DEVNULL,
                                              stdout=subprocess.DEVNULL, stderr=log, start_new_session=True)
-        self._watch = subprocess.Popen(['/bin/sh', '-c', _WATCH, 'sh', str(self._process.pid), self._scratch],
+        self._watch = subprocess.Popen(['/bin/sh', '-c', _WATCH, 'sh', str(self._process.pid), self._scratch,
+                                        str(self._folder)],
                                        stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                                        start_new_session=True)
         # It comes with the server.
@@ -391,24 +397,15 @@ def add_server_flags(parser, run_dir):
 
 
 def _run(args):
-    def interrupt(*_):
-        raise KeyboardInterrupt
-    # The server does not outlive this process when a service manager or a closed terminal ends it.
-    previous = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        with Server(args.networks, args.run_dir, args.host, args.port, args.management_host, args.management_port,
-                    args.workers, args.batch_size, args.max_batch_delay, args.page_port) as server:
-            for model in server.models:
-                print(f'{server.url(model)}\n  curl -F data=@photo.jpg {server.url(model)}')
-            if server.page_url:
-                print(f'In a browser: {server.page_url}')
-            print(f'Workers of each: {server.workers}. Logs: {server.run_dir / "logs"}. Ctrl-C stops the server.',
-                  flush=True)
-            try:
-                server.wait()
-            except KeyboardInterrupt:
-                # How a server is meant to end.
-                return 0
-    finally:
-        for number, action in previous.items():
-            signal.signal(number, action)
+    with Server(args.networks, args.run_dir, args.host, args.port, args.management_host, args.management_port,
+                args.workers, args.batch_size, args.max_batch_delay, args.page_port) as server:
+        for model in server.models:
+            print(f'{server.url(model)}\n  curl -F data=@photo.jpg {server.url(model)}')
+        if server.page_url:
+            print(f'In a browser: {server.page_url}')
+        print(f'Workers of each: {server.workers}. Logs: {server.run_dir / "logs"}. Ctrl-C stops the server.', flush=True)
+        try:
+            server.wait()
+        except (KeyboardInterrupt, SystemExit):
+            # By a signal, as a server is meant to end.
+            return 0

@@ -103,7 +103,7 @@ def test_weights_and_operators_are_of_8_bits(written, onnx):
     assert not [name for name in rounded if name.endswith(('_squares', '_shifted', '_norm'))]
     nodes = json.loads((out / f'{MODEL}-int8-symbol.json').read_text())['nodes']
     convolutions = [node for node in nodes if node['op'] == '_sg_mkldnn_conv']
-    quantized = [node for node in convolutions if node['attrs'].get('quantized', 'False').lower() == 'true']
+    quantized = [node for node in convolutions if node.get('attrs', {}).get('quantized', 'False').lower() == 'true']
     left_out = [layer for layer in facts['mxnet']['layers'] if layer['left_out'] and 'dense' not in layer['name']]
     assert len(convolutions) - len(quantized) == len(left_out)
 

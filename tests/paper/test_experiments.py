@@ -155,7 +155,7 @@ def test_stopped_runs_go_on(tiny_records, tmp_path):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 130
+    assert process.wait(60) == 128 + signal.SIGTERM
     saved = sorted((folder / 'checkpoints').iterdir())[-1]
     state = json.loads((saved / 'state.json').read_text())
     assert 2 <= state['epoch'] < 200
@@ -166,7 +166,7 @@ def test_stopped_runs_go_on(tiny_records, tmp_path):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 130
+    assert process.wait(60) == 128 + signal.SIGTERM
     assert [record['epoch'] for record in epoch_records(folder)][:done + 1] == list(range(done + 1))
 
 

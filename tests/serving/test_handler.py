@@ -336,10 +336,10 @@ def test_what_cannot_be_served_is_named_before_java_starts(artefacts, tmp_path, 
                 ([mar, mar], 'another network of this name'), ([mar, artefacts[1]], 'another network of this name'),
                 ([mar, '--port', port], f'--port {port} cannot be listened on'),
                 ([mar, '--port', free, '--management-port', free], 'are the same'),
-                ([mar, '--management-port', 40_000], '--management-port 40000: .* up to 32767'),
+                ([mar, '--management-port', 40_000], '--management-port is 40000: .* up to 32767'),
                 ([mar, '--host', '8.8.8.8'], '--host 8.8.8.8 with'),
                 ([mar, '--management-port', free, '--management-host', '8.8.8.8'], '--management-host 8.8.8.8 with'),
-                ([mar, '--run-dir', tmp_path / 'file'], 'file cannot be written to')):
+                ([mar, '--run-dir', tmp_path / 'file'], 'file is not a folder')):
             with pytest.raises(InputError, match=message):
                 command(server_module, 'serve', '--run-dir', tmp_path / 'run', '--port', server_module.free_port(),
                         *argv)

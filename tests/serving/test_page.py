@@ -115,9 +115,9 @@ def test_a_port_in_use_is_named(page, tmp_path, monkeypatch):
     monkeypatch.setattr(server_module.importlib.util, 'find_spec', lambda name: True)
     host, port = page.server_address
     monkeypatch.setattr(server_module, 'MAX_PORT', 65_535)
-    with pytest.raises(InputError, match=f'--host 127.0.0.1 with --page-port {port} cannot be listened on'):
+    with pytest.raises(InputError, match=f'`host` 127.0.0.1 with `page_port` {port} cannot be listened on'):
         Server([], tmp_path, port=server_module.free_port(), page_port=port).__enter__()
-    with pytest.raises(InputError, match='--port and --page-port are the same'):
+    with pytest.raises(InputError, match='`port` and `page_port` are the same'):
         Server([], tmp_path, port=port, page_port=port).__enter__()
 
 

@@ -17,12 +17,14 @@ import pytest
 from reference.artefacts import BOXES, assert_classes, expected_probabilities
 from reference.commands import command
 
+from gluon_lprnet.__main__ import main
 from gluon_lprnet.artefact import load_network
 from gluon_lprnet.data.recordio import read_records
 from gluon_lprnet.evaluate.landmarks import predict_landmarks
 from gluon_lprnet.predict.detectors import HaarDetector
 from gluon_lprnet.serving import server as server_module
 from gluon_lprnet.serving import soak
+from gluon_lprnet.serving.archive import archive
 from gluon_lprnet.serving.load_client import Request, bad_requests, form, send
 from gluon_lprnet.serving.server import Server
 from gluon_lprnet.utils.errors import InputError
@@ -218,11 +220,9 @@ def answers_within(seconds, address, photo):
 
 def start_command(artefact, folder, *flags):
     """``serve`` as a process of its own."""
-    script = ('import argparse, sys\nfrom gluon_lprnet.serving import server\nparser = argparse.ArgumentParser()\n'
-              'server.add_commands(parser.add_subparsers())\nargs = parser.parse_args()\nsys.exit(args.run(args))')
     return subprocess.Popen(
-        [sys.executable, '-c', script, 'serve', str(artefact), '--run-dir', str(folder / 'run'), *map(str, flags)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder,
+        [sys.executable, '-m', 'gluon_lprnet', 'serve', str(artefact), '--run-dir', str(folder / 'run'),
+         *map(str, flags)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder,
         env={**os.environ, 'PYTHONPATH': str(Path(server_module.__file__).parents[2])})
 
 
@@ -236,14 +236,20 @@ def runs(process):
     return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
 
 
-def test_serve_command_mends_itself_and_ends_without_orphans(artefacts, photos, tmp_path):
+def test_serve_command_mends_itself_and_ends_without_orphans(artefacts, photos, tmp_path, capsys):
     port, management = server_module.free_port(), server_module.free_port()
     process = start_command(artefacts[1], tmp_path, '--port', port, '--management-port', management, '--workers', 2)
     try:
         url = f'http://127.0.0.1:{port}/predictions/{LANDMARKS}'
         lines = [process.stdout.readline() for _ in range(3)]
         assert lines[0] == url + '\n' and f'curl -F data=@photo.jpg {url}' in lines[1] and 'Ctrl-C' in lines[2]
-        assert f'inference_address=http://127.0.0.1:{port}\n' in (tmp_path / 'run' / 'config.properties').read_text()
+        folder, = (tmp_path / 'run').glob('serving-*')
+        assert f'inference_address=http://127.0.0.1:{port}\n' in (folder / 'config.properties').read_text()
+        # Another one leaves the first and its archives alone.
+        assert main(['serve', str(artefacts[0]), '--run-dir', str(tmp_path / 'run'), '--port',
+                     str(server_module.free_port())]) == 2
+        assert f'--run-dir {tmp_path / "run"} is in use by another server' in capsys.readouterr().err
+        assert [path.name for path in folder.glob('*.mar')] == [f'{LANDMARKS}.mar']
         connection = server_module.HTTPConnection('127.0.0.1', management)
         connection.request('GET', '/models')
         assert json.loads(connection.getresponse().read())['models'][0]['modelName'] == LANDMARKS
@@ -253,14 +259,14 @@ def test_serve_command_mends_itself_and_ends_without_orphans(artefacts, photos, 
         # Without the process that workers are forked from, none of them is replaced until that is.
         for each in (*workers, loader):
             each.kill()
-        assert answers_within(30, ('127.0.0.1', port), photos[0])
+        assert answers_within(120, ('127.0.0.1', port), photos[0])
         started = started_by(process)
         watching = [child for child in psutil.Process(process.pid).children() if child not in started]
         assert len(started) == 4 and len(watching) == 1
         process.terminate()
         _, error = process.communicate(timeout=30)
         assert process.returncode == 0, error
-        assert not any(map(runs, [*started, *watching]))
+        assert not any(map(runs, [*started, *watching])) and not folder.exists()
     finally:
         process.terminate()
         process.wait(30)
@@ -274,15 +280,15 @@ def test_nothing_survives_a_serve_command_that_was_killed(artefacts, tmp_path):
         assert lines[2] == f'In a browser: http://127.0.0.1:{page_port}/\n' and 'Ctrl-C' in lines[3]
         started = psutil.Process(process.pid).children(recursive=True)
         watching, = (each for each in started if each.name() == 'sh')
-        scratch = watching.cmdline()[-1]
-        assert len(started) == 4 and os.path.isdir(scratch)
+        folders = watching.cmdline()[-2:]
+        assert len(started) == 4 and all(map(os.path.isdir, folders))
     finally:
         process.kill()
         process.communicate(timeout=30)
     deadline = time.monotonic() + 30
-    while (any(map(runs, started)) or os.path.isdir(scratch)) and time.monotonic() < deadline:
+    while any(map(runs, started)) + any(map(os.path.isdir, folders)) and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert not any(map(runs, started)) and not os.path.isdir(scratch)
+    assert not any(map(runs, started)) and not any(map(os.path.isdir, folders))
 
 
 @pytest.mark.slow
@@ -300,14 +306,33 @@ def test_benchmark(artefacts, photos, tmp_path):
     assert all(int(rate) > 0 for *_, rate in rows)
 
 
+def test_what_is_in_the_run_folder_stays(artefacts, photos, tmp_path):
+    """Also an archive there that is served."""
+    run = tmp_path / 'run'
+    mar = archive(artefacts[1], run / 'models')
+    theirs = {path: f'of the user: {path}'.encode() for path in (
+        run / 'models' / 'epoch60' / 'best.params', run / 'config.properties', run / 'logs' / 'java.log', run / 'notes')}
+    for path, content in theirs.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    theirs[mar] = mar.read_bytes()
+    with Server([mar], run, port=server_module.free_port(), workers=1) as server:
+        assert post(server, LANDMARKS, photos[0])[0] == 200
+    with pytest.raises(InputError, match='does not exist'):
+        Server([run / 'none.mar'], run, port=server_module.free_port()).__enter__()
+    for path, content in theirs.items():
+        assert path.read_bytes().startswith(content)
+    assert {path.name for path in run.iterdir()} == {'models', 'config.properties', 'logs', 'notes', '.serve.lock'}
+
+
 def test_archives_of_version_0_1_are_served(tmp_path):
     """With the handler that is packed in them: the answers are those of then."""
     folder = Path(__file__).parents[1] / 'fixtures' / 'v0.1'
     answers = json.loads((folder / 'answers.json').read_text())
     for task, records in ('classification', 'shapes'), ('landmarks', 'faces'):
-        archive, = (folder / 'exported' / task).glob('*.mar')
+        mar, = (folder / 'exported' / task).glob('*.mar')
         picture = next(read_records(folder / 'records' / f'{records}.rec'))[1]
-        with Server([archive], tmp_path / task, port=server_module.free_port(), workers=1) as server:
+        with Server([mar], tmp_path / task, port=server_module.free_port(), workers=1) as server:
             status, answer = post(server, *server.models, picture)
         assert status == 200 and answer.keys() == answers[task].keys()
         if task == 'classification':

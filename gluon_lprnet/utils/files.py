@@ -1,0 +1,141 @@
+"""Files that are whole or not there, and folders that one process uses at a time.
+
+Everything that the package leaves for its user is written here: aside first, flushed to the disk, then renamed. What
+was there before stays until its successor is whole, and a full disk or a kill leaves no half of a file.
+"""
+import contextlib
+import fcntl
+import os
+import stat
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Union
+
+from .errors import InputError
+
+__all__ = ['folder_aside', 'lock', 'make_folder', 'publish', 'whole', 'write_errors', 'write_file']
+
+PathLike = Union[str, 'os.PathLike[str]']
+
+
+def write_file(path: PathLike, content: Union[str, bytes, Callable[[Path], object]]) -> None:
+    """Write a file, whole or not at all, and the folders above it that are missing.
+
+    Parameters
+    ----------
+    path : path
+        A link is followed; a device or a pipe is written to and stays what it is.
+    content : str, bytes or callable
+        Text, which is written as UTF-8; or a function of the path to write to, which has the same extension.
+
+    Raises
+    ------
+    InputError
+        If it cannot be written.
+    """
+    if isinstance(content, str):
+        content = content.encode(errors='surrogateescape')
+    with whole(path) as scratch:
+        if callable(content):
+            content(scratch)
+        else:
+            scratch.write_bytes(content)
+
+
+@contextlib.contextmanager
+def whole(path: PathLike) -> Iterator[Path]:
+    """As a context: a path to write a file or a folder at, which becomes ``path`` unless an error ends the block.
+
+    Raises
+    ------
+    InputError
+        For every OSError, also of the block.
+    """
+    with write_errors(path):
+        # Renaming would put a file in the place of a link or of a device.
+        target = Path(os.path.realpath(path))
+        if target.exists() and not (target.is_file() or target.is_dir()):
+            yield target
+            return
+        with folder_aside(target.parent, target.name) as folder:
+            yield folder / target.name
+            publish([folder / target.name], target.parent)
+
+
+@contextlib.contextmanager
+def folder_aside(parent: PathLike, name: str) -> Iterator[Path]:
+    """As a context: an empty folder in ``parent``, which is made if it is missing; removed at the end of the block."""
+    make_folder(parent)
+    with tempfile.TemporaryDirectory(prefix=f'.{name}.partial-', dir=parent) as folder:
+        yield Path(folder)
+
+
+def publish(files: Iterable[Path], folder: PathLike) -> list[Path]:
+    """Flush files (or folders of files) to the disk and move them into ``folder``, in this order; their new paths."""
+    files = list(files)
+    for file in files:
+        for path in [file, *file.rglob('*')]:
+            _flush(path)
+    targets = [Path(folder) / file.name for file in files]
+    for file, target in zip(files, targets):
+        os.replace(file, target)
+    _flush(Path(folder))
+    return targets
+
+
+def make_folder(path: PathLike) -> None:
+    """Make a folder and those above it, unless they are there.
+
+    Raises
+    ------
+    InputError
+        If that is not possible.
+    """
+    try:
+        os.makedirs(path, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise InputError(f'{error.filename} is not a folder: give another path.') from error
+    except OSError as error:
+        raise InputError(f'the folder {path} cannot be made: {error.strerror}.') from error
+
+
+@contextlib.contextmanager
+def write_errors(path: PathLike) -> Iterator[None]:
+    """Raise an InputError that names ``path`` for every OSError of the block."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            raise
+        raise InputError(f'{os.fspath(path)} cannot be written: {error.strerror or error}. Check the free space of the '
+                         'disk and the permissions of the folder.') from error
+
+
+@contextlib.contextmanager
+def lock(path: PathLike, in_use: str) -> Iterator[None]:
+    """Hold a lock file, which is made and left there, until the block or the process ends.
+
+    Raises
+    ------
+    InputError
+        With the text ``in_use`` if another process holds it; if it cannot be written.
+    """
+    with write_errors(path):
+        # Not truncated: it may be somebody's file.
+        file = open(path, 'a')
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(in_use) from error
+        yield
+
+
+def _flush(path):
+    if not stat.S_ISLNK(os.lstat(path).st_mode):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
