@@ -26,7 +26,7 @@ import mxnet as mx
 from mxnet.gluon import Block, Constant
 
 from .utils.errors import InputError
-from .utils.text import FORMATS, render_table
+from .utils.text import FORMATS, integer, render_table
 from .zoo import get_model
 
 __all__ = ['Complexity', 'Layer', 'count', 'render_table', 'FORMATS']
@@ -311,11 +311,11 @@ def add_commands(subparsers):
     parser.add_argument('network', metavar='NAME_OR_JSON',
                         help='a network of the zoo, such as lprnet_mobilenet_x1.0_r4, or a symbol file NAME.json')
     shape = parser.add_mutually_exclusive_group()
-    shape.add_argument('--input-size', type=int, default=224, metavar='PIXELS',
+    shape.add_argument('--input-size', type=integer, default=224, metavar='PIXELS',
                        help='height and width of one RGB image (default: %(default)s)')
     shape.add_argument('--input-shape', metavar='N,C,H,W', help='any other shape, for example 1,1,28,28')
     parser.add_argument('--input-name', default='data', help='input of a symbol file (default: %(default)s)')
-    parser.add_argument('--classes', type=int, default=1000,
+    parser.add_argument('--classes', type=integer, default=1000,
                         help='outputs of a network of the zoo (default: %(default)s)')
     parser.add_argument('--small-image', action='store_true',
                         help='a network of the zoo without its first two down-sampling steps')
@@ -330,7 +330,7 @@ def _run(args):
     shape = (1, 3, args.input_size, args.input_size)
     if args.input_shape:
         try:
-            shape = tuple(int(size) for size in args.input_shape.split(','))
+            shape = tuple(integer(size) for size in args.input_shape.split(','))
         except ValueError:
             raise InputError(f'--input-shape {args.input_shape}: give whole numbers separated by commas, such as '
                              '1,3,224,224.') from None

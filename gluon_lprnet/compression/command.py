@@ -19,8 +19,9 @@ from ..train import options
 from ..train.command import fit
 from ..train.loop import Experiment
 from ..utils.errors import InputError
+from ..utils.files import make_folder, write_file
 from ..utils.flags import non_negative_float, non_negative_int, positive_float, positive_int
-from ..utils.text import render_table
+from ..utils.text import integer, real, render_table
 from .latency import median_milliseconds
 from .network import compress, reestimate_statistics
 from .tuning import distill
@@ -36,7 +37,7 @@ def add_commands(commands):
     parser.add_argument('--out', required=True, metavar='DIR')
     parser.add_argument('-j', '--num-data-workers', type=positive_int, default=2)
     parser.add_argument('--batch-size', type=positive_int, default=64)
-    parser.add_argument('--seed', type=int, default=0, help='of the calibration images and of the tuning')
+    parser.add_argument('--seed', type=integer, default=0, help='of the calibration images and of the tuning')
 
     rank = parser.add_argument_group('rank').add_mutually_exclusive_group()
     rank.add_argument('--rank', type=_rank, action='append', metavar='[NAME=]RANK',
@@ -81,7 +82,7 @@ def add_commands(commands):
 
 def _budget(text):
     """A share of all multiply-adds as a float, their number as an int."""
-    value = float(text)
+    value = real(text)
     if not 0 < value < math.inf or value > 1 and value != int(value):
         raise argparse.ArgumentTypeError(f'{text!r} is neither a fraction up to 1 nor a number of multiply-adds')
     return int(value) if value > 1 else value
@@ -127,10 +128,7 @@ def _run(args):
     print(report.table())
     if not config.ranks:
         raise InputError('nothing was replaced, for the reasons above; nothing was written.')
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f'--out {out} cannot be written to: {error.strerror}.') from error
+    make_folder(out)
     validation = records['rec_val'] and validation_batches(records['rec_val'], description, args.batch_size,
                                                            args.num_data_workers)
     columns = {'original': _accuracy(original, validation), 'compressed': _accuracy(net, validation)}
@@ -196,7 +194,7 @@ def _write(net, description, out, report, columns, latencies, shape):
     image = mx.nd.array(np.random.default_rng(0).normal(0, 1, shape))
     expected = net(image).asnumpy()
     symbol = export_network(net, description, out)
-    (out / f'{description["model"]}-report.json').write_text(json.dumps({
+    write_file(out / f'{description["model"]}-report.json', json.dumps({
         'accuracy': columns, 'milliseconds': dict(zip(('original', 'compressed'), latencies)),
         **{when: {'params': complexity.params, 'multiply_adds': complexity.multiply_adds}
            for when, complexity in (('before', report.before), ('after', report.after))},

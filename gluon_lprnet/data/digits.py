@@ -5,6 +5,7 @@ import cv2
 import numpy as np
 
 from ..utils.errors import InputError
+from ..utils.files import write_file
 from .recordio import write_records
 
 SIDE = 32
@@ -42,9 +43,8 @@ def pack_digits(folder, seed=0):
     order = np.random.default_rng(seed).permutation(len(digits.target))
     samples = [(int(digits.target[index]), _png(digits.images[index])) for index in order]
     held_out = Path(folder) / 'held_out'
-    held_out.mkdir(parents=True, exist_ok=True)
     for number, (label, image) in enumerate(samples[:PICTURES]):
-        (held_out / f'{number}-is-a-{label}.png').write_bytes(image)
+        write_file(held_out / f'{number}-is-a-{label}.png', image)
     names = [str(name) for name in digits.target_names]
     counts = []
     for name, part in (('train', samples[VALIDATION_IMAGES:]), ('val', samples[:VALIDATION_IMAGES])):

@@ -15,7 +15,9 @@ import numpy as np
 from tqdm import tqdm
 
 from ..utils.errors import InputError
+from ..utils.files import write_file
 from ..utils.processes import default_workers, map_in_processes
+from ..utils.text import integer
 from .images import MAX_SIDE, ImageError, check_image_size, decode_image, rgb, turned_upright
 from .recordio import (
     HEADER,
@@ -70,7 +72,7 @@ class RecordSummary(NamedTuple):
 
 
 def check_records(rec_path, idx_path=None, num_classes=None, label_width=1, content=True, workers=None,
-                  progress=True):
+                  progress=True, write_index=False):
     """Check a ``.rec`` file of images, its index and its labels, without MXNet's native reader.
 
     The structure of every record, the index and the labels are always checked. The content is
@@ -97,6 +99,8 @@ def check_records(rec_path, idx_path=None, num_classes=None, label_width=1, cont
         needs the caller's main module to be importable (``if __name__ == '__main__':``).
     progress : bool
         Show progress bars where standard error is a terminal.
+    write_index : bool
+        If there is no index, write one, with the keys 0, 1, ..., once the structure was found to be sound.
 
     Returns
     -------
@@ -112,15 +116,20 @@ def check_records(rec_path, idx_path=None, num_classes=None, label_width=1, cont
     own_idx_path = beside(rec_path, '.idx')
     idx_path = own_idx_path if idx_path is None else os.fspath(idx_path)
     if label_width < 1:
-        raise InputError(f'--label-width is {label_width}: it must be 1 or more.')
+        raise InputError(f'`label_width` is {label_width}: it must be 1 or more.')
     if num_classes is not None and (num_classes < 1 or label_width != 1):
-        raise InputError(f'--num-classes is {num_classes} with --label-width {label_width}: '
+        raise InputError(f'`num_classes` is {num_classes} with `label_width` {label_width}: '
                          'it must be 1 or more, and needs a label width of 1.')
     size = size_of(rec_path)
-    size_of(idx_path, 'every .rec needs its .idx: copy it too, or pack the images again')
+    write_index = write_index and not os.path.lexists(idx_path)
+    if not write_index:
+        size_of(idx_path, 'every .rec needs its .idx: copy it too, or have "check" write it anew with `write_index`')
     try:
         with open(rec_path, 'rb') as file:
             offsets, labels = _scan(file.fileno(), rec_path, size, label_width, progress)
+        if write_index:
+            # As MXNet's tools/rec2idx.py numbers records, and as they were packed here.
+            write_file(idx_path, ''.join(f'{key}\t{offset}\n' for key, offset in enumerate(offsets)))
         keys = _check_index(idx_path, rec_path, offsets)
         _check_labels(rec_path, keys, labels, num_classes)
         verified = 'not verified'
@@ -201,7 +210,7 @@ def _scan(fd, rec_path, size, label_width, progress):
                 raise damaged(rec_path, len(offsets), offset, damage) from None
             if max(flag, 1) != label_width:
                 raise InputError(f'{rec_path}: record {len(offsets)} (counted from 0, at byte {offset}) has '
-                                 f'{max(flag, 1)} label(s), not {label_width}: give --label-width '
+                                 f'{max(flag, 1)} label(s), not {label_width}: give `label_width` '
                                  f'{max(flag, 1)}, or another file.')
             labels.append(head[HEADER.size:wanted] if flag else head[4:8])
             offsets.append(offset)
@@ -218,7 +227,7 @@ def _check_index(idx_path, rec_path, offsets):
     with open(idx_path, 'rb') as file:
         for number, line in enumerate(file, 1):
             try:
-                key, offset = map(int, line.split())
+                key, offset = map(integer, line.split())
             except ValueError:
                 raise InputError(f'{idx_path}: line {number} is not "key<TAB>byte offset", two integers: '
                                  f'{line[:60]!r}. Copy or pack the file again.') from None
@@ -258,8 +267,8 @@ def _check_labels(rec_path, keys, labels, num_classes):
         reason = 'but a class is an integer from 0. Pack the images again with the right labels'
         if not faulty.any() and num_classes is not None:
             faulty = classes >= num_classes
-            reason = (f'but --num-classes is {num_classes}, so that labels run from 0 to {num_classes - 1}. '
-                      f'Give --num-classes {int(classes.max()) + 1} or more, or another file')
+            reason = (f'but `num_classes` is {num_classes}, so that labels run from 0 to {num_classes - 1}. '
+                      f'Give `num_classes` {int(classes.max()) + 1} or more, or another file')
     if faulty.any():
         number = np.flatnonzero(faulty)[0]
         label = labels[number]
@@ -309,7 +318,7 @@ def _check_images(fault_of, rec_path, offsets, keys, workers, progress):
         # The bytes tell the work, as images may be of 1 KB or of 100.
         workers = default_workers(os.path.getsize(rec_path) // _BYTES_OF_A_PHOTO)
     if workers < 1:
-        raise InputError(f'--workers is {workers}: it must be 1 or more.')
+        raise InputError(f'`workers` is {workers}: it must be 1 or more.')
     tasks = ((fault_of, rec_path, first, offsets[first:first + _IMAGES_PER_TASK])
              for first in range(0, len(offsets), _IMAGES_PER_TASK))
     faults = []
@@ -371,15 +380,17 @@ def add_commands(subparsers):
                     'wrote, or by decoding every image).')
     parser.add_argument('rec', metavar='REC', help='the .rec file')
     parser.add_argument('--idx', help='its index (default: the same path with .idx)')
-    parser.add_argument('--num-classes', type=int, metavar='N', help='labels must be below N')
-    parser.add_argument('--label-width', type=int, default=1, metavar='W',
+    parser.add_argument('--num-classes', type=integer, metavar='N', help='labels must be below N')
+    parser.add_argument('--label-width', type=integer, default=1, metavar='W',
                         help='numbers in each label (default: 1, a class)')
-    parser.add_argument('--workers', type=int, help='processes that decode (default: as many as CPUs)')
+    parser.add_argument('--workers', type=integer, help='processes that decode (default: as many as CPUs)')
+    parser.add_argument('--write-index', action='store_true', help='write the index if there is none')
     parser.set_defaults(run=_run_check)
 
 
 def _run_check(args):
-    summary = check_records(args.rec, args.idx, args.num_classes, args.label_width, workers=args.workers)
+    summary = check_records(args.rec, args.idx, args.num_classes, args.label_width, workers=args.workers,
+                            write_index=args.write_index)
     print(f'{summary.path}: {summary.count} records, {summary.size / 1e6:.1f} MB, sound')
     if summary.label_width == 1:
         counts = summary.class_counts.values()

@@ -7,7 +7,7 @@
 - ``PREFIX.json``: the manifest, with what was done, what was skipped, and the size and CRC-32 of the
   other two, by which ``check`` and training find any later damage.
 
-They appear only when complete: everything is written in a folder ``PREFIX.partial-*`` first, which
+They appear only when complete: everything is written in a folder ``.PREFIX.partial-*`` first, which
 is removed on any error, on Ctrl-C and on SIGTERM.
 """
 import itertools
@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from ..utils.errors import InputError
 from ..utils.processes import default_workers, map_in_processes
-from ..utils.text import listing
+from ..utils.text import integer, listing
 from .images import MAX_SIDE, decode_image, encode_jpeg, is_turned, read_file, resize, rgb, turned_upright
 from .recordio import check_prefix, write_records
 from .sources import read_source
@@ -76,7 +76,7 @@ def pack_images(source, prefix, resize=480, quality=95, workers=None, skip_bad=F
           not used. With several labels on each line, they may be any numbers.
         - any other file: a text list, lines ``path label``.
     prefix : str or os.PathLike
-        Where to write: ``data/train`` gives ``data/train.rec`` and so on. The folder must exist.
+        Where to write: ``data/train`` gives ``data/train.rec`` and so on. The folder is made if it is missing.
     resize : int
         Length of the shorter side in pixels: 480 for training and 256 for validation on ImageNet;
         smaller photos stay as they are. 0 keeps every size.
@@ -107,12 +107,12 @@ def pack_images(source, prefix, resize=480, quality=95, workers=None, skip_bad=F
     Raises
     ------
     InputError
-        A flag, the source, or (without `skip_bad`) any image is at fault; all damaged images are
+        A parameter, the source, or (without `skip_bad`) any image is at fault; all damaged images are
         named. Nothing is left at `prefix`.
     """
     check_prefix(prefix, overwrite)
-    check_ranges(('--resize', resize, 0, 65500), ('--quality', quality, 1, 100), ('--workers', workers, 1, 1024),
-                 ('--seed', seed, 0, 2**32 - 1))
+    check_ranges(resize=(resize, 0, 65500), quality=(quality, 1, 100), workers=(workers, 1, 1024),
+                 seed=(seed, 0, 2**32 - 1))
     source = read_source(os.fspath(source), root)
     order = np.arange(len(source.paths))
     if shuffle:
@@ -134,7 +134,7 @@ def pack_images(source, prefix, resize=480, quality=95, workers=None, skip_bad=F
         if skipped and not skip_bad:
             raise InputError(f'{len(skipped)} of {len(order)} images in {source.root} cannot be packed:\n'
                              f'{listing([f"{path} {reason}" for path, reason in skipped])}\n'
-                             'Mend or remove them, or give --skip-bad to leave them out. '
+                             'Mend or remove them, or give `skip_bad` to leave them out. '
                              'Nothing was written.')
 
     details = {'resize': resize, 'quality': quality, 'shuffle': shuffle, 'seed': seed if shuffle else None,
@@ -143,11 +143,11 @@ def pack_images(source, prefix, resize=480, quality=95, workers=None, skip_bad=F
     return PackSummary(rec_path, count, size, source.classes, skipped, source.ignored)
 
 
-def check_ranges(*ranges):
-    """Raise InputError unless each (flag, value, lowest, highest) holds, or its value is None."""
-    for flag, value, low, high in ranges:
+def check_ranges(**ranges):
+    """Raise InputError unless each parameter's (value, lowest, highest) holds, or its value is None."""
+    for parameter, (value, low, high) in ranges.items():
         if value is not None and not low <= value <= high:
-            raise InputError(f'{flag} is {value}: it must be from {low} to {high}.')
+            raise InputError(f'`{parameter}` is {value}: it must be from {low} to {high}.')
 
 
 def _convert_files(task):
@@ -189,7 +189,7 @@ def add_pack_kind(kinds):
                              'MXNet list (*.lst), or a text list with lines "path label"')
     parser.add_argument('--root',
                         help='the folder that a list\'s paths start from (default: the list\'s own)')
-    parser.add_argument('--resize', type=int, default=480, metavar='N',
+    parser.add_argument('--resize', type=integer, default=480, metavar='N',
                         help='shrink photos so that the SHORTER side has N pixels (ImageNet: 480 for '
                              'training, 256 for validation); smaller photos are kept as they are, never '
                              'enlarged; 0 keeps every size (default: %(default)s)')
@@ -201,9 +201,9 @@ def add_output_flags(parser):
     """Add the flags that all kinds of ``pack`` share: where and how records are written."""
     parser.add_argument('--out', required=True, metavar='PREFIX',
                         help='the beginning of the written files\' names')
-    parser.add_argument('--quality', type=int, default=95,
+    parser.add_argument('--quality', type=integer, default=95,
                         help='JPEG quality of those encoded, 1 to 100 (default: %(default)s)')
-    parser.add_argument('--workers', type=int,
+    parser.add_argument('--workers', type=integer,
                         help='processes (default: as many as CPUs, fewer for few images)')
     parser.add_argument('--skip-bad', action='store_true',
                         help='leave out missing and damaged images, and list them in the manifest, '
@@ -212,8 +212,9 @@ def add_output_flags(parser):
                         help='keep the order of the source')
     parser.add_argument('--shuffle', action='store_true', default=True,
                         help='write the images in random order (default)')
-    parser.add_argument('--seed', type=int, default=0, help='of the random order (default: %(default)s)')
+    parser.add_argument('--seed', type=integer, default=0, help='of the random order (default: %(default)s)')
     parser.add_argument('--overwrite', action='store_true', help='replace existing files')
+    parser.set_defaults(flags={'prefix': '--out'})
 
 
 def _run_images(args):

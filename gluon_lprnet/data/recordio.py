@@ -13,15 +13,16 @@ import json
 import math
 import os
 import struct
-import tempfile
 import warnings
 import zlib
+from pathlib import Path
 
 import mxnet as mx
 import numpy as np
 from tqdm import tqdm
 
 from ..utils.errors import InputError
+from ..utils.files import folder_aside, make_folder, publish
 from ..utils.signals import exit_on_sigterm
 
 _MAGIC = 0xced7230a
@@ -29,6 +30,8 @@ _MAGIC_BYTES = struct.pack('<I', _MAGIC)
 _PART = struct.Struct('<II')
 HEADER = struct.Struct('<IfQQ')
 _WHOLE, _FIRST, _MIDDLE, _LAST = range(4)
+# Of float32: up to it, every integer has a number of its own.
+_LARGEST_CLASS = 2**24
 MANIFEST_FORMAT = 'gluon_lprnet records'
 MANIFEST_VERSION = 1
 
@@ -82,11 +85,15 @@ def label_fault(label):
     str or None
         None for a sound label.
     """
-    label = np.asarray(label, dtype=np.float32)
+    label = np.asarray(label, dtype=np.float64).ravel()
     if not np.isfinite(label).all():
         return 'it is not finite'
     if label.size == 1 and (label.item() < 0 or label.item() != math.floor(label.item())):
         return 'a class must be an integer from 0'
+    # Other numbers are measurements, which may be rounded.
+    integers = label[label == np.floor(label)]
+    if (integers > _LARGEST_CLASS if label.size == 1 else integers != integers.astype(np.float32)).any():
+        return f'labels are stored as float32, which does not hold every integer above {_LARGEST_CLASS:,}'
     return None
 
 
@@ -179,7 +186,7 @@ def write_records(prefix, samples, classes=None, details=None, overwrite=False, 
     Parameters
     ----------
     prefix : str or os.PathLike
-        Where to write: ``data/train`` gives ``data/train.rec`` and so on. The folder must exist.
+        Where to write: ``data/train`` gives ``data/train.rec`` and so on. The folder is made if it is missing.
     samples : iterable of (label, image)
         `label` is a class (an integer from 0) or a 1-D array of finite numbers, of one length
         throughout; `image` (bytes) is an encoded image that decodes: the later check relies on it.
@@ -211,14 +218,17 @@ def write_records(prefix, samples, classes=None, details=None, overwrite=False, 
     for name in classes or ():
         if '\n' in name:
             raise InputError(f'The class {name!r} has a line break in its name: rename it.')
-    with exit_on_sigterm(), folder_aside(prefix) as aside:
-        part = os.path.join(aside, os.path.basename(prefix))
+    folder, name = os.path.split(prefix)
+    with exit_on_sigterm(), contextlib.ExitStack() as stack:
+        with disk_errors(prefix):
+            aside = stack.enter_context(folder_aside(folder or '.', name))
+        part = str(aside / name)
         count, label_width, size = _write_rec(part, prefix, samples)
         with disk_errors(prefix):
-            written = os.path.getsize(f'{part}.rec')
+            length = os.path.getsize(f'{part}.rec')
             # MXNet does not notice when the last buffered bytes cannot be written.
-            if written != size:
-                raise InputError(f'{prefix}.rec: only {written} of {size} bytes could be written: the '
+            if length != size:
+                raise InputError(f'{prefix}.rec: only {length} of {size} bytes could be written: the '
                                  'disk is full. Make room and pack again.')
             if classes is not None:
                 # A folder's name need not be valid UTF-8.
@@ -232,22 +242,14 @@ def write_records(prefix, samples, classes=None, details=None, overwrite=False, 
                 manifest[kind] = {'bytes': os.path.getsize(path), 'crc32': file_crc32(path, progress)}
             with open(f'{part}.json', 'w', encoding='utf-8') as file:
                 json.dump(manifest, file, indent=1)
-            _publish(part, prefix)
+            # An older manifest goes first and the new one comes last: none ever stands beside a .rec that
+            # it does not describe. An older file of classes may have no successor.
+            for extension in ('.json', '.classes.txt'):
+                with contextlib.suppress(FileNotFoundError):
+                    os.remove(prefix + extension)
+            written = (Path(part + extension) for extension in _EXTENSIONS)
+            publish([path for path in written if path.exists()], folder or '.')
     return f'{prefix}.rec', count, size
-
-
-def _publish(part, prefix):
-    parts = [extension for extension in _EXTENSIONS if os.path.exists(part + extension)]
-    for extension in parts:
-        with open(part + extension, 'rb') as file:
-            os.fsync(file.fileno())
-    # An older manifest goes first and the new one comes last: none ever stands beside a .rec that
-    # it does not describe. An older file of classes may have no successor.
-    for extension in ('.json', '.classes.txt'):
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(prefix + extension)
-    for extension in parts:
-        os.replace(part + extension, prefix + extension)
 
 
 def _write_rec(part, prefix, samples):
@@ -293,25 +295,19 @@ def disk_errors(prefix):
                          'disk\'s free space and the folder\'s permissions.') from error
 
 
-def folder_aside(prefix):
-    folder, name = os.path.split(prefix)
-    with disk_errors(prefix):
-        return tempfile.TemporaryDirectory(prefix=f'{name}.partial-', dir=folder or '.')
-
-
 def check_prefix(prefix, overwrite):
     """The prefix as str, if files can be written there; otherwise raises InputError."""
     prefix = os.fspath(prefix)
     folder, name = os.path.split(prefix)
     if not name or os.path.isdir(prefix):
-        raise InputError(f'--out {prefix} is a folder: add the beginning of the files\' names, for example '
+        raise InputError(f'`prefix` {prefix} is a folder: add the beginning of the files\' names, for example '
                          f'{os.path.join(prefix, "train")}.')
     if name.endswith('.rec'):
-        raise InputError(f'--out {prefix} is the beginning of several names: leave ".rec" away.')
-    if not os.path.isdir(folder or '.'):
-        raise InputError(f'--out {prefix}: the folder {folder} does not exist. Make it first.')
+        raise InputError(f'`prefix` {prefix} is the beginning of several names: omit the .rec suffix.')
+    # Before any work is done.
+    make_folder(folder or '.')
     existing = [prefix + extension for extension in _EXTENSIONS
                 if os.path.lexists(prefix + extension)]
     if existing and not overwrite:
-        raise InputError(f'{", ".join(existing)} exist(s) already: give --overwrite, or another --out.')
+        raise InputError(f'{", ".join(existing)} exist(s) already: give `overwrite`, or another `prefix`.')
     return prefix

@@ -1,10 +1,13 @@
 """The pictures and labels that ``pack images`` packs: class folders, MXNet lists, text lists."""
+import codecs
 import os
+from pathlib import PurePath
 from typing import NamedTuple, Optional
 
 import numpy as np
 
 from ..utils.errors import InputError
+from ..utils.text import integer, real
 from .images import is_image_file
 from .recordio import label_fault
 
@@ -26,7 +29,7 @@ def read_source(source, root):
         if not os.path.isdir(source):
             return _read_list(source, os.path.dirname(source) if root is None else os.fspath(root))
         if root is not None:
-            raise InputError(f'--root is for a list, and {source} is a folder: leave it away.')
+            raise InputError(f'`root` is for a list, and {source} is a folder: omit it.')
         return _read_folder(source)
     except OSError as error:
         raise InputError(f'{error.filename or source} cannot be read: {error.strerror or error}.') from error
@@ -69,40 +72,68 @@ def _read_folder(folder):
 
 def _read_list(path, root):
     if not os.path.isdir(root or '.'):
-        raise InputError(f'--root {root} is not a folder: name the one that the paths of {path} start from.')
+        raise InputError(f'`root` {root} is not a folder: name the one that the paths of {path} start from.')
     parse = _parse_lst_line if path.endswith('.lst') else _parse_text_line
-    lines_of, labels = {}, []
-    # Paths may be of any bytes; a byte order mark is an editor's.
-    with open(path, encoding='utf-8-sig', errors='surrogateescape') as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                image, label = parse(line.rstrip('\r\n'))
-                if np.size(label) == 1:
-                    label = float(np.asarray(label).item())
-                fault = label_fault(label)
-                if fault:
-                    raise ValueError(f'the label is {label}: {fault}')
-                if labels and np.size(label) != np.size(labels[0]):
-                    raise ValueError(f'it has {np.size(label)} label(s), the lines before it '
-                                     f'{np.size(labels[0])}')
-                if image in lines_of:
-                    raise ValueError(f'{image} is on line {lines_of[image]} too')
-            except ValueError as error:
-                raise InputError(f'{path}: line {number}: {error}. Mend the line.') from None
-            lines_of[image] = number
-            labels.append(label)
+    images, lines_of, labels = [], {}, []
+    for line_number, line in enumerate(_lines(path), 1):
+        if not line.strip():
+            continue
+        try:
+            image, label = parse(line)
+            if np.size(label) == 1:
+                label = float(np.asarray(label).item())
+            fault = label_fault(label)
+            if fault:
+                raise ValueError(f'the label is {label}: {fault}')
+            if labels and np.size(label) != np.size(labels[0]):
+                raise ValueError(f'it has {np.size(label)} label(s), the lines before it '
+                                 f'{np.size(labels[0])}')
+            image = _as_here(image, root)
+            # Without './' and '//'.
+            same = str(PurePath(image))
+            if same in lines_of:
+                raise ValueError(f'{image} is on line {lines_of[same]} too')
+        except ValueError as error:
+            raise InputError(f'{path}: line {line_number}: {error}. Mend the line.') from None
+        lines_of[same] = line_number
+        images.append(image)
+        labels.append(label)
     if not labels:
         raise InputError(f'{path} lists no images.')
-    return _Source(root, list(lines_of), labels, None, [])
+    return _Source(root, images, labels, None, [])
+
+
+def _lines(path):
+    """The lines of a text in UTF-8, or in the UTF-16 that Windows' PowerShell writes, without their ends."""
+    with open(path, 'rb') as file:
+        start = file.read(2)
+    is_utf_16 = start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+    # Paths may be of any bytes; a byte order mark is an editor's.
+    encoding, errors = ('utf-16', 'strict') if is_utf_16 else ('utf-8-sig', 'surrogateescape')
+    try:
+        with open(path, encoding=encoding, errors=errors) as file:
+            for line in file:
+                if '\0' in line:
+                    raise ValueError
+                yield line.rstrip('\r\n')
+    except ValueError:
+        raise InputError(f'{path} is not a text in UTF-8 or UTF-16: save it as UTF-8.') from None
+
+
+def _as_here(image, root):
+    """The path of a list in the form of this system."""
+    if os.path.lexists(os.path.join(root, image)):
+        return image
+    if image.endswith(','):
+        raise ValueError('a comma stands between path and label: write "path label", with a space or a tab')
+    return image.replace('\\', os.sep)
 
 
 def _parse_lst_line(line):
     fields = line.split('\t')
     try:
-        int(fields[0])
-        labels = np.array(fields[1:-1], dtype=np.float32)
+        integer(fields[0])
+        labels = np.array([real(field) for field in fields[1:-1]])
     except ValueError:
         labels = np.zeros(0)
     if not labels.size or not fields[-1].strip():
@@ -113,6 +144,6 @@ def _parse_lst_line(line):
 def _parse_text_line(line):
     fields = line.rsplit(None, 1)
     try:
-        return fields[0].strip(), float(fields[1])
+        return fields[0].strip(), real(fields[1])
     except (ValueError, IndexError):
         raise ValueError(f'{line[:100]!r} is not "path label" (an MXNet list must be named *.lst)') from None

@@ -11,7 +11,6 @@ import hashlib
 import os
 import shlex
 import subprocess
-import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +20,7 @@ import numpy as np
 
 from ..graph import SymbolGraph, attributes
 from ..utils.errors import InputError
+from ..utils.files import whole
 
 __all__ = ['build_library', 'load_library', 'with_operators']
 
@@ -57,12 +57,9 @@ def build_library():
         folder = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'gluon_lprnet'
         library = folder / f'operators-{digest}.so'
         if not library.exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=folder) as scratch:
-                built = Path(scratch) / library.name
+            with whole(library) as built:
                 subprocess.run([*compiler, *FLAGS, f'-I{mxnet / "include"}', *map(str, sources), '-o', str(built)],
                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=True)
-                os.replace(built, library)
     except subprocess.CalledProcessError as error:
         raise InputError(f'{shlex.join(compiler)} cannot compile the operator library:\n'
                          f'{(error.stdout or b"").decode(errors="replace")[-2000:]}') from error

@@ -1,5 +1,6 @@
 """Figures of a landmark evaluation: CED (Figure 4), faces (Figure 5), error by yaw; each with its numbers as CSV."""
 import csv
+import io
 import math
 import re
 from pathlib import Path
@@ -8,6 +9,7 @@ import numpy as np
 
 from ..data.faces.landmarks import landmark_box
 from ..data.faces.records import read_face_records
+from ..utils.files import write_file
 from .landmarks import MEAN_FACE, ced
 
 _FACES = 24
@@ -112,10 +114,8 @@ def draw_all(results, recs, folder, seed=0):
     seed : int
         For the choice of random faces, which is the same for every network.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     for name, networks in results.items():
-        prefix = folder / _file_name(name)
+        prefix = Path(folder) / _file_name(name)
         draw_ced(networks, f'{prefix}-ced', name)
         first = next(iter(networks.values()))
         if not np.isnan(first.yaw).all():
@@ -169,17 +169,18 @@ def _save(figure, path, legend=False):
         handles, labels = figure.axes[0].get_legend_handles_labels()
         figure.set_figheight(figure.get_figheight() + 0.2 * len(labels))
         figure.legend(handles, labels, loc='outside lower center', fontsize='small')
-    figure.savefig(f'{path}.png', dpi=150)
+    write_file(f'{path}.png', lambda scratch: figure.savefig(scratch, dpi=150))
     # Without date and random ids, so that equal numbers give equal files.
     with rc_context({'svg.hashsalt': 'gluon_lprnet'}):
-        figure.savefig(f'{path}.svg', dpi=150, metadata={'Date': None})
+        write_file(f'{path}.svg', lambda scratch: figure.savefig(scratch, dpi=150, metadata={'Date': None}))
 
 
 def _write_csv(path, columns, rows):
-    with open(f'{path}.csv', 'w', newline='', encoding='utf-8') as file:
-        writer = csv.writer(file)
-        writer.writerow(columns)
-        writer.writerows(rows)
+    text = io.StringIO(newline='')
+    writer = csv.writer(text)
+    writer.writerow(columns)
+    writer.writerows(rows)
+    write_file(f'{path}.csv', text.getvalue())
 
 
 def _file_name(label):

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 from ..data.integrity import check_records
 from ..utils.errors import InputError
+from ..utils.files import write_file
 from ..utils.flags import non_negative_int, positive_float, positive_int
 from ..utils.text import render_table
 from .grid import Grid, Row, mean_and_deviation
@@ -143,7 +144,7 @@ def draw(experiment, results, path):
     axis.set_ylabel('top-1 (%), mean and range over the seeds')
     axis.grid(alpha=0.3)
     axis.legend()
-    figure.savefig(path, dpi=110)
+    write_file(path, lambda scratch: figure.savefig(scratch, dpi=110))
 
 
 def add_commands(commands):

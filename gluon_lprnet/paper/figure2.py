@@ -6,7 +6,6 @@ the modules then put out on the validation images is compared, pair by pair.
 """
 import json
 import math
-import tempfile
 from pathlib import Path
 
 import mxnet as mx
@@ -25,6 +24,7 @@ from ..train import options
 from ..train.command import fit
 from ..train.loop import Experiment
 from ..utils.errors import InputError
+from ..utils.files import folder_aside, write_file
 from ..utils.flags import non_negative_int, positive_float, positive_int
 from ..utils.text import render_table
 
@@ -179,7 +179,7 @@ def draw(names, errors, by_channel, path):
         axis.set_title(f'{names[first]} and\n{names[second]}: {errors[first, second]:.4f}', fontsize='small')
     maps.suptitle('by channel, row by row', fontsize='medium')
     figure.colorbar(picture, ax=matrix.axes, shrink=0.6, location='bottom')
-    figure.savefig(path, dpi=110)
+    write_file(path, lambda scratch: figure.savefig(scratch, dpi=110))
 
 
 def add_commands(commands):
@@ -214,16 +214,11 @@ def _run(args):
         batches[subset] = validation_batches(records, description, args.batch_size, args.num_data_workers)
     accuracy = evaluate_classification(net, batches['val'], mx.cpu())['top1']
     print(f'original: top-1 {accuracy:.4f}')
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        scratch = tempfile.TemporaryDirectory(dir=out, prefix='.features-')
-    except OSError as error:
-        raise InputError(f'--out {out} cannot be written to: {error.strerror}.') from error
-    with scratch as folder:
+    with folder_aside(out, 'features') as folder:
         before.hybridize()
-        inputs = {subset: Features(before, batches[subset], Path(folder) / f'{subset}.npy') for subset in batches}
-        outputs = {ORIGINAL: Features(original, inputs['val'], Path(folder) / 'original.npy').data}
-        target = Features(original, inputs['train'], Path(folder) / 'target.npy') if args.match_features else None
+        inputs = {subset: Features(before, batches[subset], folder / f'{subset}.npy') for subset in batches}
+        outputs = {ORIGINAL: Features(original, inputs['val'], folder / 'original.npy').data}
+        target = Features(original, inputs['train'], folder / 'target.npy') if args.match_features else None
         accuracies = {ORIGINAL: accuracy}
         for name, make in MODULES.items():
             module = make(channels)
@@ -231,12 +226,12 @@ def _run(args):
                             lambda metrics, _: accuracies.update({name: metrics['top1']}))
             if status:
                 return status
-            outputs[name] = Features(module, inputs['val'], Path(folder) / f'{name}.npy').data
+            outputs[name] = Features(module, inputs['val'], folder / f'{name}.npy').data
         errors, by_channel = mean_squared_errors(list(outputs.values()))
         square = float(np.mean(np.square(outputs[ORIGINAL], dtype='float64')))
     names = list(outputs)
     draw(names, errors, by_channel, out / 'figure2.png')
-    (out / 'figure2.json').write_text(json.dumps(
+    write_file(out / 'figure2.json', json.dumps(
         {'top1': accuracies, 'mean_square_of_original': square, 'mse': {
             one: {other: errors[i, j] for j, other in enumerate(names)} for i, one in enumerate(names)}}, indent=1))
     print(render_table(('', 'top-1', *(f'MSE to {name}' for name in names)),

@@ -8,7 +8,7 @@ from typing import Callable, NamedTuple, Optional, Union
 from ..blocks import DSC, LPR, InvertedResidual, SConv, ShuffleNetV2Unit
 from ..complexity import Complexity, count
 from ..utils.errors import InputError
-from ..utils.text import FORMATS, render_table
+from ..utils.text import FORMATS, integer, render_table
 from ..zoo import get_model
 from ..zoo.shufflenetv2 import CHANNELS as SHUFFLENETV2_CHANNELS
 
@@ -273,7 +273,7 @@ def add_commands(subparsers):
     parser = subparsers.add_parser(
         'tables', help="the paper's Tables 2, 3 and 5, printed beside counted",
         description="Print the paper's tables of multiply-adds and parameters beside what is counted here.")
-    parser.add_argument('numbers', nargs='*', type=int, metavar='NUMBER', default=list(TABLE_NUMBERS),
+    parser.add_argument('numbers', nargs='*', type=integer, metavar='NUMBER', default=list(TABLE_NUMBERS),
                         help=f'of {", ".join(map(str, TABLE_NUMBERS))} (default: all)')
     parser.add_argument('--format', choices=FORMATS, default='text')
     parser.set_defaults(run=_run)

@@ -107,7 +107,8 @@ class Server:
         package = importlib.util.find_spec('mms')
         if package is None:
             raise InputError('the server is not installed: pip install gluon_lprnet[serving].')
-        make_folder(self.run_dir / 'logs')
+        for folder in (self.run_dir, self.run_dir / 'logs'):
+            make_folder(folder)
         self._lock.enter_context(lock(self.run_dir / '.serve.lock', f'`run_dir` {self.run_dir} is in use by another '
                                       'server: give another folder.'))
         try:
@@ -403,7 +404,8 @@ def _run(args):
             print(f'{server.url(model)}\n  curl -F data=@photo.jpg {server.url(model)}')
         if server.page_url:
             print(f'In a browser: {server.page_url}')
-        print(f'Workers of each: {server.workers}. Logs: {server.run_dir / "logs"}. Ctrl-C stops the server.', flush=True)
+        print(f'Workers of each: {server.workers}. Logs: {server.run_dir / "logs"}. Ctrl-C stops the server.',
+              flush=True)
         try:
             server.wait()
         except (KeyboardInterrupt, SystemExit):

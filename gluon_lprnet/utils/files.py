@@ -6,7 +6,6 @@ was there before stays until its successor is whole, and a full disk or a kill l
 import contextlib
 import fcntl
 import os
-import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -75,8 +74,10 @@ def publish(files: Iterable[Path], folder: PathLike) -> list[Path]:
     """Flush files (or folders of files) to the disk and move them into ``folder``, in this order; their new paths."""
     files = list(files)
     for file in files:
-        for path in [file, *file.rglob('*')]:
-            _flush(path)
+        if file.is_dir():
+            os.sync()
+        else:
+            _flush(file)
     targets = [Path(folder) / file.name for file in files]
     for file, target in zip(files, targets):
         os.replace(file, target)
@@ -133,9 +134,8 @@ def lock(path: PathLike, in_use: str) -> Iterator[None]:
 
 
 def _flush(path):
-    if not stat.S_ISLNK(os.lstat(path).st_mode):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

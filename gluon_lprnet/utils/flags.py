@@ -2,21 +2,23 @@
 import argparse
 import math
 
+from .text import integer, real
+
 
 def positive_int(text):
-    return _at_least(int(text), 1, 'positive whole number')
+    return _at_least(integer(text), 1, 'positive whole number')
 
 
 def non_negative_int(text):
-    return _at_least(int(text), 0, 'whole number of at least 0')
+    return _at_least(integer(text), 0, 'whole number of at least 0')
 
 
 def non_negative_float(text):
-    return _at_least(float(text), 0.0, 'finite number of at least 0')
+    return _at_least(real(text), 0.0, 'finite number of at least 0')
 
 
 def positive_float(text):
-    return _at_least(float(text), math.ulp(0.0), 'positive finite number')
+    return _at_least(real(text), math.ulp(0.0), 'positive finite number')
 
 
 def fraction(text):

@@ -1,4 +1,4 @@
-"""What a process does on a signal: SIGTERM and SIGHUP end it as Ctrl-C does, after it has cleaned up."""
+"""How a process reacts to signals: SIGTERM and SIGHUP end it as Ctrl-C does, after it has cleaned up."""
 import contextlib
 import signal
 import sys
@@ -7,7 +7,7 @@ import threading
 
 @contextlib.contextmanager
 def exit_on_sigterm():
-    """Let SIGTERM and SIGHUP raise SystemExit (status 128 + signal), so that what is done is kept and the rest removed.
+    """Make SIGTERM and SIGHUP raise SystemExit (128 + signal), so that what is done is kept and the rest removed.
 
     A SIGHUP that is ignored, as under ``nohup``, stays so.
     """

@@ -1,4 +1,4 @@
-"""Tables and lists for the console."""
+"""Tables and lists for the console; numbers that the user wrote."""
 from tabulate import tabulate
 
 _NAMES_SHOWN = 100
@@ -21,3 +21,19 @@ def render_table(columns, rows, format):
                  for column in range(len(columns))]
     return tabulate(cells, columns, {'text': 'simple', 'markdown': 'pipe'}[format],
                     disable_numparse=True, colalign=alignment)
+
+
+def integer(text):
+    """The int that a str or bytes of the user says; ValueError for what Python alone reads as one, such as ``1_0``."""
+    return int(_plain(text))
+
+
+def real(text):
+    """The float that a str or bytes of the user says, likewise."""
+    return float(_plain(text))
+
+
+def _plain(text):
+    if not text.isascii() or ('_' if isinstance(text, str) else b'_') in text:
+        raise ValueError(f'{text!r} is not a number')
+    return text

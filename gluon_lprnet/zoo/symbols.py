@@ -8,6 +8,7 @@ import os
 import mxnet as mx
 
 from ..utils.errors import InputError
+from ..utils.files import write_file
 from .registry import get_model, list_models
 
 __all__ = ['build', 'symbol_json', 'differences', 'write']
@@ -52,13 +53,8 @@ def write(folder):
     InputError
         If ``folder`` cannot be written to.
     """
-    try:
-        os.makedirs(folder, exist_ok=True)
-        for name in list_models():
-            with open(_path(folder, name), 'w', encoding='utf-8', newline='\n') as file:
-                file.write(symbol_json(name))
-    except OSError as error:
-        raise InputError(f'{folder} cannot be written to: {error.strerror}.') from error
+    for name in list_models():
+        write_file(_path(folder, name), symbol_json(name))
     return list_models()
 
 

@@ -94,8 +94,8 @@ def test_landmark_records_are_read_and_checked(tmp_path):
     assert [image for _, image in read_records(path)] == [jpeg(i) for i in range(4)]
     summary = check_records(path, label_width=6, progress=False)
     assert (summary.label_min, summary.label_max) == (points.min(), points.max())
-    assert '--label-width 6' in fault_of(path)
-    assert '--label-width 6' in fault_of(path, label_width=4)
+    assert '`label_width` 6' in fault_of(path)
+    assert '`label_width` 6' in fault_of(path, label_width=4)
 
 
 def test_a_landmark_that_is_not_finite_is_found(tmp_path):
@@ -240,8 +240,8 @@ def test_a_label_that_is_no_class_is_refused(tmp_path, label):
 
 def test_a_label_beyond_the_classes_is_refused(tmp_path):
     message = fault_of(ten(tmp_path), num_classes=2)
-    assert 'record 2 ' in message and 'label 2' in message and '--num-classes 3' in message
-    assert '--num-classes is 0' in fault_of(ten(tmp_path), num_classes=0)
+    assert 'record 2 ' in message and 'label 2' in message and '`num_classes` 3' in message
+    assert '`num_classes` is 0' in fault_of(ten(tmp_path), num_classes=0)
 
 
 @pytest.mark.parametrize('pillow_accepts', [False, True])
@@ -281,7 +281,7 @@ def test_worker_processes_find_the_same_as_one(tmp_path):
     one, two = (fault_of(path, workers=workers) for workers in (1, 2))
     assert 'record 3 ' in one and 'record 70 ' in one and '2 of 100' in one
     assert two == one
-    assert '--workers is 0' in fault_of(path, workers=0)
+    assert '`workers` is 0' in fault_of(path, workers=0)
 
 
 def test_any_changed_bit_is_found_by_the_manifest(tmp_path):
@@ -339,6 +339,36 @@ def test_the_command_prints_the_summary(tmp_path, capsys):
     assert not main(['check', path, '--num-classes', '3'])
     output = capsys.readouterr().out
     assert path in output and '10 records' in output and '3 classes' in output and 'decoded' in output
+
+
+def test_a_missing_index_is_written(tmp_path, capsys):
+    """The bytes that MXNet's own writer wrote."""
+    path = ten(tmp_path)
+    index = tmp_path / 'set.idx'
+    before = index.read_bytes()
+    index.unlink()
+    assert main(['check', path]) == 2
+    assert 'with --write-index' in capsys.readouterr().err and not index.exists()
+    assert not main(['check', path, '--write-index'])
+    assert index.read_bytes() == before
+    # One that is there, though wrong, may be needed to say what went wrong.
+    index.write_text('0\t8\n')
+    assert main(['check', path, '--write-index']) == 2 and index.read_text() == '0\t8\n'
+
+
+def test_no_index_is_written_of_a_damaged_file(tmp_path):
+    path = ten(tmp_path)
+    (tmp_path / 'set.idx').unlink()
+    with open(path, 'rb+') as file:
+        file.truncate(os.path.getsize(path) - 4)
+    assert main(['check', path, '--write-index']) == 2 and not (tmp_path / 'set.idx').exists()
+
+
+def test_numbers_of_an_index_are_plain(tmp_path):
+    path = ten(tmp_path)
+    lines = (tmp_path / 'set.idx').read_text().splitlines()
+    (tmp_path / 'set.idx').write_text('\n'.join([lines[0].replace('0', '0_0', 1), *lines[1:]]) + '\n')
+    assert 'line 1 is not' in fault_of(path)
 
 
 def test_the_command_fails_with_the_message_alone(tmp_path, capsys):

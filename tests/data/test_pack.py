@@ -23,7 +23,7 @@ from gluon_lprnet.__main__ import main
 from gluon_lprnet.data import pack
 from gluon_lprnet.data.integrity import check_records
 from gluon_lprnet.data.pack import pack_images
-from gluon_lprnet.data.recordio import write_records
+from gluon_lprnet.data.recordio import label_fault, read_records, write_records
 from gluon_lprnet.utils.errors import InputError
 
 REPOSITORY = str(Path(__file__).resolve().parents[2])
@@ -268,7 +268,7 @@ DAMAGED = {os.path.join('ant', 'half.jpg'): 'truncated', os.path.join('ant', 'ze
 
 def test_damaged_images_fail_the_packing_and_are_all_named(tmp_path):
     message = fault_of(damaged_folder(tmp_path / 'in'), tmp_path / 'set')
-    assert '4 of 16 images' in message and '--skip-bad' in message
+    assert '4 of 16 images' in message and '`skip_bad`' in message
     for path, reason in DAMAGED.items():
         line, = (line for line in message.splitlines() if path in line)
         assert reason in line
@@ -326,7 +326,7 @@ def test_folders_that_are_not_class_folders_are_refused(tmp_path):
     assert f'{tmp_path / "in" / "train" / "dog"} holds no image: ' in fault_of(tmp_path / 'in' / 'train', out)
     save(tmp_path / 'in' / 'train' / '1.jpg')
     assert '1 image(s) directly (1.jpg)' in fault_of(tmp_path / 'in' / 'train', out)
-    assert '--root' in fault_of(tmp_path / 'in', out, root=tmp_path)
+    assert '`root`' in fault_of(tmp_path / 'in', out, root=tmp_path)
 
 
 def test_names_in_any_bytes_are_packed(tmp_path):
@@ -376,6 +376,13 @@ def test_a_text_list(tmp_path):
     ('list.txt', 'b.jpg -1', 'an integer from 0'),
     ('list.txt', 'b.jpg 1.5', 'an integer from 0'),
     ('list.txt', 'b.jpg nan', 'not finite'),
+    ('list.txt', 'b.jpg 1_0', 'is not "path label"'),
+    ('list.txt', 'b.jpg, 0', 'a comma stands between'),
+    ('list.txt', 'b.jpg 16777217', 'does not hold every integer above 16,777,216'),
+    ('list.lst', '1\t16777217\tb.jpg', 'does not hold every integer above'),
+    ('list.lst', '1\t1_0\tb.jpg', 'is not "index<TAB>label<TAB>path"'),
+    ('list.txt', './/a.jpg 1', './/a.jpg is on line 1 too'),
+    ('list.lst', '1\t1\t./a.jpg', './a.jpg is on line 1 too'),
     ('list.txt', 'a.jpg 1', 'a.jpg is on line 1 too'),
     ('list.lst', '1\tb.jpg', 'is not "index<TAB>label<TAB>path"'),
     ('list.lst', '1\tone\tb.jpg', 'is not "index<TAB>label<TAB>path"'),
@@ -390,10 +397,51 @@ def test_a_faulty_line_is_named(tmp_path, name, line, expected):
     assert f'{path}: line 2: ' in message and expected in message
 
 
+@pytest.mark.parametrize('name, lines', [('list.txt', ['in\\ant\\0.jpg 0', 'in\\bee\\0.jpg 1']),
+                                         ('list.lst', ['0\t0\tin\\ant\\0.jpg', '1\t1\tin\\bee\\0.jpg'])])
+@pytest.mark.parametrize('encoding', ['utf-8', 'utf-8-sig', 'utf-16-le', 'utf-16-be'])
+def test_lists_made_in_windows(tmp_path, name, lines, encoding):
+    """With backslashes, and as PowerShell's ``>`` writes them."""
+    class_folders(tmp_path / 'in')
+    text = '\r\n'.join(lines) + '\r\n'
+    (tmp_path / name).write_bytes((('\ufeff' if '16' in encoding else '') + text).encode(encoding))
+    assert pack_images(tmp_path / name, tmp_path / 'set', resize=0, shuffle=False, progress=False).count == 2
+    assert list(read_records(tmp_path / 'set.rec')) == [
+        (label, (tmp_path / 'in' / folder / '0.jpg').read_bytes()) for label, folder in enumerate(('ant', 'bee'))]
+
+
+def test_a_name_may_hold_a_backslash_or_end_with_a_comma(tmp_path):
+    class_folders(tmp_path / 'in')
+    for name in ('a\\b.jpg', 'c,'):
+        shutil.copy(tmp_path / 'in' / 'ant' / '0.jpg', tmp_path / name)
+    (tmp_path / 'list.txt').write_text('a\\b.jpg 0\nc, 1\n')
+    assert pack_images(tmp_path / 'list.txt', tmp_path / 'set', progress=False).count == 2
+
+
+@pytest.mark.parametrize('content', ['a.jpg 0\n'.encode('utf-16-le'), b'\xff\xfea', b'\x00\x01\x02'])
+def test_a_list_that_is_not_text_is_named(tmp_path, content):
+    (tmp_path / 'list.txt').write_bytes(content)
+    assert 'is not a text in UTF-8 or UTF-16: save it as UTF-8' in fault_of(tmp_path / 'list.txt', tmp_path / 'set')
+
+
+def test_labels_that_float32_does_not_hold():
+    """Neighboring integers above 2**24 are one number there."""
+    assert np.float32(2**24) == np.float32(2**24 + 1)
+    for label in (2**24 + 1, 2**24 + 2, [1, 2**24 + 1]):
+        assert 'does not hold every integer above 16,777,216' in label_fault(label)
+    for label in (2**24, [1, 2**24], [1, 1e9], [0.1, 1 / 3]):
+        assert label_fault(label) is None
+
+
+def test_a_folder_that_is_missing_is_made(tmp_path):
+    pack_images(class_folders(tmp_path / 'in'), tmp_path / 'a' / 'b' / 'set', progress=False)
+    assert check_records(tmp_path / 'a' / 'b' / 'set.rec', progress=False).count == 12
+
+
 def test_a_list_of_nothing_or_with_a_wrong_root(tmp_path):
     (tmp_path / 'list.txt').write_text('\n')
     assert 'lists no images' in fault_of(tmp_path / 'list.txt', tmp_path / 'set')
-    assert '--root' in fault_of(tmp_path / 'list.txt', tmp_path / 'set', root=tmp_path / 'no')
+    assert '`root`' in fault_of(tmp_path / 'list.txt', tmp_path / 'set', root=tmp_path / 'no')
     (tmp_path / 'list.txt').write_text('gone.jpg 0\n')
     assert 'gone.jpg does not exist' in fault_of(tmp_path / 'list.txt', tmp_path / 'set')
 
@@ -430,17 +478,18 @@ def test_an_old_file_of_classes_does_not_stay(tmp_path):
 
 def test_a_place_that_cannot_be_written_is_refused(tmp_path):
     source = class_folders(tmp_path / 'in')
-    assert str(tmp_path / 'no') in fault_of(source, tmp_path / 'no' / 'set')
+    (tmp_path / 'file').touch()
+    assert f'{tmp_path / "file"} is not a folder' in fault_of(source, tmp_path / 'file' / 'set')
     assert 'is a folder' in fault_of(source, tmp_path)
     assert 'is a folder' in fault_of(source, f'{tmp_path}/')
-    assert '".rec"' in fault_of(source, tmp_path / 'set.rec')
+    assert 'omit the .rec suffix' in fault_of(source, tmp_path / 'set.rec')
 
 
 @pytest.mark.parametrize('flag, value', [('resize', -1), ('quality', 0), ('quality', 101), ('workers', 0),
                                          ('seed', -1)])
 def test_a_flag_out_of_range_is_refused(tmp_path, flag, value):
     source = class_folders(tmp_path / 'in')
-    assert f'--{flag} is {value}' in fault_of(source, tmp_path / 'set', **{flag: value})
+    assert f'`{flag}` is {value}' in fault_of(source, tmp_path / 'set', **{flag: value})
 
 
 @pytest.mark.parametrize('limit, images, expected', [

@@ -311,7 +311,8 @@ def test_what_is_in_the_run_folder_stays(artefacts, photos, tmp_path):
     run = tmp_path / 'run'
     mar = archive(artefacts[1], run / 'models')
     theirs = {path: f'of the user: {path}'.encode() for path in (
-        run / 'models' / 'epoch60' / 'best.params', run / 'config.properties', run / 'logs' / 'java.log', run / 'notes')}
+        run / 'models' / 'epoch60' / 'best.params', run / 'config.properties', run / 'logs' / 'java.log',
+        run / 'notes')}
     for path, content in theirs.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)

@@ -18,6 +18,8 @@ import scipy.io
 from PIL import Image
 
 from ...utils.errors import InputError
+from ...utils.text import integer, real
+from ..images import EXTENSIONS
 from .landmarks import POINTS, landmark_box, mirror
 
 # The coordinates that a layout's files give the center of the top left pixel.
@@ -44,7 +46,6 @@ JAW = {
     'pts': 'contour', 'dlib': 'contour', 'ytf68': 'contour',
 }
 
-_IMAGE_EXTENSIONS = ('.jpg', '.png')
 LP_SETS = ('AFW', 'HELEN', 'IBUG', 'LFPW')
 
 
@@ -137,7 +138,7 @@ def read_faces(path, layout, faults):
     """
     path = os.fspath(path)
     if layout not in LAYOUTS:
-        raise InputError(f'--layout {layout} is unknown: give one of {", ".join(LAYOUTS)}.')
+        raise InputError(f'`layout` {layout} is unknown: give one of {", ".join(LAYOUTS)}.')
     if not os.path.exists(path):
         raise InputError(f'{path} does not exist: the layout {layout} is {LAYOUTS[layout].looks}.')
     try:
@@ -191,11 +192,13 @@ def _pairs(path, extension, deep=False):
     """Yield (name, image path, annotation path) of each image or annotation; the partner may not exist."""
     for folder, _, files in itertools.islice(os.walk(path), None if deep else 1):
         named = [(stem, ending) for stem, ending in map(os.path.splitext, files) if not stem.startswith('.')]
-        images = [(stem, ending) for stem, ending in named if ending.lower() in _IMAGE_EXTENSIONS]
-        alone = {stem for stem, ending in named if ending == extension}.difference(stem for stem, _ in images)
-        for stem, ending in images + [(stem, _IMAGE_EXTENSIONS[0]) for stem in alone]:
+        images = [(stem, ending) for stem, ending in named if ending.lower() in EXTENSIONS]
+        annotations = {stem: ending for stem, ending in named if ending.lower() == extension}
+        alone = set(annotations).difference(stem for stem, _ in images)
+        for stem, ending in images + [(stem, '.jpg') for stem in alone]:
             image = os.path.join(folder, stem + ending)
-            yield os.path.relpath(image, path).replace(os.sep, '/'), image, os.path.join(folder, stem + extension)
+            yield (os.path.relpath(image, path).replace(os.sep, '/'), image,
+                   os.path.join(folder, stem + annotations.get(stem, extension)))
 
 
 def _find_pairs(path, extension, deep, read):
@@ -268,7 +271,7 @@ def _read_pts(file):
         text = lines.read()
     try:
         rows = text[text.index('{') + 1:text.index('}')].split('\n')
-        points = np.array([row.split() for row in rows if row.strip()], dtype='float64')
+        points = np.array([[real(value) for value in row.split()] for row in rows if row.strip()], dtype='float64')
     except ValueError:
         raise _Fault(file, 'is not a list of points "x y" in braces') from None
     return points - ORIGIN['pts'], None
@@ -292,9 +295,9 @@ def _find_dlib(path):
 
 def _read_dlib(place, box):
     try:
-        parts = sorted((int(part.get('name')), float(part.get('x')), float(part.get('y')))
+        parts = sorted((integer(part.get('name')), real(part.get('x')), real(part.get('y')))
                        for part in box.findall('part'))
-    except (TypeError, ValueError):
+    except (AttributeError, ValueError):
         raise _Fault(place, 'has a part whose name, x or y is not a number') from None
     if [part[0] for part in parts] != list(range(POINTS)):
         raise _Fault(place, f'has {len(parts)} parts that are not named 0 to {POINTS - 1}')
@@ -352,9 +355,9 @@ LAYOUTS = {
     'aflw2000-3d': Layout(functools.partial(_find_pairs, extension='.mat', deep=False, read=_read_aflw2000),
                           'a folder of NAME.jpg and NAME.mat'),
     'ls3d-w': Layout(functools.partial(_find_pairs, extension='.t7', deep=True, read=_read_t7),
-                     'a folder, of folders perhaps, of NAME.jpg or .png and NAME.t7'),
+                     'a folder, of folders perhaps, of NAME.jpg (or .png and so on) and NAME.t7'),
     'pts': Layout(functools.partial(_find_pairs, extension='.pts', deep=True, read=_read_pts),
-                  'a folder, of folders perhaps, of NAME.jpg or .png and NAME.pts'),
+                  'a folder, of folders perhaps, of NAME.jpg (or .png and so on) and NAME.pts'),
     'dlib': Layout(_find_dlib, 'an .xml file of images with boxes of 68 parts, their paths from its folder'),
     'ytf68': Layout(_find_ytf68, 'an .npz file of names, landmarks and identity; NAME.npz has its images in NAME'),
     'aflw': Layout(_find_aflw, 'an .npz file of names, points and yaw; NAME.npz or NAME_labels.npz has its images in '

@@ -5,14 +5,13 @@
 points of the head wherever it hides them.
 """
 import contextlib
-import os
-import tempfile
 from pathlib import Path
 
 import numpy as np
 import scipy.io
 
 from ...utils.errors import InputError
+from ...utils.files import whole
 from ...utils.signals import exit_on_sigterm
 from .datasets import LP_SETS, ORIGIN
 
@@ -37,17 +36,9 @@ def new_folder(folder):
     folder = Path(folder)
     if folder.is_file() or folder.is_dir() and any(folder.iterdir()):
         raise InputError(f'{folder} exists already and is not empty: remove it, or name another.')
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with exit_on_sigterm(), \
-                tempfile.TemporaryDirectory(prefix=f'{folder.name}.partial-', dir=folder.parent) as aside:
-            inside = Path(aside) / 'folder'
-            inside.mkdir()
-            yield inside
-            os.replace(inside, folder)
-    except OSError as error:
-        raise InputError(f'{folder} cannot be written: {error.strerror or error}. Check the disk\'s free space and '
-                         'the folder\'s permissions.') from error
+    with exit_on_sigterm(), whole(folder) as inside:
+        inside.mkdir()
+        yield inside
 
 
 def write_face(root, name, jpeg, landmarks, fit, visible=None):

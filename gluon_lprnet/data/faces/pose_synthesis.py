@@ -238,7 +238,7 @@ def profile_faces(source, layout, folder, copies=3, seed=0, workers=None, skip_b
                 sources, turned = sources + 1, turned + count
         if faults and not skip_bad:
             raise InputError(f'{len(faults)} faces of {source} cannot be used:\n{_listing(faults)}\n'
-                             'Mend or remove them, or give --skip-bad to leave them out. Nothing was written.')
+                             'Mend or remove them, or give `skip_bad` to leave them out. Nothing was written.')
         if not sources:
             raise InputError(f'{source}: no face can be used:\n{_listing(faults)}')
     return ProfileSummary(sources, turned, faults)

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from ...utils.errors import InputError
 from ...utils.processes import default_workers, map_in_processes
-from ...utils.text import listing
+from ...utils.text import integer, listing, real
 from ..images import MAX_SIDE, encode_jpeg, read_image
 from ..integrity import check_records
 from ..pack import add_output_flags, check_ranges
@@ -189,7 +189,7 @@ def pack_faces(sources, layout, prefix, size=224, scale=2.0, quality=95, workers
     layout : str
         Of all the sources.
     prefix : str or os.PathLike
-        Where to write: ``data/train`` gives ``data/train.rec`` and so on. The folder must exist.
+        Where to write: ``data/train`` gives ``data/train.rec`` and so on. The folder is made if it is missing.
     size : int
         The greatest side of a crop in pixels.
     scale : float
@@ -209,12 +209,12 @@ def pack_faces(sources, layout, prefix, size=224, scale=2.0, quality=95, workers
     Raises
     ------
     InputError
-        A flag, a source, or (without `skip_bad`) any face is at fault; all of these are named. Nothing is left
+        A parameter, a source, or (without `skip_bad`) any face is at fault; all of these are named. Nothing is left
         at `prefix`.
     """
     check_prefix(prefix, overwrite)
-    check_ranges(('--size', size, 16, 4096), ('--scale', scale, 1, 10), ('--quality', quality, 1, 100),
-                 ('--workers', workers, 1, 1024), ('--seed', seed, 0, 2**32 - 1))
+    check_ranges(size=(size, 16, 4096), scale=(scale, 1, 10), quality=(quality, 1, 100), workers=(workers, 1, 1024),
+                 seed=(seed, 0, 2**32 - 1))
     sources = [sources] if isinstance(sources, (str, os.PathLike)) else list(sources)
     skipped = []
     faces = [face for face in _read_sources(sources, layout, skipped, progress) if PARTS[part](face)]
@@ -237,7 +237,7 @@ def pack_faces(sources, layout, prefix, size=224, scale=2.0, quality=95, workers
         if skipped and not skip_bad:
             raise InputError(f'{len(skipped)} of {total} faces cannot be packed:\n'
                              f'{listing([f"{path} {reason}" for path, reason in skipped])}\n'
-                             'Mend or remove them, or give --skip-bad to leave them out. Nothing was written.')
+                             'Mend or remove them, or give `skip_bad` to leave them out. Nothing was written.')
 
     details = {'layout': layout, 'sources': _names(sources), 'size': size, 'scale': scale, 'quality': quality,
                'shuffle': shuffle, 'seed': seed if shuffle else None, 'part': part, 'skipped': skipped,
@@ -311,10 +311,10 @@ def add_pack_kind(kinds):
                     + '; '.join(f'{name}: {layout.looks}' for name, layout in LAYOUTS.items()) + '.')
     parser.add_argument('sources', nargs='+', metavar='SOURCE', help='a data set; several must be of one layout')
     parser.add_argument('--layout', required=True, choices=LAYOUTS, help='of the set\'s files (see above)')
-    parser.add_argument('--size', type=int, default=224, metavar='N',
+    parser.add_argument('--size', type=integer, default=224, metavar='N',
                         help='shrink crops to N pixels; smaller ones are kept as they are, never enlarged '
                              '(default: %(default)s)')
-    parser.add_argument('--scale', type=float, default=2.0,
+    parser.add_argument('--scale', type=real, default=2.0,
                         help='side of a crop in units of the longer side of the landmarks\' box '
                              '(default: %(default)s)')
     parser.add_argument('--part', choices=PARTS, default='all',

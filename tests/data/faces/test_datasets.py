@@ -136,6 +136,17 @@ def test_pts(tmp_path):
     assert len(faces) == 3
 
 
+def test_pts_beside_pictures_of_any_ending(tmp_path):
+    names = ['a.jpeg', 'b.bmp', 'c.JPG', 'd.JPEG', 'e.PNG', 'f.tif']
+    for seed, name in enumerate(names):
+        write_image(tmp_path / name)
+        write_pts((tmp_path / name).with_suffix('.PTS' if name == 'c.JPG' else '.pts'), points_of(seed))
+    faces = read(tmp_path, 'pts')
+    assert [face.name for face in faces] == names
+    for seed, face in enumerate(faces):
+        assert_face(face, names[seed], points_of(seed), 'pts')
+
+
 @pytest.mark.parametrize('dtype', ['float32', 'float64'])
 def test_ls3d_w(tmp_path, dtype):
     for seed, name in enumerate(('CatA/114/0001.jpg', 'CatA/114/0002.png')):
@@ -339,7 +350,7 @@ def test_nothing_found_says_what_the_layout_looks_like(tmp_path, layout):
 
 
 def test_unknown_layout(tmp_path):
-    with pytest.raises(InputError, match='--layout wflw is unknown: give one of 300w-lp, '):
+    with pytest.raises(InputError, match='`layout` wflw is unknown: give one of 300w-lp, '):
         read(tmp_path, 'wflw')
 
 

@@ -246,12 +246,12 @@ def test_faults_are_all_named_or_skipped(tmp_path, capsys):
 
 
 @pytest.mark.parametrize('options, message', [
-    (dict(size=8), '--size is 8: it must be from 16 to 4096'),
-    (dict(scale=0.5), '--scale is 0.5: it must be from 1 to 10'),
-    (dict(scale=float('nan')), '--scale is nan'),
-    (dict(quality=101), '--quality is 101'),
-    (dict(workers=0), '--workers is 0'),
-    (dict(seed=-1), '--seed is -1'),
+    (dict(size=8), '`size` is 8: it must be from 16 to 4096'),
+    (dict(scale=0.5), '`scale` is 0.5: it must be from 1 to 10'),
+    (dict(scale=float('nan')), '`scale` is nan'),
+    (dict(quality=101), '`quality` is 101'),
+    (dict(workers=0), '`workers` is 0'),
+    (dict(seed=-1), '`seed` is -1'),
 ])
 def test_flags_out_of_range(tmp_path, options, message):
     with pytest.raises(InputError, match=message):
@@ -261,7 +261,7 @@ def test_flags_out_of_range(tmp_path, options, message):
 def test_existing_files_are_kept(tmp_path):
     folder = some_faces(tmp_path / 'set', 1)
     pack_faces(folder, 'aflw2000-3d', tmp_path / 'out')
-    with pytest.raises(InputError, match='--overwrite'):
+    with pytest.raises(InputError, match='`overwrite`'):
         pack_faces(folder, 'aflw2000-3d', tmp_path / 'out')
     assert pack_faces(folder, 'aflw2000-3d', tmp_path / 'out', overwrite=True).count == 1
 

@@ -169,7 +169,7 @@ def test_bad_sources_are_named_and_leave_nothing(tmp_path):
     (source / 'torn.jpg').write_bytes(torn[:len(torn) // 2])
     (source / 'flat.pts').write_text('version: 1\n{\n' + '\n'.join(f'{i} {i}' for i in range(68)) + '\n}\n')
     out = tmp_path / 'out'
-    with pytest.raises(InputError, match='--skip-bad') as error:
+    with pytest.raises(InputError, match='`skip_bad`') as error:
         profile_faces(source, 'pts', out, workers=1)
     assert 'torn.jpg' in str(error.value) and 'flat' in str(error.value) and 'good' not in str(error.value)
     assert [path.name for path in tmp_path.iterdir()] == ['source']
