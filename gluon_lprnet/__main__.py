@@ -30,6 +30,22 @@ _COMMAND_MODULES = (tables, table6, complexity, symbols, digits, drawn, pose_syn
 _PACK_MODULES = (pack, face_records)
 
 
+def _add_archives(parser):
+    """Let the command ``export`` make model archives too, of which its own package does not know."""
+    parser.add_argument('--mar', action='store_true', help='model archives of symbol and params, as of `archive`')
+    parser.set_defaults(run=_export)
+
+
+def _export(args):
+    if args.mar and 'mxnet' not in args.format:
+        raise InputError('--mar needs --format mxnet: an archive holds symbol and params.')
+    written = export.export_as_flags_say(args)
+    if args.mar:
+        written += [archive.archive(path, args.out) for path in written if path.name.endswith('-symbol.json')]
+    for path in written:
+        print(f'{path} ({path.stat().st_size:,} bytes)')
+
+
 def make_parser():
     """The parser of all commands, named as the program was called: by its console script or as a module."""
     script = os.path.basename(sys.argv[0])
@@ -39,6 +55,7 @@ def make_parser():
     commands = parser.add_subparsers(metavar='COMMAND', required=True)
     for module in _COMMAND_MODULES:
         module.add_commands(commands)
+    _add_archives(commands.choices['export'])
     kinds = commands.add_parser('pack', help='pack images into RecordIO files').add_subparsers(
         metavar='KIND', required=True)
     for module in _PACK_MODULES:

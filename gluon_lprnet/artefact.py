@@ -1,19 +1,28 @@
 """Trained networks as files: written as symbol and params, loaded from these or from a checkpoint."""
 import json
+import os
 import re
+import shutil
+from contextlib import contextmanager
 from pathlib import Path
 
 import mxnet as mx
+import numpy as np
 from mxnet import gluon
 
 from . import checkpoint
-from .blocks import normalize_in_rank_space
+from .graph import trace
 from .utils.errors import InputError
 from .zoo import get_model
 
 # What a user of the network must know besides its weights; written next to symbol and params.
-DESCRIPTION_KEYS = ('task', 'model', 'num_classes', 'small_image', 'rank', 'no_residual', 'no_l2_norm', 'input_size',
-                    'crop_ratio', 'inter_method', 'crop_scale', 'rgb_mean', 'rgb_std', 'class_names')
+DESCRIPTION_KEYS = ('task', 'model', 'num_classes', 'small_image', 'rank', 'no_residual', 'no_l2_norm', 'l2_norm_scale',
+                    'input_size', 'crop_ratio', 'inter_method', 'crop_scale', 'rgb_mean', 'rgb_std', 'class_names')
+
+# Largest difference of a written network from the one in memory, relative to its largest output. In float32 the two may
+# normalize in different forms; a network of another precision is written in float32.
+_TOLERANCE = {'float32': 1e-4}
+_TOLERANCE_OF_OTHERS = 0.1
 
 
 def model_arguments(config):
@@ -26,36 +35,102 @@ def model_arguments(config):
     for switch in ('residual', 'l2_norm'):
         if config[f'no_{switch}']:
             arguments[switch] = False
+    if config.get('l2_norm_scale'):
+        arguments['l2_norm_scale'] = config['l2_norm_scale']
     return arguments
 
 
 def export_network(net, config, folder):
-    """Write ``MODEL-symbol.json``, ``MODEL-0000.params`` and ``MODEL.json`` into ``folder``.
+    """Write ``MODEL-symbol.json``, ``MODEL-0000.params`` and ``MODEL.json``, in float32, and compare them with ``net``.
 
     Parameters
     ----------
     net : HybridBlock
-        Its input is ``data``, NCHW, (RGB - mean) / std. Left in float32 and hybridized.
+        Its input is ``data``, NCHW, (RGB - mean) / std. It stays as it is, and can be trained on.
     config : dict
         The training's flags; those that describe the network's input and output are written to ``MODEL.json``.
+    folder : path
+        Made if it is not there. The files appear whole or not at all.
 
     Returns
     -------
     Path
         The symbol file.
+
+    Raises
+    ------
+    InputError
+        If the network gives NaN, what was written differs from it, or ``folder`` cannot be written to; nothing of it
+        is written then.
+    """
+    parameter = next(iter(net.collect_params().values()))
+    context, dtype = parameter.list_ctx()[0], np.dtype(parameter.dtype).name
+    images = np.random.default_rng(0).normal(0, 1, (2, 3, config['input_size'], config['input_size']))
+    expected = net(mx.nd.array(images, context, dtype)).asnumpy()
+    name = f'{config["model"]}-symbol.json'
+    with whole_files(folder, []) as scratch:
+        write_symbol(*trace(net, cast=True), scratch / config['model'])
+        write_description(_describe(config), scratch / config['model'])
+        difference = relative_difference(load_network(scratch / name)[0](mx.nd.array(images)).asnumpy(), expected)
+        precision = config.get('dtype', dtype)
+        # Not >, which a NaN would pass.
+        if not difference <= _TOLERANCE.get(precision, _TOLERANCE_OF_OTHERS):
+            raise InputError(f'{Path(folder) / name} would give other outputs than the network (by {difference:.1e} of '
+                             'the largest): it was not written.')
+    return Path(folder) / name
+
+
+def relative_difference(found, expected):
+    """The largest absolute difference of two ndarrays over the largest value expected; NaN if either has one."""
+    return abs(found.astype('float64') - expected).max() / max(abs(expected).max(), np.finfo('float32').tiny)
+
+
+def write_symbol(symbol, params, prefix):
+    """Write ``PREFIX-symbol.json`` and ``PREFIX-0000.params``, as MXNet itself does."""
+    auxiliary = set(symbol.list_auxiliary_states())
+    symbol.save(f'{prefix}-symbol.json')
+    mx.nd.save(f'{prefix}-0000.params', {('aux:' if name in auxiliary else 'arg:') + name: value
+                                         for name, value in params.items()})
+
+
+def write_description(description, prefix):
+    """Write ``PREFIX.json``."""
+    Path(f'{prefix}.json').write_text(json.dumps(description, indent=1) + '\n')
+
+
+@contextmanager
+def whole_files(folder, written):
+    """A scratch folder whose files go to ``folder``, and their paths into ``written``, once the block ends well.
+
+    What a network is loaded by, its symbol or ONNX file, is the first to go and the last to come: a kill at any time
+    leaves the old network, the new one, or none.
+
+    Raises
+    ------
+    InputError
+        If ``folder`` cannot be written to.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    prefix = folder / config['model']
-    net.cast('float32')
-    normalize_in_rank_space(net, False)
-    net.hybridize()
-    size = config['input_size']
-    net(mx.nd.zeros((1, 3, size, size), ctx=next(iter(net.collect_params().values())).list_ctx()[0]))
-    net.export(str(prefix))
-    description = _describe(config)
-    prefix.with_name(prefix.name + '.json').write_text(json.dumps(description, indent=1) + '\n')
-    return Path(f'{prefix}-symbol.json')
+    scratch = folder / '.export.part'
+    try:
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True)
+        try:
+            yield scratch
+            files = sorted(scratch.iterdir(), key=lambda file: (_is_loaded_by(file), file.name))
+            for file in filter(_is_loaded_by, files):
+                (folder / file.name).unlink(missing_ok=True)
+            for file in files:
+                os.replace(file, folder / file.name)
+                written.append(folder / file.name)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+    except OSError as error:
+        raise InputError(f'{folder} cannot be written to: {error.strerror}.') from error
+
+
+def _is_loaded_by(file):
+    return file.name.endswith(('-symbol.json', '.onnx'))
 
 
 def load_network(path, context=None):

@@ -4,6 +4,9 @@ All are ``HybridBlock`` s from NCHW to NCHW, so a network of them runs imperativ
 exported symbol. A stride-1 module keeps height and width, a stride-2 module
 halves them, rounding up.
 """
+import math
+from contextlib import contextmanager
+
 import mxnet as mx
 import numpy as np
 from mxnet.gluon import nn
@@ -12,7 +15,7 @@ from mxnet.gluon.block import HybridBlock
 from .utils.errors import InputError
 
 __all__ = ['ConvBNReLU', 'SConv', 'DSC', 'LPR', 'InvertedResidual', 'ShuffleNetV1Unit',
-           'ShuffleNetV2Unit', 'ShuffleNetV2DownUnit', 'normalize_in_rank_space', 'resolve_rank']
+           'ShuffleNetV2Unit', 'ShuffleNetV2DownUnit', 'normalize_in_rank_space', 'plain_form', 'resolve_rank']
 
 
 class ConvBNReLU(nn.HybridSequential):
@@ -86,6 +89,22 @@ def resolve_rank(rank, channels):
                      f'(0, 1], for example 0.125 for m/8, or a whole number from 1 to {channels}.')
 
 
+# What the learned scale of LPR begins as, by its name, for a width.
+L2_NORM_SCALES = {'one': lambda channels: 1.0, 'sqrt_width': math.sqrt}
+
+
+class Scale(HybridBlock):
+    """Multiplication by one learned number, which begins as ``initial``."""
+
+    def __init__(self, initial, **kwargs):
+        super().__init__(**kwargs)
+        with self.name_scope():
+            self.scale = self.params.get('scale', shape=(1, 1, 1, 1), init=mx.init.Constant(initial))
+
+    def hybrid_forward(self, F, x, scale):
+        return F.broadcast_mul(x, scale)
+
+
 class LPR(HybridBlock):
     """Low-rank pointwise residual convolution, equation (6) and Figure 3 (a).
 
@@ -103,6 +122,15 @@ class LPR(HybridBlock):
         Add the depthwise output (False: "LPR Module (no Residual)" of Table 4).
     l2_norm : bool, default True
         Normalize the low-rank output (False: "LPR Module (no L2Norm)" of Table 4).
+    l2_norm_scale : str, optional
+        Multiply the normalized output by one learned number s, ``ReLU(s L2norm(P2 P1 d) + d)``, which is not in the
+        paper. It begins as 1, equation (6), for ``'one'``, and as the root of m for ``'sqrt_width'``: the mean square
+        of the normalized channels is then 1, as that of d, and not 1/m.
+
+    Raises
+    ------
+    InputError
+        If the rank does not fit, or the scale is unknown or has no normalization to scale.
     """
 
     # Added to the sum of squares under the root, as MXNet's L2Normalization operator does.
@@ -111,8 +139,13 @@ class LPR(HybridBlock):
     # Set by normalize_in_rank_space.
     _rank_space = False
 
-    def __init__(self, channels, rank=1 / 8, residual=True, l2_norm=True, **kwargs):
+    def __init__(self, channels, rank=1 / 8, residual=True, l2_norm=True, l2_norm_scale=None, **kwargs):
         super().__init__(**kwargs)
+        if l2_norm_scale not in (None, *L2_NORM_SCALES):
+            raise InputError(f'l2_norm_scale {l2_norm_scale!r} is unknown: give None, '
+                             f'{" or ".join(map(repr, L2_NORM_SCALES))}.')
+        if l2_norm_scale and not l2_norm:
+            raise InputError(f'l2_norm_scale {l2_norm_scale!r} needs l2_norm=True: there is nothing to scale.')
         self._residual = residual
         self._l2_norm = l2_norm
         self._half = False
@@ -123,6 +156,7 @@ class LPR(HybridBlock):
             self.p1 = nn.Conv2D(self._rank, 1, use_bias=False, in_channels=channels)
             self.p2 = nn.Conv2D(channels, 1, use_bias=False, in_channels=self._rank)
             self.activation = nn.Activation('relu')
+            self.scale = Scale(L2_NORM_SCALES[l2_norm_scale](channels)) if l2_norm_scale else None
 
     def cast(self, dtype):
         super().cast(dtype)
@@ -137,7 +171,7 @@ class LPR(HybridBlock):
             y = self.p2(q)
             if self._l2_norm:
                 y = self._normalize(F, y)
-        return self._output(F, y, d)
+        return self._output(F, self.scale(y) if self.scale else y, d)
 
     def _output(self, F, y, d):
         return self.activation(y + d if self._residual else y)
@@ -181,6 +215,24 @@ def normalize_in_rank_space(net, active):
         if isinstance(block, LPR):
             block._rank_space = active
     net.apply(choose)
+
+
+@contextmanager
+def plain_form(net):
+    """Within the context the LPR modules of ``net`` are equation (6) as it stands, in float32; then as they were.
+
+    For a symbol of the network. A graph that the network was hybridized with stays.
+    """
+    modules = []
+    net.apply(lambda block: modules.append(block) if isinstance(block, LPR) else None)
+    before = [(module._rank_space, module._half) for module in modules]
+    try:
+        for module in modules:
+            module._rank_space = module._half = False
+        yield
+    finally:
+        for module, form in zip(modules, before):
+            module._rank_space, module._half = form
 
 
 class InvertedResidual(HybridBlock):

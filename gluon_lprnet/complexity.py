@@ -25,6 +25,7 @@ from typing import NamedTuple
 import mxnet as mx
 from mxnet.gluon import Block, Constant
 
+from .blocks import plain_form
 from .utils.errors import InputError
 from .utils.text import FORMATS, integer, render_table
 from .zoo import get_model
@@ -172,7 +173,8 @@ def _trace(network, input_name):
     if isinstance(network, mx.sym.Symbol):
         return network, set()
     if isinstance(network, Block):
-        outputs = network(mx.sym.var(input_name))
+        with plain_form(network):
+            outputs = network(mx.sym.var(input_name))
         # Not grad_req: a layer frozen for fine-tuning still consists of parameters. Only the private attribute
         # shows that one can never be trained, such as the beta of BatchNorm(center=False).
         constants = {name for name, parameter in network.collect_params().items()

@@ -7,20 +7,22 @@ import mxnet as mx
 import numpy as np
 from mxnet.gluon import SymbolBlock
 
-from .blocks import normalize_in_rank_space
+from .blocks import plain_form
 from .utils.errors import InputError
 
 __all__ = ['SymbolGraph', 'as_block', 'attributes', 'trace']
 
 
-def trace(net):
-    """Symbol and parameters of a network.
+def trace(net, cast=False):
+    """Symbol and parameters of a network, which stays as it is.
 
     Parameters
     ----------
     net : HybridBlock
-        Initialized, in float32, with one NCHW input. Its LPR modules are left in the plain form (see
+        Initialized, with one NCHW input. Its LPR modules are traced in the plain form (see
         :func:`gluon_lprnet.blocks.normalize_in_rank_space`).
+    cast : bool, default False
+        Give a network of another precision in float32.
 
     Returns
     -------
@@ -30,18 +32,29 @@ def trace(net):
     Raises
     ------
     InputError
-        If a parameter is not float32.
+        If a parameter is not float32, without ``cast``.
     """
-    normalize_in_rank_space(net, False)
-    # Four dimensions of any size: without them L2Normalization fails in optimize_for('MKLDNN', args=...).
-    symbol = net(mx.sym.var('data', shape=(0, 0, 0, 0)))
+    with plain_form(net):
+        # Four dimensions of any size: without them L2Normalization fails in optimize_for('MKLDNN', args=...).
+        symbol = net(mx.sym.var('data', shape=(0, 0, 0, 0)))
     parameters = net.collect_params()
     params = {name: parameters[name].data(parameters[name].list_ctx()[0])
               for name in symbol.list_inputs() if name != 'data'}
+    if cast:
+        return _in_float32(symbol), {name: value.astype('float32', copy=False) for name, value in params.items()}
     other = {np.dtype(value.dtype).name for value in params.values()} - {'float32'}
     if other:
         raise InputError(f"the network has parameters in {', '.join(sorted(other))}: call net.cast('float32') first.")
     return symbol, params
+
+
+def _in_float32(symbol):
+    graph = json.loads(symbol.tojson())
+    for node in graph['nodes']:
+        # Gluon writes the types of its parameters into the symbol, as MXNet's numbers: 0 is float32.
+        if '__dtype__' in node.get('attrs', {}):
+            node['attrs']['__dtype__'] = '0'
+    return mx.sym.load_json(json.dumps(graph))
 
 
 def as_block(symbol, params):

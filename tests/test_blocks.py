@@ -87,6 +87,9 @@ CASES = {
     'LPR no residual': (lambda: blocks.LPR(16, residual=False), lpr_reference,
                         {'residual': False}, 16, 16, 1),
     'LPR no L2Norm': (lambda: blocks.LPR(16, l2_norm=False), lpr_reference, {'l2_norm': False}, 16, 16, 1),
+    'LPR scaled': (lambda: blocks.LPR(16, l2_norm_scale='one'), lpr_reference, {'scaled': True}, 16, 16, 1),
+    'LPR scaled, no residual': (lambda: blocks.LPR(16, residual=False, l2_norm_scale='sqrt_width'), lpr_reference,
+                                {'residual': False, 'scaled': True}, 16, 16, 1),
     'LPR neither': (lambda: blocks.LPR(16, residual=False, l2_norm=False), lpr_reference,
                     {'residual': False, 'l2_norm': False}, 16, 16, 1),
     'InvertedResidual': (lambda: blocks.InvertedResidual(4, 4), inverted_residual_reference, {}, 4, 4, 1),
@@ -126,6 +129,20 @@ def test_block_is_its_definition(case, size):
     assert y.shape == (2, channels, -(-size[0] // stride), -(-size[1] // stride))
     assert (y != 0).mean() > 0.1, 'nearly all zero: the comparison would show nothing'
     np.testing.assert_allclose(y, expected, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize('name, first', [('one', 1), ('sqrt_width', 4)])
+def test_learned_scale_of_the_norm(name, first):
+    block = blocks.LPR(16, l2_norm_scale=name)
+    block.initialize(mx.init.Xavier())
+    assert block.scale.scale.data().asscalar() == first
+    plain = blocks.LPR(16)
+    plain.initialize()
+    assert len(block.collect_params().keys()) == len(plain.collect_params().keys()) + 1
+    for wrong, message in ((dict(l2_norm_scale='two'), "'one' or 'sqrt_width'"),
+                           (dict(l2_norm_scale='one', l2_norm=False), 'needs l2_norm=True')):
+        with pytest.raises(InputError, match=message):
+            blocks.LPR(16, **wrong)
 
 
 @pytest.mark.parametrize('residual', [True, False])

@@ -1,11 +1,8 @@
 """``python -m gluon_lprnet export``: a trained network as files that need nothing of this package."""
-import contextlib
 import itertools
-import json
 import math
 import os
 import statistics
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, Optional
@@ -13,7 +10,7 @@ from typing import NamedTuple, Optional
 import mxnet as mx
 import numpy as np
 
-from ..artefact import load_network
+from ..artefact import load_network, relative_difference, whole_files, write_description, write_symbol
 from ..complexity import count
 from ..data.batches import Normalization, validation_batches
 from ..data.faces.batches import FaceBatches
@@ -23,7 +20,6 @@ from ..data.integrity import check_records
 from ..evaluate.classification import evaluate_classification
 from ..evaluate.landmarks import evaluate_landmarks
 from ..graph import as_block, trace
-from ..serving.archive import archive
 from ..utils.errors import InputError
 from ..utils.flags import positive_float, positive_int
 from ..utils.text import render_table
@@ -41,7 +37,7 @@ from .quantize import (
 )
 from .reparametrize import reparametrize
 
-__all__ = ['export', 'Int8', 'FORMS', 'FORMATS']
+__all__ = ['export', 'export_as_flags_say', 'Int8', 'FORMS', 'FORMATS']
 
 FORMS = ('training', 'deployed')
 FORMATS = ('mxnet', 'onnx')
@@ -126,7 +122,6 @@ def export(path, out, forms=FORMS, formats=('mxnet',), normalize_input=False, in
     data = pixels if normalize_input else normalized
     if not np.isfinite(expected).all():
         raise InputError(f'{path}: the network returns NaN or infinite outputs; export an earlier checkpoint.')
-    scale = max(abs(expected).max(), np.finfo('float32').tiny)
     described = _describe(description, image_shape, normalize_input)
     records = int8 and _checked_records(int8, description, expected.shape[1])
 
@@ -141,11 +136,11 @@ def export(path, out, forms=FORMS, formats=('mxnet',), normalize_input=False, in
     for form in forms:
         symbol, params, complexity = in_form(form)
         name = description['model'] + ('-deployed' if form == 'deployed' else '')
-        with _scratch(out, written) as scratch:
+        with whole_files(out, written) as scratch:
             prefix = scratch / name
-            _write_json(prefix, {**described, 'form': form})
+            write_description({**described, 'form': form}, prefix)
             outputs = _write(symbol, params, image_shape, prefix, formats, data)
-            differences = {format: abs(output - expected).max() / scale for format, output in outputs.items()}
+            differences = {format: relative_difference(output, expected) for format, output in outputs.items()}
             for format, difference in differences.items():
                 # Not >, which a NaN would pass.
                 if not difference <= TOLERANCE:
@@ -157,24 +152,10 @@ def export(path, out, forms=FORMS, formats=('mxnet',), normalize_input=False, in
                + ' of the largest output')
     if int8:
         symbol, params, _ = in_form('deployed')
-        with _scratch(out, written) as scratch:
+        with whole_files(out, written) as scratch:
             _write_int8(symbol, params, described, scratch / f'{description["model"]}-int8', formats, int8, records,
                         report)
     return written
-
-
-@contextlib.contextmanager
-def _scratch(out, written):
-    """A folder whose files go to ``out``, and their paths into ``written``, once the block ends without an error."""
-    try:
-        Path(out).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out, prefix='.export-') as scratch:
-            yield Path(scratch)
-            for file in sorted(Path(scratch).iterdir()):
-                os.replace(file, Path(out) / file.name)
-                written.append(Path(out) / file.name)
-    except OSError as error:
-        raise InputError(f'{out} cannot be written to: {error.strerror}.') from error
 
 
 def _test_pixels(image_shape):
@@ -204,28 +185,17 @@ def _describe(description, image_shape, normalize_input):
     return described
 
 
-def _write_json(prefix, description):
-    Path(f'{prefix}.json').write_text(json.dumps(description, indent=1) + '\n')
-
-
 def _write(symbol, params, image_shape, prefix, formats, data):
     """Write each format and read it back: a dict from format to its outputs, ndarrays, for ``data``."""
     outputs = {}
     if 'mxnet' in formats:
-        _save(symbol, params, prefix)
+        write_symbol(symbol, params, prefix)
         net, _ = load_network(f'{prefix}-symbol.json')
         outputs['mxnet'] = net(mx.nd.array(data)).asnumpy()
     if 'onnx' in formats:
         write_onnx(symbol, params, image_shape, f'{prefix}.onnx')
         outputs['onnx'] = run_onnx(f'{prefix}.onnx', data)
     return outputs
-
-
-def _save(symbol, params, prefix):
-    auxiliary = set(symbol.list_auxiliary_states())
-    symbol.save(f'{prefix}-symbol.json')
-    mx.nd.save(f'{prefix}-0000.params', {('aux:' if name in auxiliary else 'arg:') + name: value
-                                         for name, value in params.items()})
 
 
 def _checked_records(int8, description, outputs):
@@ -267,13 +237,13 @@ def _write_int8(symbol, params, description, prefix, formats, int8, records, rep
         if not _has_landmarks(description):
             facts[format]['agreement'] = float((outputs.argmax(axis=1) == expected.argmax(axis=1)).mean())
         report(_int8_lines(format, facts))
-    _write_json(prefix, {**description, 'form': 'int8', 'int8': facts})
+    write_description({**description, 'form': 'int8', 'int8': facts}, prefix)
 
 
 def _write_quantized(model, format, prefix):
     """The function of the file that was written, as it is after reading it, and the file's bytes."""
     if format == 'mxnet':
-        _save(*model, prefix)
+        write_symbol(*model, prefix)
         net, _ = load_network(f'{prefix}-symbol.json')
         return mxnet_function(net), os.path.getsize(f'{prefix}-0000.params')
     onnx, _ = require_onnx()
@@ -337,8 +307,6 @@ def add_commands(commands):
                         help='symbol and params, or an ONNX file (default: mxnet)')
     parser.add_argument('--normalize-input', action='store_true',
                         help='put (pixel - mean) / std into the graph: its input is RGB from 0 to 255')
-    parser.add_argument('--mar', action='store_true', help='model archives of symbol and params, as of `archive`')
-
     int8 = parser.add_argument_group('8 bits')
     int8.add_argument('--int8', action='store_true',
                       help='write the deployed form quantized as well: MODEL-int8, by MXNet (mxnet) and ONNX Runtime '
@@ -353,7 +321,6 @@ def add_commands(commands):
                       help=_default("most noise, of the outputs' variance over the calibration images; layers that "
                                     'cost most are left out until it is kept', 'tolerance'))
     int8.add_argument('--rec-val', metavar='REC', help='measure the accuracy of float32 and int8')
-    parser.set_defaults(run=_run)
 
 
 def _default(text, field):
@@ -372,12 +339,7 @@ def _int8(args):
     return Int8(**given)
 
 
-def _run(args):
-    if args.mar and 'mxnet' not in args.format:
-        raise InputError('--mar needs --format mxnet: an archive holds symbol and params.')
+def export_as_flags_say(args):
+    """Run the command; the paths that were written."""
     forms = FORMS if args.form == 'both' else (args.form,)
-    written = export(args.network, args.out, forms, args.format, args.normalize_input, _int8(args), report=print)
-    if args.mar:
-        written += [archive(path, args.out) for path in written if path.name.endswith('-symbol.json')]
-    for path in written:
-        print(f'{path} ({path.stat().st_size:,} bytes)')
+    return export(args.network, args.out, forms, args.format, args.normalize_input, _int8(args), report=print)

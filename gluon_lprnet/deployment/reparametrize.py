@@ -9,8 +9,8 @@ Three rules rewrite its symbol; whatever fits none of them is left unchanged.
   ``P2 P1 d / sqrt(||P2 P1 d||^2 + eps) = Q (q / sqrt(||q||^2 + eps))``. The operator, including its epsilon,
   moves from the m channels of P2's output to the r = m/8 channels of P1's. Q, the residual sum and the activation are
   then adjacent, and MXNet's fused backend turns them into one convolution. R need not be invertible.
-- *One learned number* that multiplies a convolution's output, such as the scale of the normalization in
-  :mod:`gluon_lprnet.zoo.ablation`, is multiplied into its weights.
+- *One learned number* that multiplies a convolution's output, such as the scale of LPR's normalization, is multiplied
+  into its weights.
 
 The new weights are computed in float64.
 """
@@ -28,8 +28,7 @@ def deploy(net, operators=False):
     Parameters
     ----------
     net : HybridBlock
-        Initialized, in float32, with one NCHW input. Its parameters stay as they are; its LPR modules are left in
-        the plain form (see :func:`gluon_lprnet.blocks.normalize_in_rank_space`).
+        Initialized, in float32, with one NCHW input. It stays as it is, and can be trained on.
     operators : bool, default False
         Run its modules in the operator library of :mod:`gluon_lprnet.deployment.operators`: faster, for CPUs only, and
         compiled on first use.

@@ -34,7 +34,7 @@ def _row(name, title, model, flags='', printed=()):
 def table4(width):
     """Modules of one kind in MobileNetV1's layout: four of the five places of width 512, as printed, or all eight."""
     lpr, all_lpr = f'table4_lpr_x{width}', f'lprnet_mobilenet_x{width}'
-    scaled, all_scaled = (f'{family}_with_learned_scale_of_width_x{width}' for family in ('table4_lpr', 'lprnet'))
+    scale = '--l2-norm-scale sqrt_width'
     dsc = _row(f'mobilenetv1_x{width}', 'DSC Module', f'mobilenetv1_x{width}', '', (91.8, '3.1M'))
     return Experiment(f'Table 4, x{width}', (
         _row(f'table4_sconv_x{width}', 'SConv', f'table4_sconv_x{width}', '', (92.1, '11M')),
@@ -42,11 +42,12 @@ def table4(width):
         _row(f'{lpr}_no_residual', 'LPR Module (no Residual)', lpr, '--no-residual', (88.5, '2.4M')),
         _row(f'{lpr}_no_l2_norm', 'LPR Module (no L2Norm)', lpr, '--no-l2-norm', (90.6, '2.4M')),
         _row(lpr, 'LPR Module', lpr, '', (91.8, '2.4M')),
-        _row(scaled, 'LPR Module, its L2Norm with a learned scale', scaled),
+        _row(f'{lpr}_scale_sqrt_width', 'LPR Module, its L2Norm with a learned scale', lpr, scale),
         _row(f'{all_lpr}_no_residual', 'in all eight places: no Residual', all_lpr, '--no-residual'),
         _row(f'{all_lpr}_no_l2_norm', 'in all eight places: no L2Norm', all_lpr, '--no-l2-norm'),
         _row(all_lpr, 'in all eight places: LPR Module', all_lpr),
-        _row(all_scaled, 'in all eight places: its L2Norm with a learned scale', all_scaled)), dsc.name)
+        _row(f'{all_lpr}_scale_sqrt_width', 'in all eight places: its L2Norm with a learned scale', all_lpr, scale)),
+        dsc.name)
 
 
 def choices(width):
@@ -58,11 +59,12 @@ def choices(width):
             ('lprnet_with_depthwise_relu_alone', 'ReLU after BN(D x) in place of after the sum'),
             ('lprnet_with_batch_norm_after_l2_norm', 'BatchNorm after the L2 norm'),
             ('lprnet_with_batch_norm_for_l2_norm', 'BatchNorm in place of the L2 norm'),
-            ('lprnet_with_learned_scale', 'learned scale of the L2 norm'),
-            ('lprnet_with_learned_scale_of_width', 'learned scale of the L2 norm, begins as the root of the width'),
             ('lprnet_with_orthogonal_init', 'P1, P2 begin orthogonal'),
             ('lprnet_with_small_init', 'P1, P2 begin small (0.01)'),
-            ('lprnet_without_decay_of_p', 'no weight decay on P1, P2')))), default.name)
+            ('lprnet_without_decay_of_p', 'no weight decay on P1, P2'))),
+        *(_row(f'{default.name}_scale_{scale}', title, default.name, f'--l2-norm-scale {scale}') for scale, title in (
+            ('one', 'learned scale of the L2 norm'),
+            ('sqrt_width', 'learned scale of the L2 norm, begins as the root of the width')))), default.name)
 
 
 def rank(width):

@@ -17,7 +17,8 @@ from ..train.journal import read_epochs
 from ..utils.signals import exit_on_sigterm
 from ..zoo import get_model
 
-_TRAIN = 'import sys; from gluon_lprnet.train.imagenet import main; sys.exit(main())'
+# With the networks of the experiments, which are not in the zoo.
+_TRAIN = 'import sys, gluon_lprnet.paper.networks; from gluon_lprnet.train.imagenet import main; sys.exit(main())'
 _POLL_SECONDS = 1
 
 
@@ -152,7 +153,9 @@ class Grid:
         return read_epochs(self._folder(row, seed))
 
     def _finished(self, row, seed):
-        return (self._folder(row, seed) / 'export').exists()
+        found = checkpoint.newest(self._folder(row, seed))
+        config = found and found.state['config']
+        return bool(found) and found.state['epoch'] == config['num_epochs'] + config['tuning_epochs']
 
     def _start(self, row, seed, threads):
         folder = self._folder(row, seed)

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import warnings
 import zipfile
 from pathlib import Path
 from typing import NamedTuple
@@ -16,8 +15,10 @@ from typing import NamedTuple
 import mxnet as mx
 import numpy as np
 
+from ..artefact import write_symbol
 from ..evaluate.landmarks import BIN_NAMES, PROTOCOL, evaluate_sets, load_networks, summarize
 from ..evaluate.nme import percent
+from ..graph import trace
 from ..utils.errors import InputError
 from ..utils.text import FORMATS, render_table
 
@@ -62,29 +63,21 @@ def printed_means_that_differ():
     return {model: mean for model, mean in means.items() if abs(mean - PRINTED[model].mean) > 0.006}
 
 
-def exported_sizes(net, description):
+def exported_sizes(net):
     """Bytes of a network as files.
 
     Parameters
     ----------
     net : HybridBlock
-        Left in float32.
-    description : dict
-        With ``input_size``.
+        Initialized; it stays as it is.
 
     Returns
     -------
     tuple of int
         Of the ``.params`` file, and of symbol and params in a zip archive.
     """
-    size = description['input_size']
-    net.cast('float32')
-    net.hybridize()
-    net(mx.nd.zeros((1, 3, size, size)))
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        # A network loaded from a symbol has parameters that its own class does not know.
-        warnings.simplefilter('ignore')
-        net.export(str(Path(folder) / 'network'))
+    with tempfile.TemporaryDirectory() as folder:
+        write_symbol(*trace(net, cast=True), Path(folder) / 'network')
         archive = io.BytesIO()
         with zipfile.ZipFile(archive, 'w', zipfile.ZIP_DEFLATED) as file:
             for part in sorted(Path(folder).iterdir()):
@@ -171,7 +164,7 @@ def measure(paths, rec, rounds=_ROUNDS):
                          '... --layout aflw2000-3d", or use the command nme.')
     rows = []
     for (label, (net, description)), fps in zip(networks.items(), frames_per_second(paths, rounds)):
-        params, zipped = exported_sizes(net, description)
+        params, zipped = exported_sizes(net)
         rows.append({'network': label, 'model': description.get('model'), 'input_size': description['input_size'],
                      'fps': fps, 'params_bytes': params, 'zipped_bytes': zipped,
                      **summarize(found[label].errors, found[label].yaw)})

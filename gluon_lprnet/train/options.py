@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 from .. import checkpoint
+from ..blocks import L2_NORM_SCALES
 from ..data.batches import IMAGENET_MEAN, IMAGENET_STD
 from ..utils.errors import InputError
 from ..utils.flags import fraction, non_negative_float, non_negative_int, positive_float, positive_int
@@ -27,6 +28,9 @@ def add_network_flags(parser, model):
                                                     'or a number of channels')
     network.add_argument('--no-residual', action='store_true', help='LPR without its residual (Table 4)')
     network.add_argument('--no-l2-norm', action='store_true', help='LPR without its L2 normalization (Table 4)')
+    network.add_argument('--l2-norm-scale', choices=L2_NORM_SCALES,
+                         help='multiply the normalized output of LPR by a learned number that begins as 1 or as the '
+                              'root of the width (default: no such number)')
     network.add_argument('--rgb-mean', type=float, nargs=3, default=list(IMAGENET_MEAN), metavar=('R', 'G', 'B'))
     network.add_argument('--rgb-std', type=float, nargs=3, default=list(IMAGENET_STD), metavar=('R', 'G', 'B'))
     return network

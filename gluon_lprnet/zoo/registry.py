@@ -10,6 +10,11 @@ from .pretrained import cards, find_card, split_tag
 Family = namedtuple('Family', 'build widths any_width rank_denominators')
 
 _FAMILIES = {}
+# Families that became a keyword of another one; runs and exports still name them.
+_FORMER = {
+    'lprnet_with_learned_scale': ('lprnet_mobilenet', {'l2_norm_scale': 'one'}),
+    'lprnet_with_learned_scale_of_width': ('lprnet_mobilenet', {'l2_norm_scale': 'sqrt_width'}),
+}
 _NAME = re.compile(r'(?P<family>[a-z]\w*?)(_x(?P<width>\d+(\.\d+)?))?(_r(?P<denominator>\d+))?')
 
 
@@ -19,7 +24,7 @@ def register(widths, any_width=False, rank_denominators=()):
     Parameters
     ----------
     widths : sequence of float
-        The widths listed by :func:`list_models`.
+        The widths listed by :func:`list_models`; none for a family of an experiment, which is not part of the zoo.
     any_width : bool
         Whether other widths can be built as well.
     rank_denominators : sequence of int
@@ -70,7 +75,7 @@ def get_model(name, classes=None, pretrained=False, ctx=None, **kwargs):
         For images of 32x32: the first two down-samplings are left out.
     width : float, default 1.0
         Width multiplier, unless the name has it.
-    rank, residual, l2_norm
+    rank, residual, l2_norm, l2_norm_scale
         LPR networks only: see :class:`gluon_lprnet.blocks.LPR`.
 
     Returns
@@ -88,13 +93,15 @@ def get_model(name, classes=None, pretrained=False, ctx=None, **kwargs):
         return _pretrained(find_card(name, pretrained), classes, ctx, kwargs)
     classes = 1000 if classes is None else classes
     match = _NAME.fullmatch(str(name))
-    family = _FAMILIES.get(match['family']) if match else None
+    family_name, switches = _FORMER.get(match['family'], (match['family'], {})) if match else (None, {})
+    family = _FAMILIES.get(family_name)
     if family is None:
-        near = difflib.get_close_matches(str(name), list_models() + list(_FAMILIES), n=3, cutoff=0.5)
+        families = [family for family in _FAMILIES if _FAMILIES[family].widths]
+        near = difflib.get_close_matches(str(name), list_models() + families, n=3, cutoff=0.5)
         hint = f' Did you mean {" or ".join(near)}?' if near else ''
-        raise InputError(f'unknown network {name!r}.{hint} Families: {", ".join(_FAMILIES)}; '
+        raise InputError(f'unknown network {name!r}.{hint} Families: {", ".join(families)}; '
                          'names: gluon_lprnet.list_models().')
-    kwargs['classes'] = classes
+    kwargs = {**kwargs, **switches, 'classes': classes}
     for group, keyword, value in (('width', 'width', match['width'] and float(match['width'])),
                                   ('denominator', 'rank', match['denominator'] and _fraction(match))):
         if match[group] is None:

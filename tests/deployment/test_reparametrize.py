@@ -19,7 +19,7 @@ NETWORKS = {
     'LPRNet-MobileNet, no residual': ('lprnet_mobilenet_x0.25', {'residual': False}),
     'LPRNet-MobileNet, no L2Norm': ('lprnet_mobilenet_x0.25', {'l2_norm': False}),
     'LPRNet-MobileNet, neither': ('lprnet_mobilenet_x0.25', {'residual': False, 'l2_norm': False}),
-    'LPRNet-MobileNet, scaled L2Norm': ('lprnet_with_learned_scale_of_width_x0.25', {}),
+    'LPRNet-MobileNet, scaled L2Norm': ('lprnet_mobilenet_x0.25', {'l2_norm_scale': 'sqrt_width'}),
     'LPRNet-ShuffleNetV2': ('lprnet_shufflenetv2_x0.5', {}),
     'LPRNet-ShuffleNetV2, no residual': ('lprnet_shufflenetv2_x0.5', {'residual': False}),
     'MobileNetV1': ('mobilenetv1_x0.25', {}),
@@ -63,7 +63,7 @@ def test_normalization_has_r_channels():
 
 
 def test_a_learned_number_becomes_part_of_the_weights():
-    net = random_network('lprnet_with_learned_scale_of_width_x0.25')
+    net = random_network('lprnet_mobilenet_x0.25', l2_norm_scale='sqrt_width')
     assert operators(trace(net)[0])['broadcast_mul'] == 8
     assert operators(reparametrize(*trace(net))[0]) == operators(
         reparametrize(*trace(random_network('lprnet_mobilenet_x0.25')))[0])

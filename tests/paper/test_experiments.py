@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from conftest import epoch_records
 
-from gluon_lprnet import get_model
+from gluon_lprnet import checkpoint, get_model
 from gluon_lprnet.__main__ import main
+from gluon_lprnet.artefact import model_arguments
 from gluon_lprnet.complexity import count
-from gluon_lprnet.paper import cifar10, figure2
+from gluon_lprnet.paper import cifar10, figure2, networks
 from gluon_lprnet.paper.grid import Result, Row
-from gluon_lprnet.zoo import ablation
+from gluon_lprnet.train import imagenet
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -49,13 +50,13 @@ def built(module, channels=16):
 
 
 def test_relu_after_the_depthwise_part():
-    _, y, d, _, normalized = built(ablation.DepthwiseReLU)
+    _, y, d, _, normalized = built(networks.DepthwiseReLU)
     assert d.min() == 0
     np.testing.assert_allclose(y, np.maximum(normalized + d, 0), atol=1e-5)
 
 
 def test_relu_after_the_depthwise_part_alone():
-    _, y, d, _, normalized = built(ablation.DepthwiseReLUAlone)
+    _, y, d, _, normalized = built(networks.DepthwiseReLUAlone)
     assert d.min() == 0 and y.min() < 0
     np.testing.assert_allclose(y, normalized + d, atol=1e-5)
 
@@ -67,7 +68,7 @@ def batch_norm(block, x):
 
 
 def test_batch_norm_after_and_in_place_of_the_l2_norm():
-    for module, wanted in ((ablation.BatchNormAfterL2Norm, 4), (ablation.BatchNormForL2Norm, 3)):
+    for module, wanted in ((networks.BatchNormAfterL2Norm, 4), (networks.BatchNormForL2Norm, 3)):
         block, *values = built(module)
         block.batch_norm.gamma.set_data(mx.nd.arange(1, 17))
         x = mx.nd.array(np.random.default_rng(0).normal(size=(2, 16, 5, 5)))
@@ -75,23 +76,13 @@ def test_batch_norm_after_and_in_place_of_the_l2_norm():
         np.testing.assert_allclose(y, np.maximum(batch_norm(block.batch_norm, values[wanted - 1]) + d, 0), atol=1e-4)
 
 
-def test_learned_scale_begins_as_equation_6():
-    block, y, d, _, normalized = built(ablation.LearnedScale)
-    np.testing.assert_allclose(y, np.maximum(normalized + d, 0), atol=1e-5)
-    block.scale.scale.set_data(mx.nd.full((1, 1, 1, 1), 3))
-    x = mx.nd.array(np.random.default_rng(0).normal(size=(2, 16, 5, 5)))
-    np.testing.assert_allclose(block(x).asnumpy(), np.maximum(3 * normalized + d, 0), atol=1e-5)
-    _, y, d, _, normalized = built(ablation.LearnedScaleOfWidth)
-    np.testing.assert_allclose(y, np.maximum(4 * normalized + d, 0), atol=1e-5)
-
-
 def test_initial_values_and_decay():
-    block = built(ablation.OrthogonalInit)[0]
+    block = built(networks.OrthogonalInit)[0]
     p1, p2 = (convolution.weight.data().asnumpy()[:, :, 0, 0] for convolution in (block.p1, block.p2))
     np.testing.assert_allclose(p1 @ p1.T, np.eye(2), atol=1e-5)
     np.testing.assert_allclose(p2.T @ p2, np.eye(2), atol=1e-5)
-    assert abs(built(ablation.SmallInit, 64)[0].p1.weight.data().asnumpy().std() - 0.01) < 0.003
-    block = built(ablation.NoDecay)[0]
+    assert abs(built(networks.SmallInit, 64)[0].p1.weight.data().asnumpy().std() - 0.01) < 0.003
+    block = built(networks.NoDecay)[0]
     assert (block.p1.weight.wd_mult, block.p2.weight.wd_mult) == (0, 0)
     assert block.depthwise[0].weight.wd_mult == 1
 
@@ -103,7 +94,25 @@ def test_every_row_is_a_network_of_its_own(width):
         names = [row.name for row in experiment.rows]
         assert len(set(names)) == len(names) and experiment.reference in names
         for row in experiment.rows:
-            assert get_model(row.flags.split()[1]) is not None
+            flags = imagenet.make_parser().parse_args(row.flags.split())
+            assert get_model(flags.model, **model_arguments({**vars(flags), 'num_classes': 10})) is not None
+
+
+def test_networks_of_the_experiments_are_not_in_the_zoo():
+    script = """
+import gluon_lprnet
+from gluon_lprnet.utils.errors import InputError
+try:
+    gluon_lprnet.get_model('table4_sconv_x0.5')
+except InputError as error:
+    assert 'lprnet_mobilenet' in str(error) and 'with' not in str(error), error
+else:
+    raise AssertionError('it is there')
+import gluon_lprnet.paper.networks
+gluon_lprnet.get_model('table4_sconv_x0.5')
+assert not [name for name in gluon_lprnet.list_models() if 'table4' in name or '_with' in name]
+"""
+    subprocess.run([sys.executable, '-c', script], check=True)
 
 
 # --- the grid
@@ -132,9 +141,17 @@ def test_rows_are_trained_once_and_summed_up(tiny_records, tmp_path, capsys):
     # Not trained: no accuracy.
     assert next(line for line in printed.splitlines() if line.startswith('SConv')).split()[3] == '0'
 
+    # Finished by the word of the checkpoint, not of a folder.
+    (tmp_path / 'mobilenetv1_x0.25-seed0' / 'export').rename(tmp_path / 'elsewhere')
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob('*') if path.is_file()}
     assert main(command) == 0
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob('*') if path.is_file()} == before
+
+
+def test_a_folder_is_no_finished_run(tiny_records, tmp_path, capsys):
+    (tmp_path / 'mobilenetv1_x0.25-seed0' / 'export').mkdir(parents=True)
+    assert main(arguments(tiny_records, tmp_path, '--seeds', '0', '--rows', 'mobilenetv1_x0.25')) == 0
+    assert len(epoch_records(tmp_path / 'mobilenetv1_x0.25-seed0')) == 2
 
 
 def test_other_flags_are_refused_where_there_are_runs(tiny_records, tmp_path, capsys):
@@ -180,7 +197,7 @@ def test_a_row_that_fails_leaves_the_others(tiny_records, tmp_path, capsys, monk
     assert main(arguments(tiny_records, tmp_path, '--seeds', '0', *ROWS)) == 1
     captured = capsys.readouterr()
     assert 'table4_lpr_x0.25-seed0 failed' in captured.err and 'learning rate' in captured.err
-    assert (tmp_path / 'mobilenetv1_x0.25-seed0' / 'export').is_dir()
+    assert checkpoint.newest(tmp_path / 'mobilenetv1_x0.25-seed0').state['epoch'] == 2
 
 
 def test_unknown_row(tiny_records, tmp_path, capsys):

@@ -48,7 +48,7 @@ def test_rows_hold_what_was_measured(networks, aflw, measured):
 
 def test_zipped_is_a_zip_of_symbol_and_params(networks, tmp_path):
     net, description = table6.load_networks(networks[:1])['lprnet_mobilenet_x0.25']
-    size, zipped = table6.exported_sizes(net, description)
+    size, zipped = table6.exported_sizes(net)
     prefix = tmp_path / 'network'
     net.export(str(prefix))
     with zipfile.ZipFile(tmp_path / 'all.zip', 'w', zipfile.ZIP_DEFLATED) as archive:
@@ -62,7 +62,7 @@ def test_the_timing_runs_on_one_thread(networks):
     code = 'import os, json, sys; print(json.dumps([os.environ["OMP_NUM_THREADS"]]))'
     environment = {**os.environ, 'OMP_NUM_THREADS': '4'}
     probe = ('import subprocess, sys\n'
-             'from gluon_lprnet.evaluate import table6\n'
+             'from gluon_lprnet.paper import table6\n'
              'run = subprocess.run\n'
              f'subprocess.run = lambda argv, **kwargs: run([sys.executable, "-c", {code!r}], **kwargs)\n'
              'print(table6.frames_per_second([]))\n')

@@ -52,11 +52,13 @@ def dsc_reference(layers, x, stride=1):
     return relu(layers.conv_bn(relu(layers.depthwise_bn(x, stride))))
 
 
-def lpr_reference(layers, x, residual=True, l2_norm=True):
+def lpr_reference(layers, x, residual=True, l2_norm=True, scaled=False):
     d = layers.depthwise_bn(x)
     y = layers.conv(layers.conv(d))
     if l2_norm:
         y = y / np.sqrt((y ** 2).sum(axis=1, keepdims=True) + 1e-10)
+    if scaled:
+        y = y * layers.values.pop(0)
     return relu(y + d) if residual else relu(y)
 
 

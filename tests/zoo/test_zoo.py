@@ -5,6 +5,7 @@ import pytest
 
 import gluon_lprnet
 from gluon_lprnet import blocks, get_model, list_models
+from gluon_lprnet.complexity import count
 from gluon_lprnet.utils.errors import InputError
 from gluon_lprnet.zoo.scaling import scale_channels
 
@@ -187,3 +188,24 @@ def test_scaled_channels(channels, width, divisor, expected):
 def test_what_cannot_be_built_is_said(name, keywords, message):
     with pytest.raises(InputError, match=message):
         get_model(name, **keywords)
+
+
+@pytest.mark.parametrize('name', ['lprnet_mobilenet_x0.25_r4', 'lprnet_shufflenetv2_x0.5'])
+def test_scale_of_the_normalization_is_a_switch_of_every_lpr_network(name):
+    net, plain = get_model(name, l2_norm_scale='sqrt_width'), get_model(name)
+    scales = [module.scale.scale for module in modules(net, blocks.LPR)]
+    assert len(scales) == len(modules(plain, blocks.LPR)) > 0
+    assert parameters(net) == parameters(plain) + len(scales)
+    counted, without = count(net), count(plain)
+    assert counted.params == without.params + len(scales) and counted.multiply_adds == without.multiply_adds
+    assert counted.other > without.other and not counted.unknown
+
+
+def test_former_name_of_the_scaled_network():
+    """Runs and exports that were made under it still load: same names of parameters, same shapes."""
+    def saved(net):
+        return {name: parameter.shape for name, parameter in net._collect_params_with_prefix().items()}
+    former = saved(get_model('lprnet_with_learned_scale_of_width_x0.5', small_image=True))
+    assert former == saved(get_model('lprnet_mobilenet_x0.5', l2_norm_scale='sqrt_width', small_image=True))
+    assert sum(name.endswith('.scale.scale') for name in former) == 8
+    assert not [name for name in list_models() if 'learned_scale' in name]

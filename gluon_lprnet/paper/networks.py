@@ -1,17 +1,14 @@
 """The networks of Table 4, and LPRNet-MobileNet with what the paper leaves open decided otherwise.
 
-They are built by name, for the experiments on them, and are not among :func:`gluon_lprnet.list_models`: each
-``lprnet_with_...`` is LPRNet-MobileNet with one thing changed in all its modules.
+Each ``lprnet_with_...`` is LPRNet-MobileNet with one thing changed in all its modules. They are not part of the zoo:
+:func:`gluon_lprnet.get_model` knows their names only where this module has been imported.
 """
-import math
-
 import mxnet as mx
 from mxnet.gluon import nn
-from mxnet.gluon.block import HybridBlock
 
 from ..blocks import LPR, SConv
-from .mobilenetv1 import MobileNetV1
-from .registry import register
+from ..zoo.mobilenetv1 import MobileNetV1
+from ..zoo.registry import register
 
 # Four of the five modules of width 512: this gives Table 4's 11M, 3.1M and 2.4M parameters.
 TABLE_4_PLACES = range(2, 6)
@@ -23,8 +20,9 @@ def table4_sconv(width=1.0, classes=10, small_image=False):
 
 
 @register(widths=(), any_width=True)
-def table4_lpr(width=1.0, classes=10, small_image=False, rank=1 / 8, residual=True, l2_norm=True):
-    return MobileNetV1(lambda channels: LPR(channels, rank, residual, l2_norm), width, classes, small_image,
+def table4_lpr(width=1.0, classes=10, small_image=False, rank=1 / 8, residual=True, l2_norm=True,
+               l2_norm_scale=None):
+    return MobileNetV1(lambda channels: LPR(channels, rank, residual, l2_norm, l2_norm_scale), width, classes, small_image,
                        TABLE_4_PLACES)
 
 
@@ -61,42 +59,6 @@ class BatchNormForL2Norm(BatchNormAfterL2Norm):
 
     def __init__(self, channels, **kwargs):
         super().__init__(channels, l2_norm=False, **kwargs)
-
-
-class Scale(HybridBlock):
-    """Multiplication by one learned number."""
-
-    def __init__(self, initial, **kwargs):
-        super().__init__(**kwargs)
-        with self.name_scope():
-            self.scale = self.params.get('scale', shape=(1, 1, 1, 1), init=mx.init.Constant(initial))
-
-    def hybrid_forward(self, F, x, scale):
-        return F.broadcast_mul(x, scale)
-
-
-class LearnedScale(LPR):
-    """``ReLU(s L2norm(P2 P1 d) + d)``; s begins as 1, equation (6)."""
-
-    def __init__(self, channels, initial=1.0, **kwargs):
-        super().__init__(channels, **kwargs)
-        with self.name_scope():
-            self.scale = Scale(initial)
-
-    def _output(self, F, y, d):
-        return super()._output(F, self.scale(y), d)
-
-
-class LearnedScaleOfWidth(LearnedScale):
-    """s begins as sqrt(m): the mean square of the normalized channels is then 1, as that of d, and not 1/m."""
-
-    def __init__(self, channels, **kwargs):
-        super().__init__(channels, math.sqrt(channels), **kwargs)
-
-
-@register(widths=(), any_width=True)
-def table4_lpr_with_learned_scale_of_width(width=1.0, classes=10, small_image=False):
-    return MobileNetV1(LearnedScaleOfWidth, width, classes, small_image, TABLE_4_PLACES)
 
 
 class OrthogonalInit(LPR):
@@ -138,8 +100,6 @@ for _name, _module in {
         'lprnet_with_depthwise_relu_alone': DepthwiseReLUAlone,
         'lprnet_with_batch_norm_after_l2_norm': BatchNormAfterL2Norm,
         'lprnet_with_batch_norm_for_l2_norm': BatchNormForL2Norm,
-        'lprnet_with_learned_scale': LearnedScale,
-        'lprnet_with_learned_scale_of_width': LearnedScaleOfWidth,
         'lprnet_with_orthogonal_init': OrthogonalInit,
         'lprnet_with_small_init': SmallInit,
         'lprnet_without_decay_of_p': NoDecay}.items():
