@@ -10,7 +10,6 @@ import argparse
 import os
 import statistics
 import sys
-import time
 
 os.environ.setdefault('OMP_NUM_THREADS', str(max(1, len(os.sched_getaffinity(0)) - 1)))
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -21,6 +20,7 @@ from tabulate import tabulate
 
 import gluon_lprnet
 from gluon_lprnet.blocks import normalize_in_rank_space
+from gluon_lprnet.utils.timing import interleaved_milliseconds
 
 ROUNDS = 7
 
@@ -58,14 +58,8 @@ def main():
         'LPRNet, no normalization': make_step('lprnet_mobilenet', args, l2_norm=False),
         'MobileNetV1': make_step('mobilenetv1', args),
     }
-    speeds = {form: [] for form in steps}
-    for step in steps.values():
-        step()
-    for _ in range(ROUNDS):
-        for form, step in steps.items():
-            begin = time.perf_counter()
-            step()
-            speeds[form].append(args.batch_size / (time.perf_counter() - begin))
+    times = interleaved_milliseconds(list(steps.values()), ROUNDS, warm_up=1)
+    speeds = {form: [1000 * args.batch_size / taken for taken in by_round] for form, by_round in zip(steps, times)}
     plain = next(iter(speeds.values()))
     print(f'x{args.width}, {args.input_size}x{args.input_size}, batch {args.batch_size}, '
           f'{os.environ["OMP_NUM_THREADS"]} OpenMP threads')

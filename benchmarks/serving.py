@@ -150,8 +150,8 @@ def main():
     rows = []
     for (clients, side), rounds in results.items():
         rates, p50, p99 = zip(*rounds)
-        of_network = [rate / bare for rate, (bare, *_) in zip(rates, results[clients, 'network'])]
-        rows.append((clients, side, spread(rates, '.0f'), f'{statistics.median(of_network):.2f}',
+        rates_of_network = [rate / bare for rate, (bare, *_) in zip(rates, results[clients, 'network'])]
+        rows.append((clients, side, spread(rates, '.0f'), f'{statistics.median(rates_of_network):.2f}',
                      f'{statistics.median(p50):.1f}', spread(p99, '.1f')))
     print(tabulate(rows, ('clients', '', 'requests/s', 'of the network\'s', 'p50, ms', 'p99, ms'), tablefmt='github',
                    disable_numparse=True))

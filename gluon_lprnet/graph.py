@@ -88,15 +88,24 @@ class SymbolGraph:
         symbol = mx.sym.load_json(json.dumps(self.graph))
         return symbol, {name: self.params[name] for name in symbol.list_inputs() if name in self.params}
 
+    @property
+    def context(self):
+        """The device of the parameters."""
+        return next(iter(self.params.values())).context
+
+    def scale_of_norm(self, norm):
+        """What a BatchNorm multiplies each channel by at inference, float64."""
+        eps, fix_gamma = attributes(norm, eps=1e-3, fix_gamma=True)
+        return (1 if fix_gamma else self.value(norm, 1)) / np.sqrt(self.value(norm, 4) + eps)
+
     def folded_weights(self, convolution, norm):
         """Weight and bias, float64, of a convolution with the BatchNorm that follows it."""
-        eps, fix_gamma = attributes(norm, eps=1e-3, fix_gamma=True)
-        gamma, beta, mean, variance = (self.value(norm, slot) for slot in (1, 2, 3, 4))
-        scale = (1 if fix_gamma else gamma) / np.sqrt(variance + eps)
-        weight = self.value(convolution, 1)
-        return weight * scale.reshape((-1,) + (1,) * (weight.ndim - 1)), beta + (self.bias(convolution) - mean) * scale
+        scale, weight = self.scale_of_norm(norm), self.value(convolution, 1)
+        bias = self.value(norm, 2) + (self.bias(convolution) - self.value(norm, 3)) * scale
+        return weight * scale.reshape((-1,) + (1,) * (weight.ndim - 1)), bias
 
     def bias(self, convolution):
+        """The bias of a convolution, float64; 0 without one."""
         return self.value(convolution, 2) if len(convolution['inputs']) > 2 else 0
 
     def sole_convolution(self, node):
@@ -108,16 +117,20 @@ class SymbolGraph:
         return None
 
     def has_own_parameters(self, node):
+        """Whether all inputs of a node but the first are parameters that serve it alone."""
         return all(self.uses[index] == 1 and self.nodes[index]['name'] in self.params
                    for index, *_ in node['inputs'][1:])
 
     def input_name(self, node, slot):
+        """The name of what a node takes in a slot."""
         return self.nodes[node['inputs'][slot][0]]['name']
 
     def value(self, node, slot):
+        """The parameter that a node takes in a slot, float64."""
         return self.params[self.input_name(node, slot)].asnumpy().astype('float64')
 
     def set_value(self, node, slot, value):
+        """Give a node another value, an ndarray of any shape, for the parameter in a slot."""
         name = self.input_name(node, slot)
         # Gluon writes the shapes of its parameters into the symbol.
         self.nodes[node['inputs'][slot][0]].setdefault('attrs', {})['__shape__'] = str(value.shape)

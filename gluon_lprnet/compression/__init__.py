@@ -1,5 +1,8 @@
 """A trained network's depthwise separable convolutions turned into LPR modules, without training from nothing."""
-from .network import compress, reestimate_statistics
+from .network import compress
+from .ranks import Budget, ByLayer, Energy, Fraction, Latency, Rank
+from .report import LayerReport, Report
 from .tuning import distill, distillation_loss
 
-__all__ = ['compress', 'reestimate_statistics', 'distill', 'distillation_loss']
+__all__ = ['compress', 'Fraction', 'Rank', 'Energy', 'Budget', 'Latency', 'ByLayer', 'Report', 'LayerReport',
+           'distill', 'distillation_loss']

@@ -22,7 +22,8 @@ from ..utils.files import make_folder, write_file
 from ..utils.flags import non_negative_float, non_negative_int, positive_float, positive_int
 from ..utils.text import integer, real, render_table
 from .latency import median_milliseconds
-from .network import compress, reestimate_statistics
+from .network import compress
+from .ranks import Budget, ByLayer, Energy, Latency, as_ranks
 from .tuning import distill
 
 
@@ -93,13 +94,16 @@ def _rank(text):
     return pattern or '*', options.rank(rank)
 
 
-def _rank_of(args):
-    """The rank as :func:`gluon_lprnet.compress` takes it."""
-    for target in ('energy', 'budget', 'latency', 'milliseconds'):
-        if getattr(args, target):
-            return {target: getattr(args, target)}
+def _ranks_of(args):
+    """The ranks as :func:`gluon_lprnet.compress` takes them."""
+    if args.energy:
+        return Energy(args.energy)
+    if args.budget:
+        return Budget(args.budget)
+    if args.latency or args.milliseconds:
+        return Latency(args.latency, args.milliseconds)
     ranks = dict(args.rank or [('*', 1 / 8)])
-    return ranks['*'] if set(ranks) == {'*'} else ranks
+    return as_ranks(ranks['*']) if set(ranks) == {'*'} else ByLayer(ranks)
 
 
 def _run(args):
@@ -121,10 +125,10 @@ def _run(args):
                for flag in ('calibrate', 'rec_train', 'rec_val')}
 
     # Measured anew, ranks by latency might be others than those that were tuned.
-    rank = found.state['config']['ranks'] if found else _rank_of(args)
-    net, report = _compressed(original, rank, args, description, records['calibrate'], shape)
+    ranks = ByLayer(found.state['config']['ranks']) if found else _ranks_of(args)
+    net, report = _compressed(original, ranks, args, description, records['calibrate'], shape)
     config.ranks = {layer.name: layer.rank for layer in report.layers if layer.rank}
-    print(report.table())
+    print(report)
     if not config.ranks:
         raise InputError('nothing was replaced, for the reasons above; nothing was written.')
     make_folder(out)
@@ -145,17 +149,13 @@ def _run(args):
     _write(net, dict(description, model=name), out, report, columns, latencies)
 
 
-def _compressed(original, rank, args, description, records, shape):
-    def images():
+def _compressed(original, ranks, args, description, records, shape):
+    images = None
+    if records:
         batches = validation_batches(records, description, args.batch_size, args.num_data_workers, shuffle=True,
                                      seed=args.seed)
-        return itertools.islice(batches.epoch(0), math.ceil(args.images / batches.batch_size))
-
-    net, report = compress(original, rank, args.layers, args.exclude, args.l2_norm, not args.no_residual,
-                           images() if records else None, shape)
-    if records:
-        reestimate_statistics(net, images())
-    return net, report
+        images = itertools.islice(batches.epoch(0), math.ceil(args.images / batches.batch_size))
+    return compress(original, ranks, args.layers, args.exclude, args.l2_norm, not args.no_residual, images, shape)
 
 
 def _accuracy(net, validation):

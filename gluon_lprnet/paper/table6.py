@@ -4,10 +4,10 @@ import io
 import json
 import os
 import re
+import statistics
 import subprocess
 import sys
 import tempfile
-import time
 import zipfile
 from pathlib import Path
 from typing import NamedTuple
@@ -21,10 +21,12 @@ from ..evaluate.nme import percent
 from ..graph import trace
 from ..utils.errors import InputError
 from ..utils.text import FORMATS, render_table
+from ..utils.timing import interleaved_milliseconds
 
 # Of the timing, for each network: rounds in turn with the others, and passes a round.
 _ROUNDS = 15
 _PASSES = 20
+_WARM_UP = 1
 
 _TITLE = 'Table 6: landmark networks on AFLW2000-3D, printed and measured; NME in percent, by |yaw| in degrees'
 
@@ -118,20 +120,13 @@ def frames_per_second(paths, rounds=_ROUNDS):
 
 
 def _time_networks(rounds, paths):
-    runs = []
-    for net, description in load_networks(paths).values():
+    def one_pass(net, description):
         data = mx.nd.random.normal(shape=(1, 3, description['input_size'], description['input_size']))
-        net(data).wait_to_read()
-        runs.append((net, data))
-    rates = [[] for _ in runs]
-    for _ in range(rounds):
-        for (net, data), of_net in zip(runs, rates):
-            net(data).wait_to_read()
-            begin = time.perf_counter()
-            for _ in range(_PASSES):
-                net(data).wait_to_read()
-            of_net.append(_PASSES / (time.perf_counter() - begin))
-    return [float(np.median(of_net)) for of_net in rates]
+        return lambda: net(data).wait_to_read()
+
+    times = interleaved_milliseconds([one_pass(*network) for network in load_networks(paths).values()], rounds,
+                                     _PASSES, _WARM_UP)
+    return [1000 / statistics.median(by_round) for by_round in times]
 
 
 def measure(paths, rec, rounds=_ROUNDS):

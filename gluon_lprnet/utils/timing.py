@@ -1,32 +1,39 @@
-"""Interleaved timing of several functions."""
+"""Times of several functions beside each other."""
 import time
+from typing import Callable, List, Sequence
 
 from tqdm import tqdm
 
-# Default number of timed passes, and of the warm-up passes before them.
-PASSES = 60
+# That count, unless a caller says otherwise, and those before them that do not.
+ROUNDS = 60
 WARM_UP = 10
 
 
-def interleaved_milliseconds(functions, passes=PASSES):
-    """Time functions in turns, so that other load on the machine affects all of them equally.
+def interleaved_milliseconds(functions: Sequence[Callable[[], object]], rounds: int = ROUNDS, passes: int = 1,
+                             warm_up: int = WARM_UP) -> List[List[float]]:
+    """The times of calls, in turns, so that whatever else the machine does slows all functions.
 
     Parameters
     ----------
     functions : sequence of callable
-        Without arguments; each must have finished its work when it returns.
+        Without arguments; each has done its work when it returns.
+    rounds : int
+        In each of which every function has its turn.
     passes : int
-        Timed calls of each function, after some warm-up calls.
+        Calls in a turn: with more than one, most find in the processor's cache what the call before them left there.
+    warm_up : int
+        Rounds before these.
 
     Returns
     -------
     list of list of float
-        Milliseconds of each function's calls.
+        Milliseconds of a call, the mean of each round, by function.
     """
-    times = [[] for _ in functions]
-    for _ in tqdm(range(WARM_UP + passes), 'latency', leave=False, disable=None):
+    times: List[List[float]] = [[] for _ in functions]
+    for _ in tqdm(range(warm_up + rounds), 'latency', leave=False, disable=None):
         for function, taken in zip(functions, times):
             begin = time.perf_counter()
-            function()
-            taken.append(1000 * (time.perf_counter() - begin))
-    return [taken[WARM_UP:] for taken in times]
+            for _ in range(passes):
+                function()
+            taken.append(1000 * (time.perf_counter() - begin) / passes)
+    return [taken[warm_up:] for taken in times]

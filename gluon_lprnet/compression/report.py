@@ -1,0 +1,71 @@
+"""What a compression did, layer by layer."""
+from typing import List, NamedTuple, Optional, Tuple
+
+from ..complexity import Complexity
+from ..utils.text import render_table
+
+__all__ = ['Report', 'LayerReport']
+
+
+class LayerReport(NamedTuple):
+    """One pointwise convolution, with the BatchNorm that is folded into it.
+
+    Attributes
+    ----------
+    name : str
+    shape : tuple of int
+        Outputs and inputs.
+    rank : int or None
+        None where it keeps its form; ``skipped`` then says why.
+    params_before, params_after, multiply_adds_before, multiply_adds_after : int
+    error_before : float or None
+        Mean squared error of its output on the calibration images, over the variance of the original's output: in the
+        compressed network, with the original's values. None without images, and where nothing before it changed.
+    error : float or None
+        Likewise as it is now. Without images, of the matrix; None where nothing changed.
+    skipped : str or None
+    """
+
+    name: str
+    shape: Tuple[int, int]
+    rank: Optional[int]
+    params_before: int
+    params_after: int
+    multiply_adds_before: int
+    multiply_adds_after: int
+    error_before: Optional[float]
+    error: Optional[float]
+    skipped: Optional[str]
+
+
+class Report(NamedTuple):
+    """What :func:`gluon_lprnet.compress` did: each pointwise convolution, and the networks' Complexity.
+
+    ``print(report)`` shows the table.
+    """
+
+    layers: List[LayerReport]
+    before: Complexity
+    after: Complexity
+
+    def __str__(self) -> str:
+        return self.table()
+
+    def __repr__(self) -> str:
+        replaced = sum(layer.rank is not None for layer in self.layers)
+        return (f'<Report: {replaced} of {len(self.layers)} pointwise convolutions replaced, '
+                f'{self.before.multiply_adds:,} to {self.after.multiply_adds:,} multiply-adds>')
+
+    def table(self, format: str = 'text') -> str:
+        """The layers and the totals, as ``'text'`` or ``'markdown'``."""
+        rows = [(layer.name, '{1} -> {0}'.format(*layer.shape), layer.rank, layer.params_before, layer.params_after,
+                 layer.multiply_adds_before, layer.multiply_adds_after, _error(layer.error_before),
+                 _error(layer.error), layer.skipped) for layer in self.layers]
+        rows.append(('whole network', None, None, self.before.params, self.after.params, self.before.multiply_adds,
+                     self.after.multiply_adds, None, None, None))
+        return render_table(('layer', 'width', 'rank', 'parameters', 'after', 'multiply-adds', 'after',
+                             'error before', 'error after', 'stays because'), rows, format)
+
+
+def _error(value):
+    return None if value is None else f'{value:.4f}'
