@@ -86,7 +86,7 @@ def fit_in_sequence(graph: PointwiseGraph, layers: Sequence[Pointwise], ranks: M
         If there are fewer positions in front of a layer that is to be replaced than it has channels.
     """
     count = sum(len(batch) for batch in images)
-    original: Activations = {_data(graph): list(images)}
+    original: Activations = {_data(graph): [batch.as_in_context(graph.context) for batch in images]}
     images.clear()
     compressed = dict(original)
     fits = {}
@@ -219,7 +219,7 @@ def _rows(x):
 def spectra_of(graph: PointwiseGraph, layers: Sequence[Pointwise], wanted: Sequence[str],
                images: List[mx.nd.NDArray]) -> List[np.ndarray]:
     """The spectrum of each of the layers ``wanted``, in the metric of its inputs in the network as it is."""
-    activations: Activations = {_data(graph): list(images)}
+    activations: Activations = {_data(graph): [batch.as_in_context(graph.context) for batch in images]}
     found = {}
     for layer, stage, still_needed in zip(tqdm(layers, 'calibrating', leave=False, disable=None),
                                           *stages(graph, layers)):
