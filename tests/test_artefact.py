@@ -90,9 +90,9 @@ def test_float16_is_written_in_float32():
     net.cast('float16')
     symbol, params = trace(net, cast=True)
     assert {value.dtype for value in params.values()} == {np.float32}
-    assert 'Cast' not in operators(symbol) and 'cast' not in operators(symbol) and '"__dtype__": "2"' not in symbol.tojson()
+    assert not {'Cast', 'cast'} & set(operators(symbol)) and '"__dtype__": "2"' not in symbol.tojson()
     assert all(module._half for module in modules(net))
-    with pytest.raises(InputError, match="call net.cast"):
+    with pytest.raises(InputError, match='call net.cast'):
         trace(net)
 
 

@@ -1,6 +1,7 @@
 """Measured latency: of networks beside each other, of a layer by its rank, and the ranks that meet a target."""
 import statistics
-from typing import Any, Callable, List, NamedTuple, Optional, Sequence, Tuple
+from collections.abc import Sequence
+from typing import Any, Callable, NamedTuple, Optional
 
 import mxnet as mx
 import numpy as np
@@ -21,7 +22,7 @@ _ATTEMPTS = 8
 _NEAR = 0.02
 
 
-def median_milliseconds(networks: Sequence, shape: Tuple[int, ...]) -> List[float]:
+def median_milliseconds(networks: Sequence, shape: tuple[int, ...]) -> list[float]:
     """Median milliseconds of one pass of each network.
 
     They take turns, so that whatever else the machine does slows all of them. The number of threads is that of the
@@ -56,14 +57,14 @@ class Clock(NamedTuple):
         (shape, rank or None) to ``COPIES`` layers in series.
     """
 
-    input_shape: Tuple[int, ...]
+    input_shape: tuple[int, ...]
     original: Callable[[], Any]
     build: Callable[[Sequence[Optional[int]]], Any]
     build_layers: Callable[[tuple, Optional[int]], Any]
 
 
 def ranks_by_latency(allowed: Callable[[float], float], spectra: Sequence[np.ndarray], shapes: Sequence[tuple],
-                     clock: Clock) -> List[Optional[int]]:
+                     clock: Clock) -> list[Optional[int]]:
     """The rank of each layer that keeps the sum of relative errors low within a latency.
 
     Each layer is timed at some ranks, and the ranks are chosen as within a budget of multiply-adds. What the whole

@@ -1,5 +1,5 @@
 """Pointwise convolutions of a network as a graph: found, read, and rewritten as LPR modules."""
-from typing import List, NamedTuple, Optional, Tuple
+from typing import NamedTuple, Optional
 
 import mxnet as mx
 import numpy as np
@@ -20,7 +20,7 @@ class Pointwise(NamedTuple):
     Attributes
     ----------
     name : str
-        Of its node, whose number is ``index``; ``norm`` is that of the BatchNorm, or None.
+        Of its node, whose number is ``node``; ``norm`` is that of the BatchNorm, or None.
     shape : tuple of int
         Outputs and inputs.
     plain : bool
@@ -30,16 +30,16 @@ class Pointwise(NamedTuple):
     """
 
     name: str
-    index: int
+    node: int
     norm: Optional[int]
-    shape: Tuple[int, int]
+    shape: tuple[int, int]
     plain: bool
     skipped: Optional[str]
 
     @property
     def last(self) -> int:
         """The number of its last node."""
-        return self.index if self.norm is None else self.norm
+        return self.node if self.norm is None else self.norm
 
     @property
     def stem(self) -> str:
@@ -73,13 +73,13 @@ class Refit(NamedTuple):
 class PointwiseGraph(SymbolGraph):
     """New nodes are added at the end, to which MXNet gives their place when it reads the graph."""
 
-    def pointwise(self) -> List[Pointwise]:
+    def pointwise(self) -> list[Pointwise]:
         """Its pointwise convolutions, in the order of computation."""
         return [self._pointwise(index, node) for index, node in enumerate(self.nodes)
                 if node['op'] == 'Convolution' and attributes(node, kernel=(), num_group=1) == [(1, 1), 1]
                 and self.input_name(node, 1) in self.params]
 
-    def folded(self, layer: Pointwise) -> Tuple[np.ndarray, np.ndarray]:
+    def folded(self, layer: Pointwise) -> tuple[np.ndarray, np.ndarray]:
         """Weight (outputs, inputs) and bias (outputs,), float64, with the BatchNorm folded in.
 
         Raises
@@ -87,7 +87,7 @@ class PointwiseGraph(SymbolGraph):
         InputError
             If they are not finite.
         """
-        convolution = self.nodes[layer.index]
+        convolution = self.nodes[layer.node]
         if layer.norm is None:
             weight, bias = self.value(convolution, 1), self.bias(convolution) + np.zeros(layer.shape[0])
         else:
@@ -99,7 +99,7 @@ class PointwiseGraph(SymbolGraph):
 
     def replace(self, layer: Pointwise, new: Replacement) -> None:
         """Put the LPR module in the place of the convolution and of the BatchNorm that is folded."""
-        data = self.nodes[layer.index]['inputs'][0]
+        data = self.nodes[layer.node]['inputs'][0]
         p1 = self._convolution(f'{layer.stem}_p1', data, new.factors.p1)
         if not new.residual:
             self._put(layer, self._convolution(f'{layer.stem}_p2', p1, new.factors.p2, new.bias))
@@ -114,7 +114,7 @@ class PointwiseGraph(SymbolGraph):
 
     def refit(self, layer: Pointwise, new: Refit) -> None:
         """Give the convolution new values; its BatchNorm stays, for a training to come, with a mean that fits them."""
-        convolution = self.nodes[layer.index]
+        convolution = self.nodes[layer.node]
         if layer.norm is None:
             self.set_value(convolution, 1, new.weight[:, :, None, None])
             if len(convolution['inputs']) > 2:

@@ -1,5 +1,6 @@
 """``compress()``: depthwise separable convolutions of a network found, ranks chosen, modules fitted and put in."""
-from typing import Iterable, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple, Optional, Union
 
 import mxnet as mx
 import numpy as np
@@ -29,7 +30,7 @@ Calibration = Union[mx.nd.NDArray, np.ndarray, Iterable]
 def compress(net: HybridBlock, rank: Union[int, float, Ranks] = 1 / 8, layers: Optional[Sequence[str]] = None,
              exclude: Sequence[str] = (), l2_norm: bool = False, residual: bool = True,
              calibration: Optional[Calibration] = None,
-             input_shape: Optional[Tuple[int, ...]] = None) -> Tuple[SymbolBlock, Report]:
+             input_shape: Optional[tuple[int, ...]] = None) -> tuple[SymbolBlock, Report]:
     """Turn depthwise 3x3 + pointwise pairs of equal width into LPR modules, without training.
 
     A pointwise convolution P, with the BatchNorm after it folded in, becomes ``P2 P1 d + s * d + b``: two bias-free
@@ -108,7 +109,7 @@ class _Found(NamedTuple):
     symbol: mx.sym.Symbol
     params: Mapping[str, mx.nd.NDArray]
     graph: PointwiseGraph
-    pointwise: List[Pointwise]
+    pointwise: list[Pointwise]
     input_shape: tuple
     complexity: Complexity
     costs: Mapping[int, object]
@@ -154,8 +155,8 @@ def _choose_ranks(found, ranks, form, images, stays):
             return spectra_of(found.graph, [layer for layer in found.pointwise if layer.plain], names, images)
         return [spectrum(found.graph.folded(layer)[0]) for layer in wanted]
 
-    problem = Problem([Layer(layer.name, layer.shape[0], found.costs[layer.index].output_shape,
-                             found.costs[layer.index].multiply_adds) for layer in wanted],
+    problem = Problem([Layer(layer.name, layer.shape[0], found.costs[layer.node].output_shape,
+                             found.costs[layer.node].multiply_adds) for layer in wanted],
                       found.complexity.multiply_adds, form.residual, spectra, _clock(found, wanted, form))
     chosen = {}
     for layer, rank in zip(problem.layers, ranks.choose(problem)):
@@ -194,11 +195,12 @@ def _report(found, ranks, fits, stays, after):
     costs_after = {layer.name: layer for layer in after.layers}
 
     def layer_report(layer):
-        old = [found.costs[index] for index in dict.fromkeys((layer.index, layer.last))]
+        old = [found.costs[index] for index in dict.fromkeys((layer.node, layer.last))]
         parts = [f'{layer.stem}_{part}' for part in ('p1', 'p2', 'residual')] if layer.name in ranks else [
             row.name for row in old]
         new = [costs_after[part] for part in parts if part in costs_after]
-        costs = (sum(getattr(row, field) for row in rows) for field in ('params', 'multiply_adds') for rows in (old, new))
+        costs = (sum(getattr(row, field) for row in rows)
+                 for field in ('params', 'multiply_adds') for rows in (old, new))
         fit = fits.get(layer.name, Fit(None, None, None))
         return LayerReport(layer.name, layer.shape, ranks.get(layer.name), *costs, fit.error_before, fit.error,
                            stays.get(layer.name, layer.skipped))

@@ -1,8 +1,9 @@
 """What ranks can be chosen by: a class for each, as :func:`gluon_lprnet.compress` takes them."""
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Callable, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Callable, NamedTuple, Optional, Union
 
 import numpy as np
 
@@ -42,7 +43,7 @@ class Problem:
     layers: Sequence[Layer]
     multiply_adds: int
     residual: bool
-    spectra: Callable[[], List[np.ndarray]]
+    spectra: Callable[[], list[np.ndarray]]
     clock: Clock
 
     def cost(self, layer: Layer, rank: Optional[int]) -> int:
@@ -63,7 +64,7 @@ class Ranks:
 
     stays = ''
 
-    def choose(self, problem: Problem) -> List[Optional[int]]:
+    def choose(self, problem: Problem) -> list[Optional[int]]:
         """The rank of each layer; None where it stays as it is.
 
         Raises
@@ -80,7 +81,7 @@ class Fraction(Ranks):
 
     share: float = 1 / 8
 
-    def choose(self, problem: Problem) -> List[Optional[int]]:
+    def choose(self, problem: Problem) -> list[Optional[int]]:
         return [resolve_rank(float(self.share), layer.width) for layer in problem.layers]
 
 
@@ -90,7 +91,7 @@ class Rank(Ranks):
 
     channels: int
 
-    def choose(self, problem: Problem) -> List[Optional[int]]:
+    def choose(self, problem: Problem) -> list[Optional[int]]:
         resolve_rank(self.channels, max(layer.width for layer in problem.layers))
         return [min(self.channels, layer.width) for layer in problem.layers]
 
@@ -104,7 +105,7 @@ class Energy(Ranks):
     def __post_init__(self):
         _check(0 < self.share <= 1, f'Energy({self.share}): give a share above 0 and up to 1.')
 
-    def choose(self, problem: Problem) -> List[Optional[int]]:
+    def choose(self, problem: Problem) -> list[Optional[int]]:
         # Of equal rounding errors in a sum of 1.
         return [min(len(shares), int(np.searchsorted(np.cumsum(shares), self.share - 1e-12)) + 1)
                 for shares in problem.spectra()]
@@ -124,7 +125,7 @@ class Budget(Ranks):
         _check(self.multiply_adds > 0, f'Budget({self.multiply_adds}): give a positive number of multiply-adds, or a '
                                        'fraction.')
 
-    def choose(self, problem: Problem) -> List[Optional[int]]:
+    def choose(self, problem: Problem) -> list[Optional[int]]:
         fraction = isinstance(self.multiply_adds, float) and self.multiply_adds <= 1
         budget = self.multiply_adds * problem.multiply_adds if fraction else self.multiply_adds
         fixed = problem.multiply_adds - sum(layer.multiply_adds for layer in problem.layers)
@@ -158,12 +159,12 @@ class Latency(Ranks):
         _check(self.milliseconds is None or self.milliseconds > 0,
                f'Latency(milliseconds={self.milliseconds}): give a positive number.')
 
-    def choose(self, problem: Problem) -> List[Optional[int]]:
+    def choose(self, problem: Problem) -> list[Optional[int]]:
         return ranks_by_latency(self._allowed, problem.spectra(), [layer.output_shape for layer in problem.layers],
                                 problem.clock)
 
     def _allowed(self, original: float) -> float:
-        return self.milliseconds if self.share is None else self.share * original
+        return (self.share or 0) * original if self.milliseconds is None else self.milliseconds
 
 
 @dataclass(frozen=True)
@@ -176,7 +177,7 @@ class ByLayer(Ranks):
     ranks: Mapping[str, Union[int, float]]
     stays = 'no rank is given for it'
 
-    def choose(self, problem: Problem) -> List[Optional[int]]:
+    def choose(self, problem: Problem) -> list[Optional[int]]:
         chosen = {}
         for pattern, rank in self.ranks.items():
             for layer in matching(problem.layers, pattern, 'ByLayer'):
@@ -191,7 +192,7 @@ def as_ranks(rank: Union[int, float, Ranks]) -> Ranks:
     return Fraction(rank) if isinstance(rank, float) else Rank(rank)
 
 
-def matching(layers: Sequence, pattern: str, what: str) -> List:
+def matching(layers: Sequence, pattern: str, what: str) -> list:
     """The layers whose ``name`` fits a pattern.
 
     Raises

@@ -6,7 +6,8 @@ the original one, the asymmetric reconstruction of Zhang, Zou, He and Sun (arXiv
 replaced is then factorized in the metric of these inputs.
 """
 import math
-from typing import Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Optional, Union
 
 import mxnet as mx
 import numpy as np
@@ -56,7 +57,7 @@ def ridge(covariance: np.ndarray, cross: np.ndarray) -> np.ndarray:
 
 
 def fit_in_sequence(graph: PointwiseGraph, layers: Sequence[Pointwise], ranks: Mapping[str, int], residual: bool,
-                    l2_norm: bool, images: List[mx.nd.NDArray]) -> Dict[str, Fit]:
+                    l2_norm: bool, images: list[mx.nd.NDArray]) -> dict[str, Fit]:
     """Fit all pointwise convolutions of a network, one after the other.
 
     Both networks are run together, stage by stage, over all images: memory holds the activations of the images at one
@@ -97,7 +98,7 @@ def fit_in_sequence(graph: PointwiseGraph, layers: Sequence[Pointwise], ranks: M
         same = all(compressed[entry] is original[entry] for entry in stage.inputs)
         compressed.update(found if same else stage.run(compressed))
         original.update(found)
-        source, result = tuple(graph.nodes[layer.index]['inputs'][0][:2]), (layer.last, 0)
+        source, result = tuple(graph.nodes[layer.node]['inputs'][0][:2]), (layer.last, 0)
         fits[layer.name], original[result], compressed[result] = _fit(
             layer, *graph.folded(layer), ranks.get(layer.name), residual, l2_norm, original[source],
             compressed[source], count)
@@ -217,7 +218,7 @@ def _rows(x):
 
 
 def spectra_of(graph: PointwiseGraph, layers: Sequence[Pointwise], wanted: Sequence[str],
-               images: List[mx.nd.NDArray]) -> List[np.ndarray]:
+               images: list[mx.nd.NDArray]) -> list[np.ndarray]:
     """The spectrum of each of the layers ``wanted``, in the metric of its inputs in the network as it is."""
     activations: Activations = {_data(graph): [batch.as_in_context(graph.context) for batch in images]}
     found = {}
@@ -225,7 +226,7 @@ def spectra_of(graph: PointwiseGraph, layers: Sequence[Pointwise], wanted: Seque
                                           *stages(graph, layers)):
         activations.update(stage.run(activations))
         weight, bias = graph.folded(layer)
-        inputs = activations[tuple(graph.nodes[layer.index]['inputs'][0][:2])]
+        inputs = activations[tuple(graph.nodes[layer.node]['inputs'][0][:2])]
         if layer.name in wanted:
             found[layer.name] = spectrum(weight, _moments(inputs).covariance)
         activations[layer.last, 0] = [_pointwise(x, weight, bias) for x in inputs]

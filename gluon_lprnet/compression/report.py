@@ -1,5 +1,5 @@
 """What a compression did, layer by layer."""
-from typing import List, NamedTuple, Optional, Tuple
+from typing import NamedTuple, Optional
 
 from ..complexity import Complexity
 from ..utils.text import render_table
@@ -27,7 +27,7 @@ class LayerReport(NamedTuple):
     """
 
     name: str
-    shape: Tuple[int, int]
+    shape: tuple[int, int]
     rank: Optional[int]
     params_before: int
     params_after: int
@@ -44,7 +44,7 @@ class Report(NamedTuple):
     ``print(report)`` shows the table.
     """
 
-    layers: List[LayerReport]
+    layers: list[LayerReport]
     before: Complexity
     after: Complexity
 
@@ -58,9 +58,10 @@ class Report(NamedTuple):
 
     def table(self, format: str = 'text') -> str:
         """The layers and the totals, as ``'text'`` or ``'markdown'``."""
-        rows = [(layer.name, '{1} -> {0}'.format(*layer.shape), layer.rank, layer.params_before, layer.params_after,
-                 layer.multiply_adds_before, layer.multiply_adds_after, _error(layer.error_before),
-                 _error(layer.error), layer.skipped) for layer in self.layers]
+        rows: list[tuple] = [
+            (layer.name, '{1} -> {0}'.format(*layer.shape), layer.rank, layer.params_before, layer.params_after,
+             layer.multiply_adds_before, layer.multiply_adds_after, _error(layer.error_before), _error(layer.error),
+             layer.skipped) for layer in self.layers]
         rows.append(('whole network', None, None, self.before.params, self.after.params, self.before.multiply_adds,
                      self.after.multiply_adds, None, None, None))
         return render_table(('layer', 'width', 'rank', 'parameters', 'after', 'multiply-adds', 'after',

@@ -1,7 +1,7 @@
 """A network run stage by stage, each over all images, so that a layer can be fitted before the next one is run."""
 import copy
 import json
-from typing import Dict, List, Sequence, Tuple
+from collections.abc import Sequence
 
 import mxnet as mx
 from mxnet.gluon import SymbolBlock
@@ -11,9 +11,9 @@ from .modules import Pointwise, PointwiseGraph
 __all__ = ['Stage', 'stages', 'Activations']
 
 # A node's number and which of its outputs.
-Entry = Tuple[int, int]
+Entry = tuple[int, int]
 # By entry, an array for each batch of images.
-Activations = Dict[Entry, List[mx.nd.NDArray]]
+Activations = dict[Entry, list[mx.nd.NDArray]]
 
 
 class Stage:
@@ -38,8 +38,10 @@ class Stage:
 
     def run(self, activations: Activations) -> Activations:
         """What it puts out for each batch; it takes what it needs from ``activations``."""
-        batches = [[] for _ in self.outputs]
-        for inputs in zip(*(activations[entry] for entry in self.inputs)) if self._block else ():
+        if self._block is None:
+            return {}
+        batches: list[list[mx.nd.NDArray]] = [[] for _ in self.outputs]
+        for inputs in zip(*(activations[entry] for entry in self.inputs)):
             found = self._block(*inputs)
             for batch, output in zip(batches, found if isinstance(found, (list, tuple)) else [found]):
                 batch.append(output)
@@ -67,7 +69,7 @@ class Stage:
         return block
 
 
-def stages(graph: PointwiseGraph, layers: Sequence[Pointwise]) -> Tuple[List[Stage], List[List[Entry]]]:
+def stages(graph: PointwiseGraph, layers: Sequence[Pointwise]) -> tuple[list[Stage], list[list[Entry]]]:
     """The stages in front of each of ``layers``, in the order of computation, and what is still needed after each.
 
     Returns
@@ -77,16 +79,16 @@ def stages(graph: PointwiseGraph, layers: Sequence[Pointwise]) -> Tuple[List[Sta
         entries that are still taken by something once the layer has been run, those that no stage has made yet
         included.
     """
-    merged = {index for layer in layers for index in (layer.index, layer.last)}
+    merged = {index for layer in layers for index in (layer.node, layer.last)}
     operators = [index for index, node in enumerate(graph.nodes) if node['op'] != 'null' and index not in merged]
-    takers: Dict[Entry, int] = {(source, output): len(graph.nodes)
+    takers: dict[Entry, int] = {(source, output): len(graph.nodes)
                                 for source, output, *_ in graph.graph['heads']}
     for index, node in enumerate(graph.nodes):
         for source, output, *_ in node['inputs']:
             takers[source, output] = max(index, takers.get((source, output), -1))
     # A layer takes its input when its last node is reached.
     for layer in layers:
-        entry = tuple(graph.nodes[layer.index]['inputs'][0][:2])
+        entry = tuple(graph.nodes[layer.node]['inputs'][0][:2])
         takers[entry] = max(takers[entry], layer.last)
     found, needed, begin = [], [], 0
     for layer in layers:

@@ -4,7 +4,6 @@ import math
 import os
 import statistics
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple, Optional
 
 import mxnet as mx

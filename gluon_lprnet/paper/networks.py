@@ -22,8 +22,8 @@ def table4_sconv(width=1.0, classes=10, small_image=False):
 @register(widths=(), any_width=True)
 def table4_lpr(width=1.0, classes=10, small_image=False, rank=1 / 8, residual=True, l2_norm=True,
                l2_norm_scale=None):
-    return MobileNetV1(lambda channels: LPR(channels, rank, residual, l2_norm, l2_norm_scale), width, classes, small_image,
-                       TABLE_4_PLACES)
+    return MobileNetV1(lambda channels: LPR(channels, rank, residual, l2_norm, l2_norm_scale), width, classes,
+                       small_image, TABLE_4_PLACES)
 
 
 class DepthwiseReLU(LPR):

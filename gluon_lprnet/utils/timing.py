@@ -1,6 +1,7 @@
 """Times of several functions beside each other."""
 import time
-from typing import Callable, List, Sequence
+from collections.abc import Sequence
+from typing import Callable
 
 from tqdm import tqdm
 
@@ -10,7 +11,7 @@ WARM_UP = 10
 
 
 def interleaved_milliseconds(functions: Sequence[Callable[[], object]], rounds: int = ROUNDS, passes: int = 1,
-                             warm_up: int = WARM_UP) -> List[List[float]]:
+                             warm_up: int = WARM_UP) -> list[list[float]]:
     """The times of calls, in turns, so that whatever else the machine does slows all functions.
 
     Parameters
@@ -29,7 +30,7 @@ def interleaved_milliseconds(functions: Sequence[Callable[[], object]], rounds: 
     list of list of float
         Milliseconds of a call, the mean of each round, by function.
     """
-    times: List[List[float]] = [[] for _ in functions]
+    times: list[list[float]] = [[] for _ in functions]
     for _ in tqdm(range(warm_up + rounds), 'latency', leave=False, disable=None):
         for function, taken in zip(functions, times):
             begin = time.perf_counter()

@@ -58,4 +58,5 @@ def mobilenetv1(width=1.0, classes=1000, small_image=False):
 @register(widths=(0.25, 0.5, 0.75, 1.0, 1.25, 1.5), any_width=True, rank_denominators=(4, 16))
 def lprnet_mobilenet(width=1.0, classes=1000, small_image=False, rank=1 / 8, residual=True, l2_norm=True,
                      l2_norm_scale=None):
-    return MobileNetV1(lambda channels: LPR(channels, rank, residual, l2_norm, l2_norm_scale), width, classes, small_image)
+    return MobileNetV1(lambda channels: LPR(channels, rank, residual, l2_norm, l2_norm_scale), width, classes,
+                       small_image)

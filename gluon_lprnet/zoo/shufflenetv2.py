@@ -47,4 +47,5 @@ def shufflenetv2(width=1.0, classes=1000, small_image=False):
 @register(widths=tuple(CHANNELS))
 def lprnet_shufflenetv2(width=1.0, classes=1000, small_image=False, rank=1 / 8, residual=True, l2_norm=True,
                         l2_norm_scale=None):
-    return ShuffleNetV2(lambda channels: LPR(channels, rank, residual, l2_norm, l2_norm_scale), width, classes, small_image)
+    return ShuffleNetV2(lambda channels: LPR(channels, rank, residual, l2_norm, l2_norm_scale), width, classes,
+                        small_image)
