@@ -6,7 +6,7 @@ import mxnet as mx
 
 from .images import BILINEAR, shorter_side
 
-# Of ImageNet in 8-bit RGB, as GluonCV and MXNet's examples use them.
+# Those of ImageNet in 8-bit RGB, as used by GluonCV and MXNet's examples.
 IMAGENET_MEAN = (123.68, 116.779, 103.939)
 IMAGENET_STD = (58.393, 57.12, 57.375)
 Batch = namedtuple('Batch', 'data label')
@@ -14,7 +14,7 @@ Normalization = namedtuple('Normalization', 'mean std')
 
 
 class ImageBatches:
-    """The batches of one RecordIO file, epoch by epoch, the same ones for the same seed and epoch.
+    """The batches of one RecordIO file, epoch by epoch; the same seed and epoch give the same batches.
 
     Each epoch makes an iterator of its own, seeded by ``seed`` and the epoch: the order and the
     augmentation of an epoch do not depend on what was read before, so a resumed training continues on
@@ -23,7 +23,7 @@ class ImageBatches:
     Parameters
     ----------
     records : gluon_lprnet.data.integrity.RecordSummary
-        Of the file, which :func:`gluon_lprnet.data.integrity.check_records` found sound.
+        Of a file that passed :func:`gluon_lprnet.data.integrity.check_records`.
     input_size : int
         Height and width of the network's input, in pixels.
     batch_size : int
@@ -85,12 +85,12 @@ def paper_augmentation(pad=0, min_random_scale=1.0, max_random_scale=1.0,
     Parameters
     ----------
     pad : int
-        Gray pixels added at each side before the crop, for images that are no larger than the crop.
+        Gray pixels added on each side before the crop, for images no larger than the crop.
     min_random_scale, max_random_scale : float
         Range of the factor by which width and height are scaled. An image that becomes smaller than the
         crop is enlarged to it again by ImageRecordIter.
     max_random_illumination : float
-        Range, to both sides of 0, of what is added to each pixel on the scale 0 to 255.
+        Largest absolute value added to each pixel, on the scale 0 to 255.
     mirror : bool
         Flip left and right with probability 1/2.
     """
@@ -103,7 +103,7 @@ def paper_augmentation(pad=0, min_random_scale=1.0, max_random_scale=1.0,
 
 
 def validation_batches(records, config, batch_size, threads, **order):
-    """The center crops of a validation set: shorter side to input_size / crop_ratio, then the crop.
+    """The center crops of a validation set: the shorter side becomes input_size / crop_ratio, then comes the crop.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""A small real data set that needs no download: scikit-learn's 1,797 handwritten digits."""
+"""A small real data set without a download: the 1,797 handwritten digits of scikit-learn."""
 from pathlib import Path
 
 import cv2
@@ -14,15 +14,15 @@ PICTURES = 10
 
 
 def pack_digits(folder, seed=0):
-    """Pack the digits as ``train.rec``, ``val.rec`` and ten held-out pictures.
+    """Pack the digits as ``train.rec``, ``val.rec`` and ten held-out images.
 
-    The 8x8 pixels of 16 gray levels are enlarged to 32x32 RGB and stored as PNG. The split is random, by
-    ``seed``; ``held_out/`` has the first ten pictures of the validation part, with the digit in the name.
+    The 8x8 pixels with 16 gray levels are enlarged to 32x32 RGB and stored as PNG. The split is random, by
+    ``seed``; ``held_out/`` has the first ten images of the validation part, with the digit in the name.
 
     Parameters
     ----------
     folder : path
-        Made if it does not exist; files of the same names are replaced.
+        Created if it does not exist; files of the same names are replaced.
     seed : int
 
     Returns
@@ -38,7 +38,7 @@ def pack_digits(folder, seed=0):
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise InputError('the digits come with scikit-learn: pip install scikit-learn.') from error
+        raise InputError('the digits are part of scikit-learn: pip install scikit-learn.') from error
     digits = load_digits()
     order = np.random.default_rng(seed).permutation(len(digits.target))
     samples = [(int(digits.target[index]), _png(digits.images[index])) for index in order]
@@ -55,7 +55,7 @@ def pack_digits(folder, seed=0):
 
 def add_commands(commands):
     parser = commands.add_parser('digits',
-                                 help="pack scikit-learn's handwritten digits, a quick start without download")
+                                 help="pack scikit-learn's handwritten digits, for a quick start without a download")
     parser.add_argument('folder', help='where train.rec, val.rec and held_out/ are written')
     parser.set_defaults(run=_run)
 

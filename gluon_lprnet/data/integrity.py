@@ -1,9 +1,9 @@
 """RecordIO files of images, checked before MXNet's native reader sees them.
 
 MXNet 1.9.1 does not survive a damaged ``.rec``: a truncated file or a wrong magic number aborts
-the process, an image that does not decode kills it or raises without naming the record, half a
-JPEG is accepted silently, and the format has no checksum. :func:`check_records` finds these
-faults first and says which record is at fault.
+the process, an undecodable image kills it or raises without naming the record, half a JPEG is
+accepted silently, and the format has no checksum. :func:`check_records` finds these faults first
+and names the record.
 """
 import json
 import math
@@ -40,7 +40,7 @@ _MOST_DIFFERENCE = 16
 
 
 class RecordSummary(NamedTuple):
-    """What :func:`check_records` found in a sound file.
+    """What :func:`check_records` found in an undamaged file.
 
     Attributes
     ----------
@@ -55,7 +55,7 @@ class RecordSummary(NamedTuple):
     label_min, label_max : float
         The extremes over all records and numbers.
     class_counts : dict of int to int
-        Records of each label, by label; empty if `label_width` is not 1.
+        Number of records by label; empty if `label_width` is not 1.
     verified : str
         How the content was verified, in words.
     """
@@ -77,7 +77,7 @@ def check_records(rec_path, idx_path=None, num_classes=None, label_width=1, cont
 
     The structure of every record, the index and the labels are always checked. The content is
     checked against the CRC-32 of a manifest that ``pack`` wrote beside the file (which finds any
-    changed bit), or, where there is no manifest, by decoding every image completely: with Pillow,
+    changed bit) or, without a manifest, by decoding every image completely: with Pillow,
     which refuses a truncated JPEG that MXNet accepts, and with MXNet's decoder, which knows fewer
     formats (JPEG, PNG, BMP and TIFF) and drops transparency. Both must give the same pixels, so that
     what MXNet trains on is what prediction sees. No image may be larger than
@@ -89,9 +89,9 @@ def check_records(rec_path, idx_path=None, num_classes=None, label_width=1, cont
     idx_path : str or os.PathLike, optional
         By default the path of the ``.rec`` with the extension ``.idx``.
     num_classes : int, optional
-        Labels must be below it (`label_width` 1 only).
+        Labels must be below this number (`label_width` 1 only).
     label_width : int
-        Numbers in each record's label; labels of width 1 must be integers from 0.
+        Numbers in each record's label; labels of width 1 must be non-negative integers.
     content : bool
         False skips the check of the content, which reads the whole file.
     workers : int, optional
@@ -157,7 +157,7 @@ def check_records(rec_path, idx_path=None, num_classes=None, label_width=1, cont
 def class_names(rec_path):
     """The names of the classes of a ``.rec`` file, in the order of their labels.
 
-    They are the manifest's; without a manifest, the lines of the ``.classes.txt`` beside the file. What is not UTF-8
+    They come from the manifest or, without one, from the lines of the ``.classes.txt`` beside the file. Invalid UTF-8
     in a name is replaced by U+FFFD.
 
     Parameters
@@ -167,7 +167,7 @@ def class_names(rec_path):
     Returns
     -------
     list of str or None
-        None where neither file gives names.
+        None if neither file has names.
 
     Raises
     ------
@@ -264,7 +264,7 @@ def _check_labels(rec_path, keys, labels, num_classes):
     if not faulty.any() and labels.shape[1] == 1:
         classes = labels[:, 0]
         faulty = (classes < 0) | (classes != np.floor(classes))
-        reason = 'but a class is an integer from 0. Pack the images again with the right labels'
+        reason = 'but a class is a non-negative integer. Pack the images again with the right labels'
         if not faulty.any() and num_classes is not None:
             faulty = classes >= num_classes
             reason = (f'but `num_classes` is {num_classes}, so that labels run from 0 to {num_classes - 1}. '
@@ -315,7 +315,7 @@ def _check_checksum(path, expected, progress):
 def _check_images(fault_of, rec_path, offsets, keys, workers, progress):
     """Look at every image; ``fault_of`` says of one (bytes) what is wrong with it, or None."""
     if workers is None:
-        # The bytes tell the work, as images may be of 1 KB or of 100.
+        # The work is estimated from the bytes, since an image may have 1 KB or 100 KB.
         workers = default_workers(os.path.getsize(rec_path) // _BYTES_OF_A_PHOTO)
     if workers < 1:
         raise InputError(f'`workers` is {workers}: it must be 1 or more.')

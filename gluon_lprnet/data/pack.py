@@ -5,7 +5,7 @@
 - ``PREFIX.rec``, ``PREFIX.idx``: the records and their index,
 - ``PREFIX.classes.txt``: the class of each label, one per line, label 0 first (class folders only),
 - ``PREFIX.json``: the manifest, with what was done, what was skipped, and the size and CRC-32 of the
-  other two, by which ``check`` and training find any later damage.
+  other two, with which ``check`` and training find any later damage.
 
 They appear only when complete: everything is written in a folder ``.PREFIX.partial-*`` first, which
 is removed on any error, on Ctrl-C and on SIGTERM.
@@ -41,9 +41,9 @@ class PackSummary(NamedTuple):
     classes : list of str or None
         The class of each label, or None if unknown (a list file).
     skipped : list of (str, str)
-        Damaged images that were left out: path and reason.
+        Skipped damaged images: path and reason.
     ignored : list of str
-        Entries of the folder that are not images, by their names.
+        Entries of the folder whose names are not those of images.
     """
 
     rec_path: str
@@ -58,20 +58,20 @@ def pack_images(source, prefix, resize=480, quality=95, workers=None, skip_bad=F
                 root=None, overwrite=False, progress=True):
     """Pack photos into ``prefix.rec`` with its index, classes and manifest.
 
-    Every image is decoded completely, set upright by its EXIF orientation, made 8-bit RGB (16 bits
-    scaled, transparency laid on white, the first frame of an animation), shrunk so that its SHORTER
-    side is `resize`, and encoded as JPEG. Nothing is enlarged. A baseline RGB JPEG that needs none
-    of this keeps its bytes, and so its quality. The same input and seed give the same bytes,
-    whatever the number of workers.
+    Every image is decoded completely, rotated by its EXIF orientation, converted to 8-bit RGB (16 bits
+    scaled, transparency on white, the first frame of an animation), shrunk so that its SHORTER side
+    is `resize`, and encoded as JPEG. Nothing is enlarged. A baseline RGB JPEG that needs none of this
+    keeps its bytes, and so its quality. The same input and seed give the same bytes, whatever the
+    number of workers.
 
     Parameters
     ----------
     source : str or os.PathLike
         One of
 
-        - a folder of class folders, which in sorted order of their names have the labels 0, 1, ...;
-          images lie directly in them. Entries without the extension of an image, hidden ones and
-          folders within class folders are not packed but reported.
+        - a folder of class folders, which get the labels 0, 1, ... in sorted order of their names; images
+          lie directly in them. Entries without the extension of an image, hidden ones and folders within
+          class folders are reported and not packed.
         - an MXNet list, ``*.lst``: lines ``index<TAB>label[<TAB>label...]<TAB>path``; the index is
           not used. With several labels on each line, they may be any numbers.
         - any other file: a text list, lines ``path label``.
@@ -86,17 +86,17 @@ def pack_images(source, prefix, resize=480, quality=95, workers=None, skip_bad=F
         Processes; by default as many as CPUs, fewer for few images. More than one needs the
         caller's main module to be importable (``if __name__ == '__main__':``).
     skip_bad : bool
-        Leave out images that are missing or damaged, and say so in the summary and the manifest,
-        instead of failing.
+        Skip missing or damaged images, and report them in the summary and the manifest, instead of
+        failing.
     shuffle : bool
-        Write the images in an order drawn by `seed` (MXNet's reader reads in the file's order);
+        Write the images in random order, by `seed` (MXNet's reader reads in the order of the file);
         otherwise in the order of the source: by class and name, or as listed.
     seed : int
         0 to 2**32 - 1.
     root : str or os.PathLike, optional
-        The folder that a list's paths start from; by default the folder of the list.
+        The folder that the paths of a list are relative to; by default the folder of the list.
     overwrite : bool
-        Replace files of the same prefix.
+        Replace existing files with the same prefix.
     progress : bool
         Show progress bars where standard error is a terminal.
 
@@ -128,7 +128,7 @@ def pack_images(source, prefix, resize=480, quality=95, workers=None, skip_bad=F
                                                   disable=None if progress else True, leave=False)):
             if reason is not None:
                 skipped.append((source.paths[i], reason))
-            elif skip_bad or not skipped:  # after a failure the others are still examined, not written
+            elif skip_bad or not skipped:  # after a failure the others are still checked, but not written
                 yield source.labels[i], image
         skipped.sort()
         if skipped and not skip_bad:
@@ -167,7 +167,7 @@ def convert_file(path, resize_to, quality):
     image = read_file(path)
     picture = decode_image(image)
     must_shrink = 0 < resize_to < min(picture.size)
-    # A progressive JPEG is encoded again, as it takes longer to decode, in every epoch.
+    # A progressive JPEG is encoded again, because it takes longer to decode in every epoch.
     if (picture.format == 'JPEG' and picture.mode == 'RGB' and not picture.info.get('progressive')
             and not is_turned(picture) and not must_shrink):
         return image
@@ -185,7 +185,7 @@ def add_pack_kind(kinds):
         description='Pack photos into PREFIX.rec, .idx, .classes.txt and .json (the manifest with '
                     'checksums). They appear only when complete.')
     parser.add_argument('source', metavar='FOLDER_OR_LIST',
-                        help='a folder with a folder per class (sorted names have the labels 0, 1, ...), an '
+                        help='a folder with one folder per class (labels 0, 1, ... in sorted order), an '
                              'MXNet list (*.lst), or a text list with lines "path label"')
     parser.add_argument('--root',
                         help='the folder that a list\'s paths start from (default: the list\'s own)')
@@ -198,7 +198,7 @@ def add_pack_kind(kinds):
 
 
 def add_output_flags(parser):
-    """Add the flags that all kinds of ``pack`` share: where and how records are written."""
+    """Add the flags shared by all kinds of ``pack``: where and how records are written."""
     parser.add_argument('--out', required=True, metavar='PREFIX',
                         help='the beginning of the written files\' names')
     parser.add_argument('--quality', type=integer, default=95,
@@ -206,7 +206,7 @@ def add_output_flags(parser):
     parser.add_argument('--workers', type=integer,
                         help='processes (default: as many as CPUs, fewer for few images)')
     parser.add_argument('--skip-bad', action='store_true',
-                        help='leave out missing and damaged images, and list them in the manifest, '
+                        help='skip missing and damaged images, and list them in the manifest, '
                              'instead of failing')
     parser.add_argument('--no-shuffle', dest='shuffle', action='store_false',
                         help='keep the order of the source')

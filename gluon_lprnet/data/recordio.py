@@ -1,12 +1,12 @@
-"""MXNet's RecordIO files of images: read without MXNet, and written whole or not at all.
+"""MXNet's RecordIO files of images: read without MXNet, and written completely or not at all.
 
 The format, little-endian throughout. A ``.rec`` is a sequence of parts, each padded to 4 bytes:
 the magic number 0xced7230a, a word whose upper 3 bits say which part of a record it is (0 the
-whole record, 1 its first part, 2 a middle one, 3 the last) and whose lower 29 bits hold the
-length, then the data. MXNet splits a record wherever its data holds the magic number at a multiple
+whole record, 1 its first part, 2 a middle one, 3 the last) and whose lower 29 bits are the
+length, then the data. MXNet splits a record wherever its data contains the magic number at a multiple
 of 4 bytes, and drops those 4 bytes. The record is a header ``flag (uint32), label (float32),
-id (uint64), id2 (uint64)``, then `flag` labels (float32), then the image file; with a flag of 0
-the header's label is the label. An ``.idx`` is text: a line ``key<TAB>byte offset`` per record.
+id (uint64), id2 (uint64)``, then `flag` labels (float32), then the image file; if the flag is 0,
+the label is that of the header. An ``.idx`` is text: a line ``key<TAB>byte offset`` per record.
 """
 import contextlib
 import json
@@ -50,14 +50,14 @@ def read_records(rec_path):
     Yields
     ------
     label : float or numpy.ndarray
-        The label; float32 of shape (label_width,) where the header's flag is not 0.
+        The label; float32 of shape (label_width,) if the header's flag is not 0.
     image : bytes
         The image file, still encoded.
 
     Raises
     ------
     InputError
-        The file is missing or empty, or a record is damaged; records before it were yielded.
+        The file is missing or empty, or a record is damaged; the records before it are yielded first.
     """
     rec_path = os.fspath(rec_path)
     size = size_of(rec_path)
@@ -83,7 +83,7 @@ def label_fault(label):
     Returns
     -------
     str or None
-        None for a sound label.
+        None for a valid label.
     """
     label = np.asarray(label, dtype=np.float64).ravel()
     if not np.isfinite(label).all():
@@ -98,7 +98,7 @@ def label_fault(label):
 
 
 def file_crc32(path, progress=True):
-    """Compute the CRC-32 of a file as 8 hexadecimal digits, in memory of a few megabytes."""
+    """Compute the CRC-32 of a file as 8 hexadecimal digits, using a few megabytes of memory."""
     crc, block = 0, memoryview(bytearray(1 << 22))
     with open(path, 'rb', buffering=0) as file, \
             tqdm(desc=f'CRC-32 of {os.path.basename(path)}', total=os.path.getsize(path), unit='B',
@@ -117,7 +117,7 @@ def beside(rec_path, extension):
 
 def size_of(path, remedy='check the path'):
     if os.path.isdir(path):
-        raise InputError(f'{path} is a folder: name the file in it.')
+        raise InputError(f'{path} is a folder: give a file in it.')
     if not os.path.exists(path):
         raise InputError(f'{path} does not exist: {remedy}.')
     size = os.path.getsize(path)
@@ -140,14 +140,14 @@ def read_record(fd, size, offset, wanted=None):
     expected = (_WHOLE, _FIRST)
     payload, total = b'', 0
     while True:
-        # Most reads are of the first few bytes alone: one system call for a part.
+        # Most reads need only the first few bytes: one system call per part.
         part = os.pread(fd, _PART.size + (wanted or 0), offset)
         if len(part) < _PART.size:
             raise Damage('the file ends inside it (truncated)')
         magic, word = _PART.unpack_from(part)
         if magic != _MAGIC:
-            raise Damage('it does not begin with the magic number of RecordIO, so it is damaged, or the '
-                          'length of the record before it is, or this is not a RecordIO file')
+            raise Damage('it does not start with the magic number of RecordIO, so it is damaged, or the '
+                          'length of the previous record is, or this is not a RecordIO file')
         kind, length = word >> 29, word & 0x1fffffff
         if kind not in expected:
             raise Damage(f'the kind of one of its parts is {kind}, not {expected[0]} or {expected[1]}')
@@ -171,7 +171,7 @@ def split_payload(payload):
     flag, label, _, _ = HEADER.unpack_from(payload)
     begin = HEADER.size + 4 * flag
     if len(payload) < begin:
-        raise Damage(f'its header announces {flag} labels, more than it holds')
+        raise Damage(f'its header announces {flag} labels, more than it contains')
     if flag:
         label = np.frombuffer(payload, '<f4', flag, HEADER.size)
     return label, payload[begin:]
@@ -188,15 +188,15 @@ def write_records(prefix, samples, classes=None, details=None, overwrite=False, 
     prefix : str or os.PathLike
         Where to write: ``data/train`` gives ``data/train.rec`` and so on. The folder is made if it is missing.
     samples : iterable of (label, image)
-        `label` is a class (an integer from 0) or a 1-D array of finite numbers, of one length
-        throughout; `image` (bytes) is an encoded image that decodes: the later check relies on it.
+        `label` is a class (a non-negative integer) or a 1-D array of finite numbers, all of the same
+        length; `image` (bytes) is an encoded image that can be decoded: later checks rely on it.
         Records get the keys 0, 1, ... in this order.
     classes : sequence of str, optional
         The class of each label.
     details : dict, optional
-        Further entries of the manifest; read when all samples were, so that these may add to it.
+        Further entries of the manifest; read after all samples, so the samples may add to it.
     overwrite : bool
-        Replace files of the same prefix.
+        Replace existing files with the same prefix.
     progress : bool
         Show a progress bar where standard error is a terminal.
 
@@ -211,8 +211,8 @@ def write_records(prefix, samples, classes=None, details=None, overwrite=False, 
     Raises
     ------
     InputError
-        Files exist, the disk is full, a label is not sound, or there is no sample. Whatever
-        exception ends the writing, also one of `samples`, nothing is left at `prefix`.
+        Files exist, the disk is full, a label is invalid, or there are no samples. Whatever exception
+        ends the writing, including one from `samples`, nothing is left at `prefix`.
     """
     prefix = check_prefix(prefix, overwrite)
     for name in classes or ():
@@ -231,7 +231,7 @@ def write_records(prefix, samples, classes=None, details=None, overwrite=False, 
                 raise InputError(f'{prefix}.rec: only {length} of {size} bytes could be written: the '
                                  'disk is full. Make room and pack again.')
             if classes is not None:
-                # A folder's name need not be valid UTF-8.
+                # The name of a folder need not be valid UTF-8.
                 with open(f'{part}.classes.txt', 'w', encoding='utf-8', errors='surrogateescape') as file:
                     file.writelines(f'{name}\n' for name in classes)
             manifest = {'format': MANIFEST_FORMAT, 'version': MANIFEST_VERSION,
@@ -264,8 +264,8 @@ def _write_rec(part, prefix, samples):
                 raise InputError(f'Sample {count} (counted from 0) has the label {label}: {fault}.')
             label = float(label) if np.ndim(label) == 0 else np.asarray(label, dtype=np.float32).ravel()
             if width not in (None, np.size(label)):
-                raise InputError(f'Sample {count} (counted from 0) has {np.size(label)} label(s), the ones '
-                                 f'before it {width}: give all the same number.')
+                raise InputError(f'Sample {count} (counted from 0) has {np.size(label)} label(s), those '
+                                 f'before it {width}: all need the same number.')
             width = np.size(label)
             with disk_errors(prefix):
                 writer.write_idx(count, _pack(label, count, image))
@@ -275,7 +275,7 @@ def _write_rec(part, prefix, samples):
         with disk_errors(prefix):
             writer.close()
     if not count:
-        raise InputError(f'{prefix}.rec: there is no image to pack.')
+        raise InputError(f'{prefix}.rec: there are no images to pack.')
     return count, width, size
 
 

@@ -1,7 +1,7 @@
 """Batches of faces with their landmarks from RecordIO: the square crop, and augmentation of both together.
 
-MXNet's native reader knows nothing of landmarks, and Albumentations needs a second copy of OpenCV beside
-the one that is installed; here one affine map by OpenCV moves picture and points, so both fit exactly.
+MXNet's native reader does not know about landmarks, and Albumentations needs a second copy of OpenCV. Here a
+single affine map moves both image and points, so they match exactly.
 """
 import math
 from dataclasses import dataclass
@@ -19,24 +19,24 @@ _DARKEST = 0.15, 0.7
 
 @dataclass
 class FaceAugmentation:
-    """Random changes of a face, all in one map and one look.
+    """Random changes of a face: one affine map, and changes of its appearance.
 
     Attributes
     ----------
     rotation : float
-        Largest angle in degrees, to both sides.
+        Largest angle in degrees, in either direction.
     roll, turned : float
-        Of the part ``turned`` of the faces the angle goes to ``roll`` degrees.
+        For the fraction ``turned`` of the faces the largest angle is ``roll`` degrees.
     scale : float
-        Largest change of the size, as a fraction: 0.1 gives 0.9 to 1.1.
+        Largest change of size, as a fraction: 0.1 gives 0.9 to 1.1.
     shift : float
         Largest shift along x and y, as a fraction of the crop's side.
     color : float
         Largest change of brightness, contrast and saturation, as a fraction.
     blur, gray, occlusion, dark : float
-        Probability of a Gaussian blur, of a picture without color, of a covered rectangle, of a picture in the dark.
+        Probability of a Gaussian blur, of a grayscale image, of a covered rectangle, of a dark image.
     mirror : bool
-        Flip left and right, points renumbered, with probability 1/2.
+        Flip left and right, with the points renumbered, with probability 1/2.
     """
     rotation: float = 30.0
     roll: float = 0.0
@@ -95,23 +95,23 @@ AUGMENTATIONS = {
 
 
 class FaceBatches:
-    """The batches of faces, epoch by epoch, the same ones for the same seed and epoch.
+    """The batches of faces, epoch by epoch; the same seed and epoch give the same batches.
 
     Parameters
     ----------
     faces : sequence of FaceRecord
-        Their pictures stay encoded in memory: 61,225 faces of 300W-LP are less than a gigabyte.
+        Their images stay encoded in memory: the 61,225 faces of 300W-LP take less than a gigabyte.
     input_size : int
         Height and width of the network's input, in pixels.
     crop_scale : float
-        The network's square over the longer side of the landmarks' box.
+        Side of the network's square, in units of the longer side of the landmarks' box.
     batch_size : int
     normalization : Normalization
         Mean and standard deviation of R, G and B on the scale 0 to 255.
     augmentation : FaceAugmentation, optional
-        For training; the order is then random too.
+        For training; the order is then random as well.
     threads : int
-        That decode and warp.
+        Threads that decode and warp.
     seed : int
     two_jaws : bool
         Labels of :func:`gluon_lprnet.data.faces.landmarks.to_two_jaws`, for which each face must say which jaw it has.
@@ -139,7 +139,7 @@ class FaceBatches:
         Yields
         ------
         Batch
-            ``data`` (N, 3, input_size, input_size) float32, ``label`` (N, 136) float32 as of
+            ``data`` (N, 3, input_size, input_size) float32, ``label`` (N, 136) float32 as returned by
             :func:`gluon_lprnet.data.faces.landmarks.to_outputs` or (N, 170) as of
             :func:`~gluon_lprnet.data.faces.landmarks.to_two_jaws`.
         """

@@ -1,6 +1,6 @@
-"""Faces with 68 landmarks, read from the data sets' original files.
+"""Faces with 68 landmarks, read from the original files of the data sets.
 
-:func:`read_faces` gives every layout the same form. Files count pixels from 0 or from 1 (`ORIGIN`); here
+:func:`read_faces` converts every layout to the same form. Files count pixels from 0 or from 1 (`ORIGIN`); here
 (0, 0) is the center of the top left pixel.
 """
 import functools
@@ -22,16 +22,16 @@ from ...utils.text import integer, real
 from ..images import EXTENSIONS
 from .landmarks import POINTS, landmark_box, mirror
 
-# The coordinates that a layout's files give the center of the top left pixel.
+# The coordinates of the center of the top left pixel in the files of a layout.
 ORIGIN = {
     # 3DDFA is MATLAB code, and AFLW2000-3D shows it: AFLW's landmarks n, most of them whole pixels, were scaled by
     # s to pt2d = (n - 1) * s + 1, which keeps 1 at the edge. With 0 for the edge not one n would be whole.
     '300w-lp': 1, '300w-lp-flip': 1, 'aflw2000-3d': 1,
-    # Not documented; written by Torch, whose indices begin with 1.
+    # Not documented; written by Torch, whose indices start at 1.
     'ls3d-w': 1,
-    # iBUG annotated in MATLAB; menpo, the library of its own group, subtracts 1 on reading.
+    # iBUG annotated in MATLAB; menpo, the library of the same group, subtracts 1 when reading.
     'pts': 1,
-    # dlib's arrays begin with 0, and its tools write their indices.
+    # dlib's arrays start at 0, and its tools write their indices.
     'dlib': 0,
     # Not documented. Aligners of others find the points 1.0 / 0.9 pixels off if they are read from 0.
     'ytf68': 1,
@@ -55,13 +55,13 @@ class Face(NamedTuple):
     Attributes
     ----------
     name : str
-        Path of the image from the set's folder, with ``/``; unique within the set.
+        Path of the image relative to the set's folder, with ``/``; unique within the set.
     image : str
         Path of the image file.
     landmarks : ndarray (68, 2) float32
         x, y in pixels.
     box : ndarray (4,) float32
-        The landmarks' box: left, top, right, bottom. The paper makes its boxes from the landmarks.
+        The box of the landmarks: left, top, right, bottom. The paper derives its boxes from the landmarks.
     pose : ndarray (3,) float32 or None
         Pitch, yaw and roll in radians; pitch and roll are NaN where only yaw is known.
     identity : str or None
@@ -79,14 +79,14 @@ class Face(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """A layout of files: `find` lists what a path holds as entries, `looks` describes it to the user."""
+    """A layout of files: `find` lists the entries of a path, `looks` describes the layout to the user."""
 
     find: Callable
     looks: str
 
 
 class _Entry(NamedTuple):
-    """A face that a set announces; `read` gives landmarks (68, 2) in our pixels and pose, or raises _Fault."""
+    """A face listed by a set; `read` returns landmarks (68, 2) in our pixels and the pose, or raises _Fault."""
 
     name: str
     image: str
@@ -102,7 +102,7 @@ class _Fault(Exception):
 def read_faces(path, layout, faults):
     """Iterate over the faces of a data set.
 
-    Images are not decoded here. Landmarks may lie outside of the image, as those of faces that its border cuts do.
+    Images are not decoded here. Landmarks may lie outside the image, where its border cuts a face.
 
     Parameters
     ----------
@@ -114,27 +114,27 @@ def read_faces(path, layout, faults):
         - ``300w-lp``: 300W-LP, and any set with a folder in ``landmarks``. The landmarks are ``pts_3d`` of
           ``landmarks/<SET>/<name>_pts.mat``, which is the convention of AFLW2000-3D's ``pt3d_68``; pose from
           ``Pose_Para`` of the ``.mat`` beside the image.
-        - ``300w-lp-flip``: the same with the folders of mirrored images. The landmarks of these have no files
-          and are mirrored here: do not mirror at random in training as well.
+        - ``300w-lp-flip``: the same with the folders of mirrored images. Their landmarks have no files and are
+          mirrored here: do not use random mirroring in training as well.
         - ``aflw2000-3d``: AFLW2000-3D, ``pt3d_68`` and ``Pose_Para``.
-        - ``ls3d-w``: any folder of LS3D-W, searched through.
-        - ``pts``: iBUG's annotations (300W, AFW, HELEN, LFPW), in folders that are searched through.
-        - ``dlib``: the XML of dlib's tools; boxes marked ``ignore`` are passed over.
+        - ``ls3d-w``: any folder of LS3D-W, searched recursively.
+        - ``pts``: iBUG's annotations (300W, AFW, HELEN, LFPW), in folders that are searched recursively.
+        - ``dlib``: the XML of dlib's tools; boxes marked ``ignore`` are skipped.
         - ``ytf68``: a NumPy archive of names, landmarks and identities.
         - ``aflw``: a NumPy archive of names, points and yaw, with the pictures in a folder beside it, ``aflw`` for
           ``aflw_labels.npz``. Only the names in the archive are read, whatever else is in the folder.
     faults : list
-        Gets (path of the file, what is wrong with it) for each face that cannot be used.
+        Receives (path of the file, what is wrong with it) for each face that cannot be used.
 
     Yields
     ------
     Face
-        In sorted order of the names.
+        Sorted by name.
 
     Raises
     ------
     InputError
-        The layout is unknown, the path is missing, holds no face, or the file that lists them is damaged.
+        The layout is unknown, the path is missing or has no faces, or the file that lists them is damaged.
     """
     path = os.fspath(path)
     if layout not in LAYOUTS:
@@ -169,12 +169,12 @@ def _face(entry, jaw):
     points = _numbers(entry.file, points, (POINTS, 2), 'landmarks').astype('float32')
     box = landmark_box(points)
     if not (box[2:] > box[:2]).all():
-        raise _Fault(entry.file, 'has landmarks on one line: their box is empty')
+        raise _Fault(entry.file, 'has all landmarks on one line: their box is empty')
     return Face(entry.name, entry.image, points, box, pose, entry.identity, jaw)
 
 
 def _numbers(file, values, shape, what):
-    """The values as finite float64 of the given shape."""
+    """The values as finite float64 numbers of the given shape."""
     values = np.asarray(values)
     if values.shape != shape:
         sizes = ['x'.join(map(str, each)) or 'one' for each in (values.shape, shape)]
@@ -250,8 +250,8 @@ def _load_mat(file, *keys):
     except FileNotFoundError:
         raise _Fault(file, 'does not exist') from None
     except Exception as error:
-        # SciPy raises nearly any exception on damaged data.
-        raise _Fault(file, f'is not a MATLAB file that can be read: {error}') from error
+        # SciPy can raise almost any exception on damaged data.
+        raise _Fault(file, f'is not a readable MATLAB file: {error}') from error
     for key in keys:
         if key not in content:
             raise _Fault(file, f'has no {key}')
@@ -262,7 +262,7 @@ def _read_t7(file):
     try:
         points = cv2.dnn.readTorchBlob(file, isBinary=True)
     except cv2.error as error:
-        raise _Fault(file, f'is not a tensor of Torch in binary form: {error.err}') from error
+        raise _Fault(file, f'is not a binary Torch tensor: {error.err}') from error
     return points - ORIGIN['ls3d-w'], None
 
 
@@ -300,7 +300,7 @@ def _read_dlib(place, box):
     except (AttributeError, ValueError):
         raise _Fault(place, 'has a part whose name, x or y is not a number') from None
     if [part[0] for part in parts] != list(range(POINTS)):
-        raise _Fault(place, f'has {len(parts)} parts that are not named 0 to {POINTS - 1}')
+        raise _Fault(place, f'has {len(parts)} parts, which are not named 0 to {POINTS - 1}')
     points = _numbers(place, [part[1:] for part in parts], (POINTS, 2), 'landmarks')
     return points - ORIGIN['dlib'], None
 
@@ -312,7 +312,7 @@ def _load_npz(path, keys):
             arrays = [archive[key] for key in keys]
         lengths = [len(array) for array in arrays]
     except Exception as error:
-        # NumPy raises nearly any exception on damaged data.
+        # NumPy can raise almost any exception on damaged data.
         raise _Fault(path, f'is not an archive of the arrays {", ".join(keys)}: {error}') from error
     if len(set(lengths)) > 1:
         counts = ', '.join(f'{length} {key}' for length, key in zip(lengths, keys))

@@ -1,9 +1,9 @@
-"""Faces drawn by program, for a quick start without download: no photograph, no person.
+"""Computer-drawn faces for a quick start without a download: no photographs, no persons.
 
 Each is a front view painted on the points of the generic head after these were varied, which `profiling` turns to a
 pose and draws in three dimensions, its points moving along. ``python -m gluon_lprnet draw-faces FOLDER`` writes
 ``FOLDER/train`` and ``FOLDER/test`` in the layout of 300W-LP. They show that training and evaluation work;
-what they teach says little about photographs.
+what a network learns from them says little about photographs.
 """
 import itertools
 from pathlib import Path
@@ -20,7 +20,7 @@ from .lp_layout import new_folder, write_face
 from .pose_synthesis import Profiler
 
 _SIDE = 280
-# Pixels per millimeter of the front view, and where the head's origin is in it.
+# Pixels per millimeter of the front view, and the position of the head's origin in it.
 _SCALE = 0.92
 _ORIGIN = np.array([_SIDE / 2, 0.5 * _SIDE])
 _YAW, _PITCH, _ROLL = np.radians([90, 25, 25])
@@ -54,7 +54,7 @@ def draw_face(rng):
     image : ndarray (side, side, 3) uint8
         RGB.
     landmarks : ndarray (68, 2)
-        In its pixels.
+        In pixels of the image.
     fit : face_model.Fit
     """
     points = _identity(rng) * _SCALE + _ORIGIN
@@ -73,7 +73,7 @@ def draw_faces(folder, count=2000, seed=0, workers=None, progress=True):
     Parameters
     ----------
     folder : path
-        New or empty; it appears when all is written.
+        New or empty; it appears when everything is written.
     count : int
         Faces for training.
     seed : int
@@ -94,7 +94,7 @@ def draw_faces(folder, count=2000, seed=0, workers=None, progress=True):
         `folder` is not empty or cannot be written.
     """
     counts = count, max(1, count // _TEST_PART)
-    # Drawing takes ten times as long as the photos that the default is made for.
+    # Drawing takes ten times as long as the photos the default is tuned for.
     workers = default_workers(10 * sum(counts)) if workers is None else workers
     with new_folder(folder) as root:
         tasks = ((str(root / part), range(first, min(first + _FACES_PER_TASK, total)), (seed, number))
@@ -109,13 +109,14 @@ def draw_faces(folder, count=2000, seed=0, workers=None, progress=True):
 
 def add_commands(commands):
     parser = commands.add_parser(
-        'draw-faces', help='faces drawn by program at all yaws, a quick start without download',
+        'draw-faces', help='computer-drawn faces at all yaws, for a quick start without a download',
         description='Write drawn faces to FOLDER/train and FOLDER/test in the layout of 300W-LP: read each with '
                     '--layout 300w-lp.')
     parser.add_argument('folder', help='where to write; new or empty')
     parser.add_argument('--count', type=positive_int, default=2000, metavar='N',
-                        help='faces for training; a fifth as many are for testing (default: %(default)s)')
-    parser.add_argument('--seed', type=non_negative_int, default=0, help='of all that is drawn (default: %(default)s)')
+                        help='faces for training; a fifth as many are drawn for testing (default: %(default)s)')
+    parser.add_argument('--seed', type=non_negative_int, default=0,
+                        help='seed of all random choices (default: %(default)s)')
     parser.add_argument('--workers', type=positive_int,
                         help='processes (default: as many as CPUs, fewer for few faces)')
     parser.set_defaults(run=_run)
@@ -189,7 +190,7 @@ def _paint(points, rng):
 
 
 def _background(rng):
-    """A smooth gradient with clutter before it, out of focus."""
+    """A smooth gradient with clutter in front of it, out of focus."""
     corners = np.array([[_dull(rng), _dull(rng)], [_dull(rng), _dull(rng)]], dtype='float32')
     image = np.clip(cv2.resize(corners, (_SIDE, _SIDE), interpolation=cv2.INTER_LINEAR), 0, 255).astype('uint8')
     for _ in range(rng.integers(3, 16)):
@@ -277,7 +278,7 @@ def _lips(image, points, skin, rng):
 
 
 def _fringe(image, points, top, width, hair, rng):
-    """Hair on the forehead, from its line, drawn at random, to above the head."""
+    """Hair from a random line on the forehead to above the head."""
     low = points[17:27, 1].min() - rng.uniform(0.08, 0.4) * width
     across = np.linspace(-0.52, 0.52, 9)
     line = np.column_stack([top[0] + across * width,
@@ -302,7 +303,7 @@ def _glasses(image, points, color):
 
 
 def _photographed(image, rng):
-    """The picture as a camera takes it: exposure, blur and noise."""
+    """The image as a camera would take it: exposure, blur and noise."""
     exposed = image.astype('float32') * rng.uniform(0.88, 1.08, 3) * rng.uniform(0.6, 1.2) + rng.uniform(-10, 25)
     blurred = cv2.GaussianBlur(exposed, (0, 0), rng.uniform(0.3, 1.5))
     noise = rng.standard_normal(image.shape, dtype='float32')
@@ -315,12 +316,12 @@ def _between(colors, rng):
 
 
 def _dull(rng):
-    """A color that is mostly gray, as those of rooms and streets."""
+    """A mostly gray color, as in rooms and streets."""
     return np.clip(rng.uniform(15, 240) + rng.normal(0, 25, 3), 0, 255)
 
 
 def _lay(image, layer, mask, softness):
-    """Lay a picture over another where a mask of 0 to 255, its edges made soft, says."""
+    """Blend an image over another where a mask of 0 to 255 with softened edges says so."""
     left, top, width, height = cv2.boundingRect(mask)
     margin = int(3 * softness) + 1
     area = np.s_[max(0, top - margin):top + height + margin, max(0, left - margin):left + width + margin]
@@ -329,7 +330,7 @@ def _lay(image, layer, mask, softness):
 
 
 def _fixed(values):
-    """Pixels in sixteenths, as OpenCV's drawing takes them with a shift of 4."""
+    """Pixels in sixteenths, for OpenCV's drawing functions with a shift of 4."""
     return np.round(np.asarray(values) * 16).astype('int32')
 
 

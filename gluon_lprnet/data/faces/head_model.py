@@ -1,9 +1,9 @@
-"""A generic head in three dimensions: its 68 landmarks, and the pose in which they fit those of a picture.
+"""A generic head in three dimensions: its 68 landmarks, and the pose in which they fit those of an image.
 
-Axes are those of a picture, in millimeters of a head of average size: x to the right, y down, z away from the
+Axes are those of an image, in millimeters of a head of average size: x to the right, y down, z away from the
 camera. A pose is pitch, yaw and roll in radians as ``Pose_Para`` of 300W-LP and AFLW2000-3D gives them (Zhu et al.
 2016, "Face Alignment Across Large Poses"): roll is applied first, and a face of positive yaw looks to the left of
-the picture.
+the image.
 """
 from typing import NamedTuple
 
@@ -13,10 +13,10 @@ from scipy.optimize import least_squares
 from .landmarks import POINTS, mirror
 
 # One half of the head and its midline: the number of the point, then x, y, z. The proportions are those of the
-# 68-point model that OpenFace and many estimators of head pose use, made symmetric, in half millimeters. That model's
-# jaw is flat, as its points are those of frontal contours: its depth is stretched here, so that the first point lies
-# just before the tragus, 76 mm behind the origin. This is what distances of nasion, subnasale and tip of the nose from
-# the middle of the tragi say: 88.5, 91.9 and 103.8 mm at a width of 131.4 (Table 2 of doi 10.1186/2196-1042-14-32).
+# 68-point model that OpenFace and many estimators of head pose use, made symmetric, in half millimeters. The jaw of that
+# model is flat because its points are those of frontal contours: its depth is stretched here, so that the first point
+# lies just before the tragus, 76 mm behind the origin. This agrees with the distances of nasion, subnasale and nose tip
+# from the middle of the tragi: 88.5, 91.9 and 103.8 mm at a width of 131.4 (Table 2 of doi 10.1186/2196-1042-14-32).
 _HALF = np.array([
     # jaw, from the ear at the left of the picture to the chin
     (0, -72.5, -30, 70), (1, -71.5, -11.5, 66.5), (2, -69.5, 7.5, 64), (3, -65.5, 26, 62), (4, -58.5, 42.5, 56),
@@ -37,7 +37,7 @@ _HALF = np.array([
 
 JAW = np.arange(17)
 
-# The jaw is annotated where it ends in the picture, which is another place on the head for every yaw.
+# The jaw is annotated where it ends in the image, which is a different place on the head for every yaw.
 _WEIGHTS = np.ones(POINTS)
 _WEIGHTS[JAW] = 0.1
 
@@ -46,7 +46,7 @@ _FLIP = np.array([1.0, -1.0, -1.0])
 
 
 class Fit(NamedTuple):
-    """The generic head in the place of a face of a picture, by scaled orthographic projection.
+    """The generic head placed on a face in an image, by scaled orthographic projection.
 
     Attributes
     ----------
@@ -57,7 +57,7 @@ class Fit(NamedTuple):
     translation : ndarray (2,)
         x, y in pixels of the model's origin, which lies between the eyes and the mouth.
     depth : ndarray (68,)
-        Of the turned model's points in pixels, from the origin's, away from the camera.
+        Of the turned model's points in pixels, relative to the origin's, away from the camera.
     """
 
     pose: np.ndarray
@@ -66,14 +66,14 @@ class Fit(NamedTuple):
     depth: np.ndarray
 
     def place(self, points):
-        """Points (..., 3) of the model, in millimeters, as x, y, depth in pixels of the picture."""
+        """Points (..., 3) of the model, in millimeters, as x, y, depth in pixels of the image."""
         placed = self.scale * np.asarray(points) @ rotation(self.pose).T
         placed[..., :2] += self.translation
         return placed
 
 
 def mirror_points(points):
-    """Points (..., 68, 3) of the model mirrored left to right: the partners change places."""
+    """Points (..., 68, 3) of the model mirrored left to right: partners change places."""
     return np.concatenate([mirror(points[..., :2], 1), mirror(points[..., 1:], 1)[..., 1:]], axis=-1)
 
 
@@ -94,10 +94,10 @@ def pose_of(matrix):
 
 
 def fit_pose(landmarks):
-    """Find the pose of the generic head that explains a face's landmarks best.
+    """Find the pose of the generic head that best explains a face's landmarks.
 
     The closest affine camera is linear least squares; its nearest scaled rotation starts the refinement of angles,
-    scale and translation. The jaw counts little, as it is annotated where it ends in the picture.
+    scale and translation. The jaw counts little, because it is annotated where it ends in the image.
 
     Parameters
     ----------

@@ -1,6 +1,6 @@
 """The 68 facial landmarks: their mirror image, their box, and the square that a network sees.
 
-Coordinates are x, y in pixels with (0, 0) at the center of the top left pixel, as OpenCV's warps take them.
+Coordinates are x, y in pixels with (0, 0) at the center of the top left pixel, as in OpenCV's warps.
 """
 import math
 
@@ -18,7 +18,7 @@ JAWS = ('3d', 'contour')
 # paper gives no margin.
 CROP_SCALE = 1.25
 
-# Left and right as seen in the picture; the points of the midline stay. Number 0 is the jaw at the left ear.
+# Left and right as seen in the image; the points of the midline stay. Number 0 is the jaw at the left ear.
 _MIRRORED = np.concatenate([
     np.arange(17)[::-1],                # jaw
     np.arange(17, 27)[::-1],            # brows
@@ -34,13 +34,13 @@ _MIRRORED = np.concatenate([
 
 
 def mirror(landmarks, width):
-    """Landmarks of the picture flipped left to right.
+    """Landmarks of the image flipped left to right.
 
     Parameters
     ----------
     landmarks : ndarray (..., 68, 2)
     width : int
-        Of the picture, in pixels.
+        Of the image, in pixels.
     """
     flipped = landmarks[..., _MIRRORED, :].copy()
     flipped[..., 0] = width - 1 - flipped[..., 0]
@@ -58,12 +58,12 @@ def box_size(box):
 
 
 def crop_matrix(box, size, scale=CROP_SCALE):
-    """The map from picture to crop: a square of ``scale`` times the box's longer side, about its center.
+    """The map from image to crop: a square of ``scale`` times the box's longer side, about its center.
 
     Parameters
     ----------
     box : array (4,)
-        Left, top, right, bottom in pixels of the picture.
+        Left, top, right, bottom in pixels of the image.
     size : int
         Side of the crop in pixels.
 
@@ -88,28 +88,28 @@ def crop_matrix(box, size, scale=CROP_SCALE):
 
 
 def warp_crop(picture, matrix, size):
-    """The square of a picture that an affine map without shear cuts out.
+    """The square of an image that an affine map without shear cuts out.
 
     Parameters
     ----------
     picture : ndarray (height, width, 3) uint8
     matrix : ndarray (2, 3)
-        From picture to crop, as of :func:`crop_matrix`; it may turn.
+        From image to crop, as from :func:`crop_matrix`; it may include a rotation.
     size : int
         Side of the crop in pixels.
 
     Returns
     -------
     ndarray (size, size, 3) uint8
-        What lies outside of the picture repeats its border.
+        Outside the image, its border is repeated.
     """
     reduction = int(1 / math.hypot(matrix[0, 0], matrix[1, 0]))
     if reduction >= 2:
-        # Interpolation takes the 4 nearest pixels: unless the picture is averaged first, it would skip others.
+        # Interpolation uses the 4 nearest pixels: unless the image is averaged first, others would be skipped.
         before = np.array(picture.shape[1::-1])
         after = np.maximum(before // reduction, 1)
         picture = cv2.resize(picture, tuple(after.tolist()), interpolation=cv2.INTER_AREA)
-        # Pixels are squares about their centers, so 0 becomes the middle of the averaged ones.
+        # Pixels are squares around their centers, so 0 becomes the middle of the averaged ones.
         ratio = before / after
         matrix = np.column_stack([matrix[:, :2] * ratio, transform(matrix, (ratio - 1) / 2)])
     return cv2.warpAffine(picture, matrix, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
@@ -128,7 +128,7 @@ TWO_JAWS = 2 * (POINTS + JAW_POINTS)
 def to_outputs(landmarks, size):
     """Landmarks (..., 68, 2) in pixels of a crop as a network's outputs (..., 136).
 
-    They are x0, y0, x1, y1 and so on, from the crop's center, in units of its side.
+    They are x0, y0, x1, y1 and so on, relative to the crop's center, in units of its side.
     """
     return ((landmarks - (size - 1) / 2) / size).reshape(*landmarks.shape[:-2], -1)
 

@@ -1,8 +1,8 @@
-"""Faces written as 300W-LP's files are, which ``read_faces(folder, '300w-lp', faults)`` reads back.
+"""Faces written in the layout of 300W-LP, which ``read_faces(folder, '300w-lp', faults)`` reads back.
 
-``SET/NAME.jpg`` is a picture, ``SET/NAME.mat`` has its ``Pose_Para`` and 2-D landmarks ``pt2d``, and
-``landmarks/SET/NAME_pts.mat`` has ``pts_2d`` and ``pts_3d``: the landmarks as they show in the picture, and as
-points of the head wherever it hides them.
+``SET/NAME.jpg`` is an image, ``SET/NAME.mat`` has its ``Pose_Para`` and 2-D landmarks ``pt2d``, and
+``landmarks/SET/NAME_pts.mat`` has ``pts_2d`` and ``pts_3d``: the landmarks as visible in the image, and as
+points on the head, hidden or not.
 """
 import contextlib
 from pathlib import Path
@@ -15,18 +15,18 @@ from ...utils.files import whole
 from ...utils.signals import exit_on_sigterm
 from .datasets import LP_SETS, ORIGIN
 
-# The folder of faces of no set of 300W-LP.
+# The folder of faces that belong to no set of 300W-LP.
 OTHER_SET = 'OTHER'
 
 
 def set_of(name):
-    """The folder for a face: that of the set whose name begins `name`, else `OTHER_SET`."""
+    """The folder for a face: that of the set whose name `name` starts with, or `OTHER_SET`."""
     return next((set_name for set_name in LP_SETS if name.upper().startswith(set_name)), OTHER_SET)
 
 
 @contextlib.contextmanager
 def new_folder(folder):
-    """A folder that appears as `folder`, complete, at the end of the ``with``, or not at all.
+    """A folder that appears as `folder` when the ``with`` block ends, complete, or not at all.
 
     Raises
     ------
@@ -47,17 +47,17 @@ def write_face(root, name, jpeg, landmarks, fit, visible=None):
     Parameters
     ----------
     root : path
-        The folder that holds the folders of the sets.
+        The folder with the folders of the sets.
     name : str
         Of the files, without extension; :func:`set_of` says in which folder.
     jpeg : bytes
-        The picture's file.
+        The encoded image.
     landmarks : ndarray (68, 2)
-        Points of the head in pixels of the picture, (0, 0) the center of the top left one.
+        Points of the head in pixels of the image, with (0, 0) the center of the top left one.
     fit : face_model.Fit
-        Whose pose, translation and scale become ``Pose_Para``.
+        Its pose, translation and scale become ``Pose_Para``.
     visible : ndarray (68, 2), optional
-        The landmarks as they show in the picture, where they differ.
+        The landmarks as visible in the image, if they differ.
     """
     set_name = set_of(name)
     sets, points = Path(root) / set_name, Path(root) / 'landmarks' / set_name

@@ -1,11 +1,11 @@
-"""Faces turned to large poses: profiling, as 300W-LP was made from faces that look at the camera.
+"""Faces turned to large poses ("face profiling"), as 300W-LP was made from faces that look at the camera.
 
-After Zhu et al. 2016, "Face Alignment Across Large Poses", Section 4: a picture becomes a surface in three
-dimensions, which is turned and drawn again, and its landmarks move along. Theirs has the depth of a 3-D face model
-fitted with dense features; here it is the depth of the generic head of `face_model`, in the pose that explains the
-landmarks. Around the head the picture is stretched between the turned head and the new picture's border.
+After Zhu et al. 2016, "Face Alignment Across Large Poses", Section 4: an image becomes a surface in three
+dimensions, which is turned and rendered again together with its landmarks. The depth there is that of a 3-D face model
+fitted with dense features; here it is that of the generic head of `head_model`, in the pose that explains the
+landmarks. Around the head the background is stretched between the turned head and the border of the new image.
 
-``python -m gluon_lprnet profile SOURCE --layout LAYOUT --out FOLDER`` writes a data set's faces and their turned
+``python -m gluon_lprnet profile SOURCE --layout LAYOUT --out FOLDER`` writes the faces of a data set and their turned
 copies in the layout of 300W-LP.
 """
 import itertools
@@ -30,21 +30,21 @@ from .head_model import JAW, MODEL, Fit, fit_pose, mirror_points, rotation
 from .landmarks import landmark_box
 from .lp_layout import new_folder, write_face
 
-# Faces turned farther hide too much of a cheek to be turned.
+# Faces beyond this angle hide too much of a cheek to be turned further.
 MAX_SOURCE_YAW = np.radians(30)
-# Those turned farther than this are turned on to their own side, which is the one that shows.
+# Faces beyond this angle are turned further to their own side only, which is the visible one.
 _ONE_SIDED = np.radians(10)
 _PITCH_SPREAD = np.radians(5)
 
 _FACES_PER_TASK = 8
 _FAULTS_SHOWN = 20
 
-# Sides of pictures as 300W-LP's, and the part of them that the longer side of the landmarks' box takes.
+# Side of the images, as in 300W-LP, and the part of it taken by the longer side of the landmarks' box.
 MAX_SIDE = 450
 BOX_PART = 0.48
 
-# Places of the skin between the landmarks, in millimeters of the generic head, set by hand: x, y, z of the midline
-# and of the half at the picture's right.
+# Points of the skin between the landmarks, in millimeters of the generic head, set by hand: x, y, z of the midline
+# and of the half on the right of the image.
 _SKIN = np.array([
     (0, -57, -16), (0, -78, -15), (25, -78, -9), (46, -76, 8), (0, -100, -8), (30, -98, 0),     # forehead
     (62, -40, 30), (58, -14, 18), (42, -20, 0), (36, 0, -9), (52, 8, 10), (62, 10, 32),          # temple and cheek
@@ -54,31 +54,31 @@ _SKIN = np.array([
 # Where the forehead meets the hair and the crown, from the temple at the right to the one at the left.
 _CROWN = np.array([(72, -48, 64), (69, -68, 58), (60, -90, 50), (45, -108, 40), (24, -119, 30), (0, -123, 25)])
 
-# Beyond the outline of jaw and crown the head recedes, in a picture within a few millimeters: factors of the
+# Beyond the outline of jaw and crown the head recedes within a few millimeters of the image: factors of the
 # outline's distance from the middle of the face, and millimeters of depth beyond the outline's.
 _RINGS = ((1.07, 20), (1.15, 45))
-# Parts of the way from the last ring to the border at which the stretched background has points.
+# Where the stretched background has points, as fractions of the way from the last ring to the border.
 _STEPS = (0.12, 0.3, 0.6, 1)
-# Of the background, in millimeters: behind every head.
+# Depth of the background in millimeters: behind every head.
 _FAR = 200
 _SPACING = 6
 
 
 class Surface(NamedTuple):
-    """A picture as a surface that can be turned.
+    """An image as a surface that can be turned.
 
     Attributes
     ----------
     texture : ndarray (n, 2)
-        Where each point shows in the picture: x, y in pixels.
+        Position of each point in the image: x, y in pixels.
     head : ndarray (m, 3)
-        x, y, depth of the first m points, those of the head.
+        x, y, depth of the first m points, which belong to the head.
     rim : ndarray (k,)
-        Numbers of the points around the head, where the background begins.
+        Indices of the points around the head, where the background begins.
     borders : ndarray (k, 2)
-        From the middle of the face to beyond the border of the picture, through each of them.
+        Points beyond the border of the image, from the middle of the face through each of them.
     triangles : ndarray (t, 3)
-        Numbers of points.
+        Indices of points.
     """
 
     texture: np.ndarray
@@ -89,13 +89,13 @@ class Surface(NamedTuple):
 
 
 class Profiler:
-    """A face whose picture can be drawn in other poses.
+    """A face that can be rendered in other poses.
 
     Parameters
     ----------
     image : ndarray (height, width, 3) uint8
     landmarks : ndarray (68, 2)
-        As they show in the picture, in its pixels.
+        As visible in the image, in its pixels.
 
     Attributes
     ----------
@@ -118,7 +118,7 @@ class Profiler:
         self._surface = None
 
     def turned(self, pose):
-        """Draw the face in another pose.
+        """Render the face in another pose.
 
         Parameters
         ----------
@@ -129,7 +129,7 @@ class Profiler:
         -------
         image : ndarray (side, side, 3) uint8
             The landmarks' box lies in its middle and its longer side takes `BOX_PART` of it. At most 450 pixels,
-            and no more than the picture's resolution gives.
+            and no more than the resolution of the image supports.
         landmarks : ndarray (68, 2)
             In pixels of the image, hidden or not.
         fit : Fit
@@ -144,7 +144,7 @@ class Profiler:
         head = (surface.head - pivot) @ turn.T + pivot
         box = landmark_box(landmarks[:, :2])
         middle, length = (box[:2] + box[2:]) / 2, max(box[2:] - box[:2])
-        # The background lies between the head's rim, which turns, and the picture's border, which does not.
+        # The background lies between the head's rim, which turns, and the border of the image, which does not.
         rim = head[surface.rim]
         far = np.column_stack([middle + surface.borders, np.full(len(rim), _FAR * self.fit.scale)])
         points = np.concatenate([head, *(rim + step * (far - rim) for step in _STEPS)])
@@ -184,21 +184,21 @@ def profile_faces(source, layout, folder, copies=3, seed=0, workers=None, skip_b
     """Write a data set's faces, and copies of them turned to large poses, in the layout of 300W-LP.
 
     ``NAME_0`` is the face as it is, ``NAME_1`` and so on are turned: the range from the face's own angle to 90
-    degrees of yaw is cut into as many equal parts as copies, and each draws its yaw from one of them. Faces within
-    10 degrees of the camera's direction are turned to both sides, others to their own, and those beyond 30 degrees
-    not at all. Pitch changes by 5 degrees, one standard deviation. ``pts_3d`` of each, also of the face as it is,
-    are points of the head; its pose is the generic head's.
+    degrees of yaw is cut into as many equal parts as there are copies, and each draws its yaw from one of them. Faces
+    within 10 degrees of the camera's direction are turned to both sides, others to their own side, and those beyond 30
+    degrees not at all. Pitch changes with a standard deviation of 5 degrees. ``pts_3d`` of every image, including
+    the original face, are points on the head; the pose is that of the generic head.
 
-    Faces go to the folder of the set (AFW, HELEN, IBUG, LFPW) that begins their names, others to OTHER. The same
+    Faces whose names start with that of a set (AFW, HELEN, IBUG, LFPW) go to its folder, others to OTHER. The same
     input and seed give the same files, whatever the number of workers.
 
     Parameters
     ----------
     source : path
     layout : str
-        As of :func:`faces.read_faces`.
+        As for :func:`gluon_lprnet.data.faces.datasets.read_faces`.
     folder : path
-        New or empty; it appears when all is written.
+        New or empty; it appears when everything is written.
     copies : int
         Turned copies of each face.
     seed : int
@@ -207,7 +207,7 @@ def profile_faces(source, layout, folder, copies=3, seed=0, workers=None, skip_b
         Processes; by default as many as CPUs, fewer for few faces. More than one needs the caller's main module to
         be importable (``if __name__ == '__main__':``).
     skip_bad : bool
-        Leave out faces that are at fault and say so, instead of failing.
+        Skip invalid faces and report them, instead of failing.
     progress : bool
         Show a progress bar where standard error is a terminal.
 
@@ -218,13 +218,13 @@ def profile_faces(source, layout, folder, copies=3, seed=0, workers=None, skip_b
     Raises
     ------
     InputError
-        The source or (without `skip_bad`) any face is at fault, or `folder` cannot be written.
+        The source or (without `skip_bad`) any face is invalid, or `folder` cannot be written.
     """
     faults = []
     faces = list(read_faces(source, layout, faults))
     with new_folder(folder) as root:
         jobs = _named(faces, faults)
-        # A turned copy takes five times as long as the photos that the default is made for.
+        # A turned copy takes five times as long as the photos the default is tuned for.
         workers = default_workers(5 * len(jobs) * copies) if workers is None else workers
         tasks = ((str(root), jobs[first:first + _FACES_PER_TASK], copies, seed)
                  for first in range(0, len(jobs), _FACES_PER_TASK))
@@ -250,15 +250,15 @@ def add_commands(commands):
         description='Write the faces of a data set, and copies turned to yaws up to 90 degrees, in the layout of '
                     '300W-LP: read it with --layout 300w-lp.')
     parser.add_argument('source', help='the data set\'s folder or file')
-    parser.add_argument('--layout', required=True, choices=LAYOUTS, help='the form of its files')
+    parser.add_argument('--layout', required=True, choices=LAYOUTS, help='the layout of its files')
     parser.add_argument('--out', required=True, metavar='FOLDER', help='where to write; new or empty')
     parser.add_argument('--copies', type=positive_int, default=3, metavar='N',
                         help='turned copies of each face within 30 degrees of yaw (default: %(default)s)')
-    parser.add_argument('--seed', type=non_negative_int, default=0, help='of the poses (default: %(default)s)')
+    parser.add_argument('--seed', type=non_negative_int, default=0, help='seed of the poses (default: %(default)s)')
     parser.add_argument('--workers', type=positive_int,
                         help='processes (default: as many as CPUs, fewer for few faces)')
     parser.add_argument('--skip-bad', action='store_true',
-                        help='leave out faces that are at fault, instead of failing')
+                        help='skip invalid faces instead of failing')
     parser.set_defaults(run=_run)
 
 
@@ -275,12 +275,12 @@ def _listing(faults):
 
 
 def _named(faces, faults):
-    """List (face, name without folders and extension); faces whose name is taken go to `faults`."""
+    """List (face, name without folders and extension); faces with a duplicate name go to `faults`."""
     named = {}
     for face in faces:
         name = re.sub(r'\.\w+(?=#|$)', '', face.name).replace('/', '_')
         if name in named:
-            faults.append((face.image, f'would have the name of {named[name].image}'))
+            faults.append((face.image, f'would have the same name as {named[name].image}'))
         else:
             named[name] = face
     return [(face, name) for name, face in named.items()]
@@ -305,7 +305,7 @@ def _profile_file(root, face, name, copies, seed):
     profiler = Profiler(pixels, face.landmarks)
     write_face(root, f'{name}_0', content if picture.format == 'JPEG' else encode_jpeg(pixels),
                profiler.points[:, :2], profiler.fit, visible=face.landmarks)
-    # Each face has its own generator: what is drawn does not depend on the order of the faces.
+    # Each face has its own generator, so the result does not depend on the order of the faces.
     rng = np.random.default_rng([seed, zlib.crc32(os.fsencode(name))])
     poses = _poses(profiler.fit.pose, copies, rng)
     for number, pose in enumerate(poses, 1):
@@ -315,7 +315,7 @@ def _profile_file(root, face, name, copies, seed):
 
 
 def _poses(pose, copies, rng):
-    """Poses (n, 3) to turn a face to: `copies`, or none of a face that is turned too far."""
+    """Poses (n, 3) to turn a face to: `copies`, or none for a face that is turned too far."""
     pitch, yaw, roll = pose
     if abs(yaw) > MAX_SOURCE_YAW:
         return np.empty((0, 3))
@@ -328,9 +328,8 @@ def _poses(pose, copies, rng):
 def _lift(landmarks, fit):
     """Landmarks as points of the head: x, y, depth (68, 3).
 
-    Of a face that is turned, the side of the jaw that is farther away is annotated where the cheek hides it. The
-    nearer side's mirror image takes its place, the more the face is turned: not at all up to 5 degrees, wholly from
-    25.
+    On a turned face, the far side of the jaw is annotated where the cheek hides it. The mirror image of the near side
+    replaces it, more so the further the face is turned: not at all up to 5 degrees, completely from 25.
     """
     points = np.column_stack([landmarks, fit.depth])
     middle = np.append(fit.translation, 0)
@@ -344,10 +343,10 @@ def _lift(landmarks, fit):
 
 
 def _surface(landmarks, fit):
-    """The surface of a picture whose landmarks fit the generic head so."""
+    """The surface of an image whose landmarks fit the generic head in this pose."""
     skin = np.concatenate([_SKIN, _SKIN[_SKIN[:, 0] > 0] * [-1, 1, 1]])
     crown = np.concatenate([_CROWN, _CROWN[-2::-1] * [-1, 1, 1]])
-    # What stands between the landmarks moves as they differ from the generic head's.
+    # What lies between the landmarks moves with their deviation from the generic head's.
     generic = fit.place(np.concatenate([MODEL, skin, crown]))
     shift = RBFInterpolator(generic[:68, :2], landmarks - generic[:68, :2], kernel='linear', smoothing=fit.scale)
     placed = generic.copy()
@@ -363,7 +362,7 @@ def _surface(landmarks, fit):
         ring[:, 2] += depth * fit.scale
         rings.append(ring)
     known = np.concatenate([placed[:68 + len(skin)], outline, *rings])
-    # In millimeters, so that the smoothing, for which eyelids and lips may lie on one another, is of no scale.
+    # In millimeters, so that the smoothing, needed where eyelids or lips coincide, does not depend on the scale.
     depth = RBFInterpolator(known[:, :2] / fit.scale, known[:, 2], smoothing=1)
     rim = rings[-1]
     texture = np.concatenate([landmarks, _grid_inside(rim[:, :2], _SPACING * fit.scale)])
@@ -382,7 +381,7 @@ def _denser(polygon):
 
 
 def _grid_inside(polygon, spacing):
-    """Points (n, 2) of a square grid inside of a polygon, with a margin of half their distance."""
+    """Points (n, 2) of a square grid inside a polygon, with a margin of half their distance."""
     low, high = polygon.min(axis=0), polygon.max(axis=0)
     points = np.stack(np.meshgrid(*(np.arange(a, b, spacing) for a, b in zip(low, high))), axis=-1).reshape(-1, 2)
     contour = polygon.astype('float32')
@@ -390,7 +389,7 @@ def _grid_inside(polygon, spacing):
 
 
 def _draw(image, texture, points, triangles, side):
-    """Draw triangles of points (n, 3), the farthest first, with what `image` shows at `texture`."""
+    """Draw triangles of points (n, 3), farthest first, textured with `image` at the points `texture`."""
     corners = points[triangles]
     owner = np.full((side, side), -1, dtype='int32')
     fixed = np.round(corners[..., :2] * 16).astype('int32')

@@ -3,9 +3,9 @@
 ``python -m gluon_lprnet pack faces SOURCE --layout LAYOUT --out PREFIX`` writes ``PREFIX.rec``, ``.idx`` and
 ``.json`` as :mod:`gluon_lprnet.data.pack` does. A record holds
 
-- a square about the face's box, wider than what a network sees, so that turned, shifted and scaled crops still
-  have the photo's pixels: a JPEG, whose comment holds the face's name and identity as JSON;
-- a label of `LABEL_WIDTH` numbers, the fields of `_FIELDS` in their order.
+- a square around the face's box, wider than the network's input, so that rotated, shifted and scaled crops still
+  show the photo: a JPEG whose comment has the face's name and identity as JSON;
+- a label of `LABEL_WIDTH` numbers, the fields of `_FIELDS` in order.
 """
 import itertools
 import json
@@ -30,7 +30,7 @@ from ..recordio import check_prefix, read_records, write_records
 from .datasets import LAYOUTS, read_faces
 from .landmarks import POINTS, crop_matrix, transform, warp_crop
 
-# The numbers of a label, in float32; pixels are those of the crop.
+# The numbers of a label, in float32; pixels refer to the crop.
 _FIELDS = {
     'landmarks': 2 * POINTS,    # x0, y0, x1, y1, ...
     'box': 4,                   # of the landmarks: left, top, right, bottom
@@ -52,7 +52,7 @@ class FaceRecord(NamedTuple):
     Attributes
     ----------
     name : str
-        As :class:`gluon_lprnet.data.faces.datasets.Face` has it, after the source's name if several were packed.
+        As in :class:`gluon_lprnet.data.faces.datasets.Face`, after the source's name if several were packed.
     identity : str or None
     image : bytes
         The crop, encoded as JPEG.
@@ -82,11 +82,11 @@ class FaceRecord(NamedTuple):
     jaw: Optional[str] = None
 
     def pixels(self):
-        """The picture decoded: ndarray (height, width, 3) uint8, RGB; InputError if it cannot be."""
+        """The decoded image: ndarray (height, width, 3) uint8, RGB; raises InputError if it is damaged."""
         # Packing wrote an RGB JPEG, of which OpenCV makes the same pixels as `read_image` in half the time.
         picture = cv2.imdecode(np.frombuffer(self.image, 'uint8'), cv2.IMREAD_COLOR)
         if picture is None:
-            raise InputError(f'the picture of the face {self.name} does not decode: pack the faces again.')
+            raise InputError(f'the image of the face {self.name} cannot be decoded: pack the faces again.')
         return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
 
     def to_original(self, points):
@@ -95,7 +95,7 @@ class FaceRecord(NamedTuple):
 
 
 class FaceSummary(NamedTuple):
-    """What was packed: the ``.rec``, its records and bytes, and the (file, reason) of faces left out."""
+    """What was packed: the ``.rec``, its records and bytes, and the (file, reason) of skipped faces."""
 
     rec_path: str
     count: int  # type: ignore[assignment]  # a field, not the method of tuples
@@ -109,7 +109,7 @@ def encode_record(record):
     Raises
     ------
     ValueError
-        The name is longer than a JPEG's comment can be.
+        The name is too long for the comment of a JPEG.
     """
     has_pose = 0 if record.pose is None else 1 if np.isfinite(record.pose).all() else 2
     fields = {**record._asdict(), 'pose': np.nan_to_num(record.pose) if has_pose else np.zeros(3), 'has_pose': has_pose}
@@ -121,17 +121,17 @@ def encode_record(record):
 
 
 def decode_record(label, image):
-    """The inverse of :func:`encode_record`: label and image of a record as a FaceRecord, its image as stored.
+    """The inverse of :func:`encode_record`: label and image of a record as a FaceRecord, with the image as stored.
 
     Raises
     ------
     ValueError
-        The record is not one of a face; the message says what it has instead.
+        The record is not that of a face; the message says what it has instead.
     """
     if np.shape(label) != (LABEL_WIDTH,):
-        raise ValueError(f'a label of {np.size(label)} numbers, where one of a face has {LABEL_WIDTH}')
+        raise ValueError(f'a label of {np.size(label)} numbers, while that of a face has {LABEL_WIDTH}')
     if image[:4] != _START_OF_COMMENT:
-        raise ValueError('no name in its JPEG\'s comment')
+        raise ValueError('no name in the comment of its JPEG')
     comment = json.loads(image[6:4 + struct.unpack_from('>H', image, 4)[0]])
     ends = np.cumsum(list(_FIELDS.values()))
     fields = dict(zip(_FIELDS, np.split(np.asarray(label, dtype='float32'), ends[:-1])))
@@ -167,8 +167,8 @@ def read_face_records(rec_path):
 
 
 def check_face_records(rec_path):
-    """As :func:`gluon_lprnet.data.integrity.check_records`, of a ``.rec`` file of faces."""
-    # First that it holds faces, as a file of classes has another label width and is sound.
+    """Like :func:`gluon_lprnet.data.integrity.check_records`, for a ``.rec`` file of faces."""
+    # First check that it has faces, since a file of classes is valid too, with another label width.
     next(read_face_records(rec_path))
     return check_records(rec_path, label_width=LABEL_WIDTH)
 
@@ -177,27 +177,27 @@ def pack_faces(sources, layout, prefix, size=224, scale=2.0, quality=95, workers
                seed=0, overwrite=False, progress=True, part='all'):
     """Pack faces into ``prefix.rec`` with its index and manifest.
 
-    The square is shrunk to `size` pixels, never enlarged; outside of the photo its border is repeated. Photos are
-    not turned by their EXIF orientation, as the sets' landmarks belong to the pixels as stored. The same input
+    The square is shrunk to `size` pixels, never enlarged; outside the photo its border is repeated. Photos are
+    not rotated by their EXIF orientation, because the landmarks refer to the pixels as stored. The same input
     and seed give the same bytes, whatever the number of workers.
 
     Parameters
     ----------
     sources : path or sequence of paths
         Data sets, each as :func:`gluon_lprnet.data.faces.datasets.read_faces` takes it. If there are several, the names
-        of the faces begin with the source's own.
+        of the faces start with that of the source.
     layout : str
         Of all the sources.
     prefix : str or os.PathLike
         Where to write: ``data/train`` gives ``data/train.rec`` and so on. The folder is made if it is missing.
     size : int
-        The greatest side of a crop in pixels.
+        The largest side of a crop in pixels.
     scale : float
         The square's side in units of the longer side of the landmarks' box.
     quality : int
         JPEG quality, 1 to 100.
     workers, skip_bad, shuffle, seed, overwrite, progress
-        As of :func:`gluon_lprnet.data.pack.pack_images`.
+        As for :func:`gluon_lprnet.data.pack.pack_images`.
     part : str
         A key of :data:`PARTS`: ``held-out`` are a twentieth of the pictures, to choose by, ``rest`` the others. Chance
         by name, or by person where the set says who it is, decides.
@@ -231,7 +231,7 @@ def pack_faces(sources, layout, prefix, size=224, scale=2.0, quality=95, workers
                                                       disable=None if progress else True, leave=False)):
             if reason is not None:
                 skipped.append((face.image, reason))
-            elif skip_bad or not skipped:  # after a failure the others are still examined, not written
+            elif skip_bad or not skipped:  # after a failure the others are still checked, but not written
                 yield sample
         skipped.sort()
         if skipped and not skip_bad:
@@ -262,8 +262,8 @@ def _names(sources):
 def _read_sources(sources, layout, faults, progress):
     names = _names(sources)
     if len(set(names)) < len(names):
-        raise InputError(f'The sources {", ".join(map(os.fspath, sources))} do not differ in their last names, by '
-                         'which the faces are told apart: rename one.')
+        raise InputError(f'The sources {", ".join(map(os.fspath, sources))} have the same last part of their paths, by '
+                         'which their faces are distinguished: rename one.')
     faces = []
     for source, name in zip(sources, names):
         bar = tqdm(read_faces(source, layout, faults), desc=f'reading {name}', unit='face',
@@ -289,12 +289,12 @@ def _crop(face, size, scale, quality):
     height, width = pixels.shape[:2]
     outside = POINTS - np.all((face.landmarks > -0.5) & (face.landmarks < [width - 0.5, height - 0.5]), axis=1).sum()
     if outside > POINTS // 2:
-        raise ValueError(f'has {outside} of its {POINTS} landmarks outside of its {width}x{height} pixels')
+        raise ValueError(f'has {outside} of its {POINTS} landmarks outside its {width}x{height} pixels')
     span = scale * float((face.box[2:] - face.box[:2]).max())
     side = min(size, math.ceil(span))
     matrix = crop_matrix(face.box, side, scale)
     if span <= size:
-        # Whole pixels are cut out unchanged: a shift by a fraction would blur small faces.
+        # Cut out whole pixels unchanged: a shift by a fraction would blur small faces.
         matrix = np.column_stack([np.eye(2), np.round(matrix[:, 2] / matrix[0, 0])])
     picture = encode_jpeg(warp_crop(pixels, matrix, side), quality)
     factor = matrix[0, 0]
@@ -305,7 +305,7 @@ def _crop(face, size, scale, quality):
 
 def add_pack_kind(kinds):
     parser = kinds.add_parser(
-        'faces', help='faces with 68 landmarks, in a data set\'s own files',
+        'faces', help='faces with 68 landmarks, in the files of a data set',
         description='Pack the faces of a data set into PREFIX.rec, .idx and .json (the manifest with checksums). They '
                     'appear only when complete. Layouts: '
                     + '; '.join(f'{name}: {layout.looks}' for name, layout in LAYOUTS.items()) + '.')

@@ -291,8 +291,8 @@ def test_faults_of_300w_lp_name_the_file(tmp_path):
     ('pts', '.pts', b'version: 1\n68 points\n', 'is not a list of points "x y" in braces'),
     ('pts', '.pts', b'{\n1 2\n3\n}', 'is not a list of points "x y" in braces'),
     ('pts', '.pts', b'\xff\xfe\x00', 'is not a list of points "x y" in braces'),
-    ('ls3d-w', '.t7', b'', 'is not a tensor of Torch in binary form'),
-    ('ls3d-w', '.t7', b'4\n1\n3\nV 1\n', 'is not a tensor of Torch in binary form'),
+    ('ls3d-w', '.t7', b'', 'is not a binary Torch tensor'),
+    ('ls3d-w', '.t7', b'4\n1\n3\nV 1\n', 'is not a binary Torch tensor'),
 ])
 def test_damaged_annotations(tmp_path, layout, ending, content, message):
     write_image(tmp_path / 'bad.jpg')
@@ -309,7 +309,7 @@ def test_a_truncated_tensor(tmp_path):
     (tmp_path / 'bad.t7').write_bytes((tmp_path / 'bad.t7').read_bytes()[:-8])
     faults = []
     assert not list(read_faces(tmp_path, 'ls3d-w', faults))
-    assert 'is not a tensor of Torch' in faults[0][1]
+    assert 'is not a binary Torch tensor' in faults[0][1]
 
 
 def test_faults_of_xml(tmp_path):
@@ -319,7 +319,7 @@ def test_faults_of_xml(tmp_path):
     faults = []
     assert [face.name for face in read_faces(tmp_path / 'set.xml', 'dlib', faults)] == ['a.jpg#3']
     place = tmp_path / 'set.xml'
-    assert faults == [(f'{place} (a.jpg#1)', 'has 21 parts that are not named 0 to 67'),
+    assert faults == [(f'{place} (a.jpg#1)', 'has 21 parts, which are not named 0 to 67'),
                       (f'{place} (a.jpg#2)', 'has a part whose name, x or y is not a number'),
                       (str(tmp_path / 'gone.jpg'), 'does not exist')]
     (tmp_path / 'set.xml').write_text('<dataset><images>')
@@ -337,7 +337,7 @@ def test_faults_of_archives(tmp_path):
     with pytest.raises(InputError, match='set.npz has arrays of different lengths: 3 names, 2 landmarks, 3 identity'):
         read(path, 'ytf68')
     np.savez(path, names=['a.jpg'])
-    with pytest.raises(InputError, match='set.npz is not an archive of the arrays names, landmarks, identity'):
+    with pytest.raises(InputError, match='set.npz is not an archive with the arrays names, landmarks, identity'):
         read(path, 'ytf68')
 
 

@@ -207,7 +207,7 @@ def test_several_sources(tmp_path):
     names = [record.name for record in read_face_records(tmp_path / 'out.rec')]
     assert names == ['b/image00.jpg', 'b/image01.jpg', 'a/image00.jpg', 'a/image01.jpg']
     assert json.loads((tmp_path / 'out.json').read_text())['sources'] == ['b', 'a']
-    with pytest.raises(InputError, match='do not differ in their last names'):
+    with pytest.raises(InputError, match='have the same last part of their paths'):
         pack_faces([sources[0], f'{sources[0]}/'], 'aflw2000-3d', tmp_path / 'twice')
 
 
@@ -268,11 +268,11 @@ def test_existing_files_are_kept(tmp_path):
 
 def test_other_records_are_refused(tmp_path, tiny_records):
     prefix, _, _ = tiny_records
-    with pytest.raises(InputError, match=r'tiny.rec: record 0 .* has a label of 1 numbers, where one of a face has 147'
+    with pytest.raises(InputError, match=r'tiny.rec: record 0 .* has a label of 1 numbers, while that of a face has 147'
                                          '.*python -m gluon_lprnet pack faces'):
         next(read_face_records(f'{prefix}.rec'))
     write_records(tmp_path / 'wide', [(np.zeros(LABEL_WIDTH), b'\xff\xd8\xff\xe0')])
-    with pytest.raises(InputError, match='has no name in its JPEG'):
+    with pytest.raises(InputError, match='has no name in the comment of its JPEG'):
         next(read_face_records(tmp_path / 'wide.rec'))
 
 

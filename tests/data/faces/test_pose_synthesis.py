@@ -182,7 +182,7 @@ def test_bad_sources_are_named_and_leave_nothing(tmp_path):
 def test_pictures_of_one_name_are_a_fault(tmp_path):
     write_sources(tmp_path / 'source', ['a_b'])
     write_sources(tmp_path / 'source' / 'a', ['b'])
-    with pytest.raises(InputError, match='would have the name of'):
+    with pytest.raises(InputError, match='would have the same name as'):
         profile_faces(tmp_path / 'source', 'pts', tmp_path / 'out', workers=1)
 
 
