@@ -29,10 +29,10 @@ from .tuning import distill
 
 def add_commands(commands):
     parser = commands.add_parser(
-        'compress', help='turn a trained network into one of LPR modules, without training from nothing',
+        'compress', help='turn a trained network into one of LPR modules, without training from scratch',
         description='Turn the depthwise + pointwise pairs of equal width into LPR modules, in closed form from the '
-                    'activations on calibration images; tune the result, if wanted, with the original as teacher; '
-                    'write it as MXNet files and print before and after.')
+                    'activations on calibration images; optionally tune the result with the original as teacher; '
+                    'write it as MXNet files and print numbers before and after.')
     parser.add_argument('network', metavar='CHECKPOINT', help='run folder, checkpoint folder or -symbol.json')
     parser.add_argument('--out', required=True, metavar='DIR')
     parser.add_argument('-j', '--num-data-workers', type=positive_int, default=2)
@@ -42,41 +42,45 @@ def add_commands(commands):
     rank = parser.add_argument_group('rank').add_mutually_exclusive_group()
     rank.add_argument('--rank', type=_rank, action='append', metavar='[NAME=]RANK',
                       help='a fraction of the width (1/8, 0.125) or a number of channels (default: 1/8); with the name '
-                           'of a layer or a pattern ("*dsc2_*=1/4"), and given again, by layer: the last that fits '
-                           'counts, and layers that none fits stay')
+                           'of a layer or a pattern ("*dsc2_*=1/4"), and given again, by layer: the last match '
+                           'counts, and layers without a match stay')
     rank.add_argument('--energy', type=positive_float, metavar='SHARE',
-                      help="by layer: keep this share of each output's mean square, as 0.95")
+                      help="by layer: keep this share of each output's mean square, for example 0.95")
     rank.add_argument('--budget', type=_budget, metavar='MULTIPLY_ADDS',
-                      help='by layer: at most so many multiply-adds of the network, or this fraction (0.5) of them')
+                      help='by layer: at most this many multiply-adds of the network, or this fraction (0.5) of them')
     rank.add_argument('--latency', type=positive_float, metavar='SHARE',
                       help="by layer: at most this share of the original's measured time (0.8), for one image on "
                            'OMP_NUM_THREADS threads')
-    rank.add_argument('--milliseconds', type=positive_float, metavar='TIME', help='likewise: at most so long')
+    rank.add_argument('--milliseconds', type=positive_float, metavar='TIME', help='the same in milliseconds')
     module = parser.add_argument_group('modules')
     module.add_argument('--layers', nargs='+', metavar='NAME',
                         help='pointwise convolutions, or patterns (default: all)')
-    module.add_argument('--exclude', nargs='+', metavar='NAME', default=(), help='those that stay')
-    module.add_argument('--no-residual', action='store_true', help='truncated SVD without the residual')
+    module.add_argument('--exclude', nargs='+', metavar='NAME', default=(),
+                        help='layers, or patterns, that stay as they are')
+    module.add_argument('--no-residual', action='store_true', help='truncated SVD, without the residual')
     module.add_argument('--l2-norm', action='store_true', help="the paper's normalized form, which needs tuning")
 
     data = parser.add_argument_group('data')
     data.add_argument('--calibrate', metavar='REC', help='RecordIO file of images like those of the training')
-    data.add_argument('--images', type=positive_int, default=512, help='taken from it (default: %(default)s)')
+    data.add_argument('--images', type=positive_int, default=512,
+                      help='number of calibration images (default: %(default)s)')
     data.add_argument('--rec-val', metavar='REC', help='measure accuracy before and after')
     add_description_flags(data)
 
     tuning = parser.add_argument_group('tuning')
     tuning.add_argument('--tune-epochs', type=non_negative_int, default=0, metavar='N', help='default: %(default)s')
     tuning.add_argument('--rec-train', metavar='REC', help='images to tune on')
-    tuning.add_argument('--lr', type=positive_float, default=0.02, help='falls along a cosine (default: %(default)s)')
+    tuning.add_argument('--lr', type=positive_float, default=0.02,
+                        help='initial rate, which follows a cosine to 0 (default: %(default)s)')
     tuning.add_argument('--wd', type=non_negative_float, default=1e-4, help='weight decay (default: %(default)s)')
     tuning.add_argument('--temperature', type=positive_float, default=4.0,
-                        help='at which the original teaches (default: %(default)s)')
-    tuning.add_argument('--pad', type=non_negative_int, default=0, help='pixels at each side before the random crop')
+                        help='temperature of the distillation (default: %(default)s)')
+    tuning.add_argument('--pad', type=non_negative_int, default=0,
+                        help='pixels added on each side before the random crop')
     tuning.add_argument('--min-random-scale', type=positive_float, default=1.0,
-                        help='smallest factor by which a record is scaled before it (default: %(default)s)')
+                        help='smallest random scale before the crop (default: %(default)s)')
     tuning.add_argument('--no-mirror', action='store_true', help='do not flip left and right at random')
-    tuning.add_argument('--resume', action='store_true', help='go on from the newest checkpoint in DIR/tuning')
+    tuning.add_argument('--resume', action='store_true', help='continue from the newest checkpoint in DIR/tuning')
     parser.set_defaults(run=_run)
 
 
@@ -89,7 +93,7 @@ def _budget(text):
 
 
 def _rank(text):
-    """(name or pattern, rank) of one layer's flag; the pattern that fits all where it has no name."""
+    """(name or pattern, rank) from the flag of one layer; the pattern that matches all layers if it has no name."""
     pattern, _, rank = text.rpartition('=')
     return pattern or '*', options.rank(rank)
 
@@ -107,7 +111,7 @@ def _ranks_of(args):
 
 
 def _run(args):
-    # Ranks are given and saved by names, which Gluon numbers by what the process has made before.
+    # Ranks are given and saved by layer name, and Gluon numbers the names by what the process has built before.
     with mx.name.NameManager():
         original, description = load_described(args)
     if args.tune_epochs and not (args.rec_train and args.rec_val):
@@ -163,7 +167,7 @@ def _accuracy(net, validation):
 
 
 def _tuning(net, teacher, temperature, images, validation):
-    # In a block of its own: MXNet cannot read back the parameters that a bare SymbolBlock saves.
+    # Inside another block: MXNet cannot read back the parameters that a bare SymbolBlock saves.
     whole = gluon.nn.HybridSequential()
     whole.add(net)
     return distill(Experiment(
@@ -174,7 +178,7 @@ def _tuning(net, teacher, temperature, images, validation):
 
 
 def _table(columns, report, latencies):
-    """Before, after and their ratio; the accuracy of each column as a row."""
+    """Before, after and their ratio; one row per number."""
     last = list(columns)[-1]
     threads = os.environ.get('OMP_NUM_THREADS', "MXNet's default")
 

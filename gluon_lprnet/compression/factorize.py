@@ -1,7 +1,7 @@
-"""The closed form: a matrix as a diagonal plus a product of low rank, in the metric of the data; and the ranks.
+"""The closed form: a matrix as a diagonal plus a low-rank product, in the metric of the data; and the ranks.
 
 For inputs d of covariance C the mean squared error of ``B`` in place of ``W`` is ``tr((W - B) C (W - B)')``, once a
-bias has taken over the mean. Everything here is float64 NumPy.
+bias accounts for the mean. Everything here is float64 NumPy.
 """
 import math
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from ..utils.errors import InputError
 
 __all__ = ['Factors', 'factorize', 'spectrum', 'ranks_within']
 
-# Of the two steps of factorize(); it ends earlier where a round takes less than this share off the error.
+# Rounds of the two steps of factorize(); it stops when a round reduces the error by less than this share.
 _ROUNDS = 100
 _GAIN = 1e-3
 
@@ -38,17 +38,17 @@ class Factors(NamedTuple):
 
     @property
     def matrix(self):
-        """What stands for W, ndarray (m, m)."""
+        """The approximation of W, ndarray (m, m)."""
         return self.p2 @ self.p1 + np.diag(self.scale)
 
 
 def factorize(matrix, rank, covariance=None, residual=True):
-    """The best product of rank r and, with ``residual``, the diagonal beside it.
+    """The best product of rank r and, with ``residual``, the diagonal added to it.
 
     For a given diagonal S the best product is ``U U' (W - S)``, where the columns of U are the eigenvectors of
     ``(W - S) C (W - S)'`` with the r largest eigenvalues: truncated SVD in the metric of C, which need not be
     invertible. For a given U the best S solves ``((I - U U') * C) s = diag((I - U U') W C)``, ``*`` elementwise. The
-    two steps take turns from S = 0 on, and as none can raise the error, it ends at or below that of the SVD alone.
+    two steps alternate, starting at S = 0. Neither can raise the error, so the result is at least as good as the SVD.
 
     Parameters
     ----------
@@ -56,13 +56,13 @@ def factorize(matrix, rank, covariance=None, residual=True):
     rank : int
         From 1 to m.
     covariance : ndarray (m, m), optional
-        C, symmetric and positive semidefinite; the identity if it is not given.
+        C, symmetric and positive semidefinite; by default the identity.
     residual : bool
 
     Returns
     -------
     Factors
-        Row k of ``p1`` is as long as column k of ``p2``, which is good for gradients.
+        Row k of ``p1`` has the same norm as column k of ``p2``, which is good for gradients.
     """
     matrix = np.asarray(matrix, dtype='float64')
     m = len(matrix)
@@ -90,7 +90,7 @@ def factorize(matrix, rank, covariance=None, residual=True):
 def _best_scale(matrix, u, covariance):
     outside = np.eye(len(u)) - u @ u.T
     system = outside * covariance
-    # A channel that is always 0, or that U spans, leaves its scale open: it becomes 0.
+    # The scale of a channel that is always 0, or that U spans, is undetermined: it becomes 0.
     system[np.diag_indices_from(system)] += 1e-10 * np.trace(covariance) / len(u)
     return linalg.solve(system, np.einsum('ij,ji->i', outside @ matrix, covariance), assume_a='pos')
 
@@ -109,8 +109,8 @@ def spectrum(matrix, covariance=None):
 def ranks_within(budget, spectra, costs):
     """The rank of each layer that keeps the sum of relative errors low within a budget.
 
-    All layers begin at their cheapest rank; then the step, of any layer to any higher rank or to the matrix as it is,
-    that takes off most error for its cost is taken until none fits any more.
+    All layers start at their cheapest rank. Then the step (of any layer to any higher rank, or to the unchanged
+    matrix) that reduces the error most for its cost is taken, until no step fits.
 
     Parameters
     ----------
@@ -119,7 +119,7 @@ def ranks_within(budget, spectra, costs):
     spectra : sequence of ndarray
         As :func:`spectrum` gives them.
     costs : sequence of dict
-        By layer: the cost of each rank that it may have and, for None, of the layer as it is.
+        By layer: the cost of each possible rank and, for None, of the unchanged layer.
 
     Returns
     -------
@@ -135,7 +135,7 @@ def ranks_within(budget, spectra, costs):
     chosen = [0] * len(options)
     left = budget - sum(cost[0] for _, cost, _ in options)
     if left < 0:
-        raise InputError(f'the budget is {-left:,.0f} multiply-adds too small even at rank 1 in every layer: give '
+        raise InputError(f'the budget is {-left:,.0f} multiply-adds too small even at rank 1 in every layer: allow '
                          'more, or exclude fewer layers.')
     while True:
         best_rate, step = 0.0, None
@@ -154,7 +154,7 @@ def ranks_within(budget, spectra, costs):
 
 
 def _worth_their_cost(spectral, cost):
-    """The ranks that are cheaper than every higher one, None being the highest: ranks, costs and errors, ascending."""
+    """The ranks cheaper than every higher one (None is the highest): ranks, costs and errors, ascending."""
     ranks = [*sorted(rank for rank in cost if rank is not None), None]
     costs = np.array([cost[rank] for rank in ranks])
     errors = np.array([0.0 if rank is None else 1 - spectral[:rank].sum() for rank in ranks])

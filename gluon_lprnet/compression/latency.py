@@ -1,4 +1,4 @@
-"""Measured latency: of networks beside each other, of a layer by its rank, and the ranks that meet a target."""
+"""Measured latency: of several networks, of a layer by its rank, and the ranks that meet a target."""
 import statistics
 from collections.abc import Sequence
 from typing import Any, Callable, NamedTuple, Optional
@@ -25,13 +25,13 @@ _NEAR = 0.02
 def median_milliseconds(networks: Sequence, shape: tuple[int, ...]) -> list[float]:
     """Median milliseconds of one pass of each network.
 
-    They take turns, so that whatever else the machine does slows all of them. The number of threads is that of the
+    They take turns, so that other load on the machine affects all of them equally. The number of threads is that of the
     process: ``OMP_NUM_THREADS`` as it was when MXNet was loaded.
 
     Parameters
     ----------
     networks : sequence of HybridBlock
-        On one device.
+        All on the same device.
     shape : tuple of int
         Of their input.
 
@@ -67,8 +67,8 @@ def ranks_by_latency(allowed: Callable[[float], float], spectra: Sequence[np.nda
                      clock: Clock) -> list[Optional[int]]:
     """The rank of each layer that keeps the sum of relative errors low within a latency.
 
-    Each layer is timed at some ranks, and the ranks are chosen as within a budget of multiply-adds. What the whole
-    network then takes, beside the original, corrects the budget of the next choice.
+    Each layer is timed at some ranks, and the ranks are chosen as within a budget of multiply-adds. The
+    measured time of the whole network, relative to the original, then corrects the budget of the next choice.
 
     Parameters
     ----------
@@ -114,7 +114,7 @@ def ranks_by_latency(allowed: Callable[[float], float], spectra: Sequence[np.nda
             best = budget, ranks
         if -_NEAR * share(before) <= excess <= 0:
             break
-        # To the middle of what is near enough.
+        # Aim at the middle of the accepted range.
         budget -= (excess + _NEAR / 2 * share(before)) * shortest
     if best is None:
         before, after = min(measured.values(), key=lambda pair: pair[1] / pair[0])
@@ -125,9 +125,9 @@ def ranks_by_latency(allowed: Callable[[float], float], spectra: Sequence[np.nda
 
 
 def _times_by_rank(shape, build_layers):
-    """Milliseconds of a layer at some ranks, and as it is (None)."""
+    """Milliseconds of a layer at some ranks, and unchanged (None)."""
     width = shape[1]
-    # In steps of the vector units' width, and from half of the layer's on there are no fewer multiply-adds.
+    # In steps of the vector width; from half of the layer's width on, multiply-adds are no longer saved.
     step = max(8, width // 16)
     ranks = [*range(step, width // 2, step), None]
     times = _milliseconds([build_layers(shape, rank) for rank in ranks], shape, _LAYER_ROUNDS)

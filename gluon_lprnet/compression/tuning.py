@@ -1,4 +1,4 @@
-"""Distillation: what the original network says becomes a part of the labels, so that any training loop can use it."""
+"""Distillation: the outputs of the original network become part of the labels, so any training loop can use them."""
 from dataclasses import replace
 
 import mxnet as mx
@@ -12,8 +12,8 @@ __all__ = ['distill', 'distillation_loss']
 def distillation_loss(temperature=4.0):
     """The loss of Hinton et al. 2015 (arXiv 1503.02531), section 2, with equal weights.
 
-    Half the cross entropy with the label, half ``T^2`` times the Kullback-Leibler divergence of the softened outputs
-    ``softmax(z / T)`` from the teacher's.
+    Half the cross entropy with the label, plus half ``T^2`` times the Kullback-Leibler divergence of the softened
+    outputs ``softmax(z / T)`` from the teacher's.
 
     Parameters
     ----------

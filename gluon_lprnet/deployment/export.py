@@ -54,13 +54,13 @@ class Int8(NamedTuple):
     Attributes
     ----------
     calibrate : path
-        RecordIO file of images, or of faces, like those of the training.
+        RecordIO file of images or faces like those of the training.
     images : int
-        Taken from it.
+        Number of images taken from it.
     calibration, exclude, tolerance
-        As of :mod:`gluon_lprnet.deployment.quantize`.
+        As in :mod:`gluon_lprnet.deployment.quantize`.
     rec_val : path, optional
-        RecordIO file to measure the accuracy on, of the network and of what is written.
+        RecordIO file for measuring the accuracy of the network and of the exported one.
     """
 
     calibrate: str
@@ -75,24 +75,24 @@ def export(path, out, forms=FORMS, formats=('mxnet',), normalize_input=False, in
     """Write a trained network as files; each is compared with the network before it is kept.
 
     ``MODEL-symbol.json`` with ``MODEL-0000.params`` (mxnet) and ``MODEL.onnx`` (onnx) are the training form,
-    ``MODEL-deployed...`` is the deployed one, ``MODEL-int8...`` that in 8 bits; beside each, ``MODEL.json`` says what
-    goes in and comes out, and for INT8 what it cost.
+    ``MODEL-deployed...`` is the deployed form, ``MODEL-int8...`` the same in 8 bits. Beside each, ``MODEL.json``
+    describes input and output and, for INT8, the cost.
 
     Parameters
     ----------
     path : path
         As :func:`gluon_lprnet.artefact.load_network` takes it.
     out : path
-        Folder, made if it is not there.
+        Folder, created if it does not exist.
     forms, formats : sequence of str
         Of ``FORMS`` and ``FORMATS``.
     normalize_input : bool
         Put ``(pixel - mean) / std`` into the graph: its input is then RGB from 0 to 255, and ``rgb_mean`` and
-        ``rgb_std`` of the description, which say what is left to do before it, are 0 and 1.
+        ``rgb_std`` of the description, the remaining preprocessing, are 0 and 1.
     int8 : Int8, optional
         Write the quantized network too.
     report : callable
-        Takes a line on each form, and tables on the quantized network.
+        Called with a line about each form, and with tables about the quantized network.
 
     Returns
     -------
@@ -111,7 +111,7 @@ def export(path, out, forms=FORMS, formats=('mxnet',), normalize_input=False, in
     if not description:
         raise InputError(f'{path} has no description (a .json file) beside it: give the run or the checkpoint.')
     if 'form' in description:
-        raise InputError(f'{path} was written by this command: give the run or the checkpoint that it came from.')
+        raise InputError(f'{path} was written by this command: give the run or the checkpoint it came from.')
     trained = trace(net)
     image_shape = (3, description['input_size'], description['input_size'])
     mean, std = (np.array(description[key], dtype='float32').reshape(1, 3, 1, 1) for key in ('rgb_mean', 'rgb_std'))
@@ -145,7 +145,7 @@ def export(path, out, forms=FORMS, formats=('mxnet',), normalize_input=False, in
                 if not difference <= TOLERANCE:
                     raise InputError(f'{path}: its {form} form as {format} differs from the network by '
                                      f'{difference:.1e} of the largest output (at most {TOLERANCE:.0e} is '
-                                     'kept); nothing of it was written.')
+                                     'accepted); it was not written.')
         report(f'{form}: {complexity.params:,} parameters, {complexity.multiply_adds:,} multiply-adds; differs from '
                'the network by ' + ', '.join(f'{value:.1e} ({format})' for format, value in differences.items())
                + ' of the largest output')
@@ -158,7 +158,7 @@ def export(path, out, forms=FORMS, formats=('mxnet',), normalize_input=False, in
 
 
 def _test_pixels(image_shape):
-    """A black picture, a gray one, and noise: RGB from 0 to 255, (3, channels, height, width)."""
+    """A black image, a gray one, and noise: RGB from 0 to 255, (3, channels, height, width)."""
     pixels = np.random.default_rng(0).uniform(0, 255, (3, *image_shape)).astype('float32')
     pixels[0] = 0
     pixels[1] = 128
@@ -166,7 +166,7 @@ def _test_pixels(image_shape):
 
 
 def _with_normalization(symbol, params, mean, std):
-    """Begin with a pointwise convolution that normalizes: unlike broadcast operators it costs no time to speak of."""
+    """Start with a pointwise convolution that normalizes: unlike broadcast operators it takes almost no time."""
     name = 'input_normalization'
     convolution = mx.sym.Convolution(mx.sym.var('data', shape=(0, 0, 0, 0)), name=name, kernel=(1, 1), num_filter=3)
     return symbol(data=convolution), {**params,
@@ -175,7 +175,7 @@ def _with_normalization(symbol, params, mean, std):
 
 
 def _describe(description, image_shape, normalize_input):
-    """What a user of the files must know: the keys of the training's own artefact and ``input``."""
+    """What a user of the files must know: the keys of the training's own artefact, and ``input``."""
     described = dict(description, input={'name': 'data', 'layout': 'NCHW', 'shape': ['batch', *image_shape],
                                          'values': 'RGB, (pixel from 0 to 255 - rgb_mean) / rgb_std'})
     if normalize_input:
@@ -185,7 +185,7 @@ def _describe(description, image_shape, normalize_input):
 
 
 def _write(symbol, params, image_shape, prefix, formats, data):
-    """Write each format and read it back: a dict from format to its outputs, ndarrays, for ``data``."""
+    """Write each format and read it back: a dict of its outputs, ndarrays, for ``data``, by format."""
     outputs = {}
     if 'mxnet' in formats:
         write_symbol(symbol, params, prefix)
@@ -227,7 +227,7 @@ def _write_int8(symbol, params, description, prefix, formats, int8, records, rep
         # Not >, which a NaN would pass.
         if not noise <= int8.tolerance:
             raise InputError(f'--int8 as {format}: read back from its file, the network has a noise of {noise:.4f}, '
-                             f'and of {found.noise:.4f} before: it was not written.')
+                             f'and of {found.noise:.4f} before; it was not written.')
         milliseconds = [statistics.median(times) for times in interleaved_milliseconds(
             [lambda: quantizer.floating(images[:1]), lambda: written(images[:1])])]
         facts[format] = {'noise': noise, **_accuracy(written, int8.rec_val, description, records), 'bytes': size,
@@ -240,7 +240,7 @@ def _write_int8(symbol, params, description, prefix, formats, int8, records, rep
 
 
 def _write_quantized(model, format, prefix):
-    """The function of the file that was written, as it is after reading it, and the file's bytes."""
+    """The network read back from the written file, as a function, and the size of the file in bytes."""
     if format == 'mxnet':
         write_symbol(*model, prefix)
         net, _ = load_network(f'{prefix}-symbol.json')
@@ -268,7 +268,7 @@ def _int8_lines(format, facts):
 
 
 def _calibration_images(int8, description, records):
-    """The network's inputs, ndarray (N, 3, height, width) float32, of random records, as validation sees them."""
+    """Network inputs, ndarray (N, 3, height, width) float32, from random records, prepared as in validation."""
     wanted = min(int8.images, records.count)
     if _has_landmarks(description):
         faces = list(itertools.islice(read_face_records(int8.calibrate), wanted))
@@ -297,7 +297,7 @@ def _accuracy(function, rec_val, description, records):
 def add_commands(commands):
     parser = commands.add_parser(
         'export', help='a trained network as files for stock MXNet and for ONNX',
-        description='Write a trained network as it is and in its deployed form, which is the same function and '
+        description='Write a trained network as it is and in its deployed form, which computes the same function '
                     'faster; each file is compared with the network before it is kept.')
     parser.add_argument('network', metavar='CHECKPOINT', help='run folder, checkpoint folder or -symbol.json')
     parser.add_argument('--out', required=True, metavar='DIR')
@@ -308,17 +308,17 @@ def add_commands(commands):
                         help='put (pixel - mean) / std into the graph: its input is RGB from 0 to 255')
     int8 = parser.add_argument_group('8 bits')
     int8.add_argument('--int8', action='store_true',
-                      help='write the deployed form quantized as well: MODEL-int8, by MXNet (mxnet) and ONNX Runtime '
+                      help='also write the deployed form quantized: MODEL-int8, by MXNet (mxnet) and ONNX Runtime '
                            '(onnx)')
     int8.add_argument('--calibrate', metavar='REC', help='RecordIO file of images like those of the training')
-    int8.add_argument('--images', type=positive_int, metavar='N', help=_default('taken from it', 'images'))
+    int8.add_argument('--images', type=positive_int, metavar='N', help=_default('number of images', 'images'))
     int8.add_argument('--calibration', choices=CALIBRATIONS,
-                      help=_default('the range of a tensor: all of its values, or that of least Kullback-Leibler '
+                      help=_default('range of a tensor: all of its values, or the one with the least Kullback-Leibler '
                                     'divergence', 'calibration'))
     int8.add_argument('--exclude', nargs='+', metavar='NAME', help='layers, or patterns, that stay in float32')
     int8.add_argument('--tolerance', type=positive_float, metavar='SHARE',
-                      help=_default("most noise, of the outputs' variance over the calibration images; layers that "
-                                    'cost most are left out until it is kept', 'tolerance'))
+                      help=_default("largest noise, as a share of the outputs' variance on these images; layers that "
+                                    'cost most stay in float32 until it is met', 'tolerance'))
     int8.add_argument('--rec-val', metavar='REC', help='measure the accuracy of float32 and int8')
 
 

@@ -11,7 +11,7 @@ from .grid import Grid, Row, mean_and_deviation
 
 
 class Experiment(NamedTuple):
-    """What is trained, and what its rows are compared with.
+    """The rows that are trained, and the one they are compared with.
 
     Attributes
     ----------
@@ -19,7 +19,7 @@ class Experiment(NamedTuple):
     rows : tuple of Row
         ``printed``: accuracy in percent and parameters.
     reference : str
-        Name of the row that the others are compared with, seed by seed.
+        Name of the row the others are compared with, seed by seed.
     """
 
     title: str
@@ -32,7 +32,7 @@ def _row(name, title, model, flags='', printed=()):
 
 
 def table4(width):
-    """Modules of one kind in MobileNetV1's layout: four of the five places of width 512, as printed, or all eight."""
+    """Modules of one kind in MobileNetV1: in four of the five places of width 512, as printed, or in all eight."""
     lpr, all_lpr = f'table4_lpr_x{width}', f'lprnet_mobilenet_x{width}'
     scale = '--l2-norm-scale sqrt_width'
     dsc = _row(f'mobilenetv1_x{width}', 'DSC Module', f'mobilenetv1_x{width}', '', (91.8, '3.1M'))
@@ -51,7 +51,7 @@ def table4(width):
 
 
 def choices(width):
-    """What equation (6) leaves open, decided otherwise in all modules of LPRNet-MobileNet."""
+    """What equation (6) leaves open, decided differently in all modules of LPRNet-MobileNet."""
     default = _row(f'lprnet_mobilenet_x{width}', 'equation (6) as it is here', f'lprnet_mobilenet_x{width}')
     return Experiment(f'Open choices of the module, LPRNet-MobileNet x{width}', (
         default, *(_row(f'{family}_x{width}', title, f'{family}_x{width}') for family, title in (
@@ -68,7 +68,7 @@ def choices(width):
 
 
 def rank(width):
-    """Table 3's ranks beside MobileNetV1 at widths of about equal multiply-adds."""
+    """Table 3's ranks compared with MobileNetV1 at widths of about equal multiply-adds."""
     default = _row(f'lprnet_mobilenet_x{width}', 'LPRNet-MobileNet r = m/8', f'lprnet_mobilenet_x{width}')
     return Experiment(f'Ranks of LPRNet-MobileNet x{width} beside widths of MobileNetV1', (
         _row(f'{default.name}_r4', 'LPRNet-MobileNet r = m/4', f'{default.name}_r4'),
@@ -109,11 +109,11 @@ def table(experiment, results, format='text'):
     title = next(row.title for row in experiment.rows if row.name == experiment.reference)
     return '\n\n'.join([experiment.title, render_table(columns, cells, format),
                         f'Reference, seed by seed: {title}. Mean ± standard deviation over the seeds. Images/s: in '
-                        'training, beside whatever else ran.'])
+                        'training, along with whatever else ran.'])
 
 
 def draw(experiment, results, path):
-    """Draw accuracy against multiply-adds, a curve a family of networks (the first word of a row's title).
+    """Draw accuracy against multiply-adds, one curve per family of networks (the first word of a row's title).
 
     Parameters
     ----------
@@ -138,7 +138,7 @@ def draw(experiment, results, path):
                        [max(values) - mean for mean, values in zip(means, accuracies)]],
                       marker='o', capsize=3, label=family)
         for (row, result), mean in zip(members, means):
-            # Of one family above the curve, of the next below it.
+            # Above the curve for one family, below it for the next.
             axis.annotate(row.title[len(family):].strip(' ,'), (result.multiply_adds / 1e6, mean), fontsize='small',
                           xytext=(0, -14 if number % 2 else 7), textcoords='offset points', ha='center')
     axis.margins(0.1)
@@ -152,19 +152,19 @@ def draw(experiment, results, path):
 def add_commands(commands):
     parser = commands.add_parser(
         'experiment', help="the paper's experiments on CIFAR-10: Table 4, the module's open choices, ranks",
-        description='Train every row of an experiment with every seed and print its table. What is finished is not '
-                    'trained again, and what was stopped goes on: call it again with the same flags.')
+        description='Train every row of an experiment with every seed and print its table. Finished runs are not '
+                    'trained again, and stopped ones continue: call it again with the same flags.')
     parser.add_argument('name', choices=EXPERIMENTS)
     for subset in ('train', 'val'):
         parser.add_argument(f'--rec-{subset}', required=True, metavar='REC', help='RecordIO file of CIFAR-10')
     parser.add_argument('--width', type=positive_float, default=1.0,
                         help="width multiplier; the paper's is 1.0 (default: %(default)s)")
     parser.add_argument('--out', default='runs/experiments', metavar='DIR',
-                        help='the runs; experiments share rows (default: %(default)s)')
+                        help='folder of the runs; experiments share rows (default: %(default)s)')
     parser.add_argument('--seeds', type=non_negative_int, nargs='+', default=[0, 1, 2], help='default: 0 1 2')
-    parser.add_argument('--num-epochs', type=positive_int, help="of each run (default: the preset's)")
-    parser.add_argument('--jobs', type=positive_int, default=1, help='runs at a time (default: %(default)s)')
-    parser.add_argument('--rows', nargs='+', metavar='ROW', help='only these (default: all)')
+    parser.add_argument('--num-epochs', type=positive_int, help="epochs of each run (default: the preset's)")
+    parser.add_argument('--jobs', type=positive_int, default=1, help='parallel runs (default: %(default)s)')
+    parser.add_argument('--rows', nargs='+', metavar='ROW', help='only these rows (default: all)')
     parser.add_argument('--format', choices=('text', 'markdown'), default='text')
     parser.add_argument('--plot', metavar='PICTURE', help='draw accuracy against multiply-adds')
     parser.set_defaults(run=_run)

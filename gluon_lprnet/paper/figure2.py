@@ -1,8 +1,8 @@
-"""``python -m gluon_lprnet figure2``: a standard convolution of a trained network replaced, and features compared.
+"""``python -m gluon_lprnet figure2``: replace a standard convolution of a trained network and compare features.
 
-The paper's experiment behind Figure 2: a DSC or an LPR module takes the place of one standard convolution of equal
-width, everything else is fixed, and the new module alone is trained until the network is as accurate as it was. What
-the modules then put out on the validation images is compared, pair by pair.
+The paper's experiment behind Figure 2: a DSC or an LPR module replaces one standard convolution of equal width,
+everything else is fixed, and only the new module is trained until the network is as accurate as before. The outputs of
+the modules on the validation images are then compared, pair by pair.
 """
 import json
 import math
@@ -34,30 +34,30 @@ MODULES = {
     'LPR no Residual': lambda channels: LPR(channels, residual=False),
     'LPR no L2Norm': lambda channels: LPR(channels, l2_norm=False),
     'LPR': LPR,
-    # How far apart two modules of one kind end up, to measure the other distances by.
+    # How far apart two modules of the same kind end up, as a yardstick for the other distances.
     'DSC again': lambda channels: DSC(channels, channels),
 }
 
 
 def split(net):
-    """A network around its last SConv of equal input and output width.
+    """Split a network around its last SConv of equal input and output width.
 
-    The last one, since what comes after it is all that a replacement's training has to run.
+    The last one, because training a replacement then only has to run what comes after it.
 
     Parameters
     ----------
     net : HybridBlock
-        Of the zoo, with ``features`` and ``output``.
+        From the zoo, with ``features`` and ``output``.
 
     Returns
     -------
     tuple of (HybridSequential, SConv, HybridSequential, int)
-        What is before it, it, what is after it, and its width.
+        The part before it, the SConv, the part after it, and its width.
 
     Raises
     ------
     InputError
-        If it has none.
+        If there is none.
     """
     blocks = list(getattr(net, 'features', ()))
     for index, block in reversed(list(enumerate(blocks))):
@@ -71,22 +71,22 @@ def split(net):
 
 
 def freeze(net):
-    """Fix the parameters of ``net``, the statistics of BatchNorm included, in training too."""
+    """Fix the parameters of ``net`` in training, including the statistics of BatchNorm."""
     fix_statistics(net)
     net.collect_params().setattr('grad_req', 'null')
 
 
 def fix_statistics(net):
-    """Let BatchNorm use its running statistics in training too, and leave them as they are."""
+    """Make BatchNorm use its running statistics in training, without updating them."""
     def fix(block):
         if isinstance(block, nn.BatchNorm):
-            # What the constructor's use_global_stats sets; the layer is made already.
+            # The effect of the constructor's use_global_stats, on an existing layer.
             block._kwargs['use_global_stats'] = True
     net.apply(fix)
 
 
 class Features:
-    """What a network puts out for every image of a set, in a file: memory need not hold it.
+    """Write the outputs of a network for every image of a set to a file, so they need not fit in memory.
 
     Parameters
     ----------
@@ -94,7 +94,7 @@ class Features:
     batches : gluon_lprnet.data.batches.ImageBatches
         Unshuffled, without augmentation.
     path : path
-        Written; a NumPy file.
+        The NumPy file to write.
     """
 
     def __init__(self, net, batches, path):
@@ -112,7 +112,7 @@ class Features:
         return math.ceil(self.count / self.batch_size)
 
     def epoch(self, epoch, start=0, seed=None):
-        """Yield the batches from number ``start`` on; in an order of ``seed`` and ``epoch``, if a seed is given."""
+        """Yield the batches from number ``start`` on, shuffled by ``seed`` and ``epoch`` if a seed is given."""
         order = np.arange(self.count) if seed is None else (
             np.random.default_rng((seed, epoch)).permutation(self.count))
         for number in range(start, len(self)):
@@ -121,17 +121,17 @@ class Features:
 
 
 def mean_squared_errors(outputs):
-    """The mean squared error between each pair of feature arrays of one shape.
+    """The mean squared error between each pair of feature arrays of the same shape.
 
     Parameters
     ----------
     outputs : sequence of ndarray
-        As (images, channels, height, width); memory maps will do.
+        Each (images, channels, height, width); memory maps are accepted.
 
     Returns
     -------
     tuple of ndarray
-        The errors, (n, n), and their parts by channel, (n, n, channels).
+        The errors (n, n), and the errors by channel (n, n, channels).
     """
     total, count = 0.0, 0
     for begin in range(0, len(outputs[0]), 256):
@@ -148,7 +148,7 @@ def draw(names, errors, by_channel, path):
     Parameters
     ----------
     names : list of str
-        Of the modules, the standard convolution first.
+        Names of the modules, the standard convolution first.
     errors, by_channel
         See :func:`mean_squared_errors`.
     path : path
@@ -161,7 +161,7 @@ def draw(names, errors, by_channel, path):
     matrix, maps = figure.subfigures(1, 2, width_ratios=(1, 1.15))
     scale = LogNorm(max(by_channel[by_channel > 0].min(), 1e-6), by_channel.max())
     axis = matrix.subplots()
-    # The diagonal is 0, which a logarithm has no color for.
+    # The diagonal is 0, which has no color on a logarithmic scale.
     picture = axis.imshow(np.where(errors > 0, errors, np.nan), norm=scale, cmap='viridis')
     for row, column in np.ndindex(errors.shape):
         axis.text(column, row, f'{errors[row, column]:.4f}', ha='center', va='center', color='white', fontsize='small',
@@ -184,20 +184,22 @@ def draw(names, errors, by_channel, path):
 
 def add_commands(commands):
     parser = commands.add_parser(
-        'figure2', help='Figure 2: one standard convolution of a trained network replaced by DSC and LPR modules',
-        description='Replace the last standard convolution of a trained network, train only the new module, compare '
-                    'the output features of each pair of modules. Called again with the same flags it goes on.')
+        'figure2', help='Figure 2: replace one standard convolution of a trained network by DSC and LPR modules',
+        description='Replace the last standard convolution of a trained network, train only the new module, and '
+                    'compare the output features of each pair of modules. Called again with the same flags, it '
+                    'continues.')
     parser.add_argument('network', metavar='RUN', help='run or checkpoint of a table4_sconv network')
     for subset in ('train', 'val'):
         parser.add_argument(f'--rec-{subset}', required=True, metavar='REC', help='RecordIO file')
     parser.add_argument('--out', required=True, metavar='DIR')
     parser.add_argument('--num-epochs', type=positive_int, default=10,
-                        help='budget of each module (default: %(default)s)')
-    parser.add_argument('--lr', type=positive_float, default=0.1, help='falls along a cosine (default: %(default)s)')
+                        help='epochs of each module (default: %(default)s)')
+    parser.add_argument('--lr', type=positive_float, default=0.1,
+                        help='initial rate, which follows a cosine to 0 (default: %(default)s)')
     parser.add_argument('--match-features', action='store_true',
-                        help="train on the squared error to the original's output features in place of the labels")
+                        help="train on the squared error to the original's output features instead of the labels")
     parser.add_argument('--batch-size', type=positive_int, default=128, help='default: %(default)s')
-    parser.add_argument('--seed', type=non_negative_int, default=0, help='of the new modules and the order')
+    parser.add_argument('--seed', type=non_negative_int, default=0, help='seed of the new modules and of the order')
     parser.add_argument('-j', '--num-data-workers', type=positive_int, default=2)
     parser.set_defaults(run=_run)
 
@@ -205,7 +207,7 @@ def add_commands(commands):
 def _run(args):
     net, description = load_network(args.network)
     before, original, after, channels = split(net)
-    # Before a fixed layer is hybridized, since the graph keeps what it was made with.
+    # Before a fixed layer is hybridized, because the graph keeps the setting it was made with.
     freeze(net)
     out = Path(args.out)
     batches = {}
@@ -256,7 +258,7 @@ def _train(module, after, inputs, target, accuracy, args, folder, finish):
         return inputs['train'].epoch(epoch, start, args.seed)
 
     def features(epoch, start):
-        # The same seed gives both the same order.
+        # With the same seed both have the same order.
         for (data, _), (wanted, _) in zip(batches(epoch, start), target.epoch(epoch, start, args.seed)):
             yield Batch(data, wanted)
 

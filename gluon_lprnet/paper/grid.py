@@ -1,4 +1,4 @@
-"""Trainings that differ in one thing each: run side by side, resumed row by row, summed up."""
+"""Trainings that differ in one thing each: run side by side, resumed row by row, and summarized."""
 import os
 import statistics
 import subprocess
@@ -30,9 +30,9 @@ class Row(NamedTuple):
     name : str
         Its runs are the folders NAME-seed0, NAME-seed1, ...
     title : str
-        In the table.
+        Shown in the table.
     flags : str
-        Of ``train_imagenet.py``, beside those that all rows share.
+        Flags of ``train_imagenet.py``, in addition to those shared by all rows.
     printed : tuple
         What the paper prints for it.
     """
@@ -44,16 +44,16 @@ class Row(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What the finished runs of a row gave.
+    """The results of the finished runs of a row.
 
     Attributes
     ----------
     accuracies : dict
-        From seed to validation top-1 after the last epoch, in percent.
+        Validation top-1 after the last epoch, in percent, by seed.
     params, multiply_adds : int
-        For one image of the training's size.
+        For one image of the size used in training.
     images_per_second : float or None
-        Median over all epochs of all runs; None without one.
+        Median over all epochs of all runs; None if there are none.
     """
 
     accuracies: dict
@@ -63,20 +63,20 @@ class Result(NamedTuple):
 
 
 class Grid:
-    """The trainings of every row and seed, each with checkpoints of its own in ``OUT/ROW-seedN``.
+    """The trainings of every row and seed, each with its own checkpoints in ``OUT/ROW-seedN``.
 
     Parameters
     ----------
     rows : sequence of Row
     flags : sequence of str
-        Of ``train_imagenet.py``, shared by all rows.
+        Flags of ``train_imagenet.py``, shared by all rows.
     seeds : sequence of int
     out : path
 
     Raises
     ------
     InputError
-        If a flag is wrong, or ``out`` holds a run of other flags.
+        If a flag is invalid, or ``out`` contains a run with other flags.
     """
 
     def __init__(self, rows, flags, seeds, out):
@@ -89,12 +89,12 @@ class Grid:
                     options.check_same_curve(self._config(row, seed), found)
 
     def train(self, jobs, names):
-        """Train the rows of these names, where not finished; returns the runs that failed, as (folder, reason).
+        """Train the unfinished runs of the named rows; returns the runs that failed, as (folder, reason).
 
         ``jobs`` runs at a time, each with an equal share of the cores. On Ctrl-C or SIGTERM the runs save a
         checkpoint, and KeyboardInterrupt or SystemExit is raised: called again, each goes on from there.
         """
-        # Seed by seed, so that whatever is finished can be compared.
+        # Seed by seed, so that finished rows can be compared early.
         waiting = [(row, seed) for seed in self.seeds for row in self.rows
                    if row.name in names and not self._finished(row, seed)]
         epochs = {key: self._config(*key) for key in waiting}
@@ -126,7 +126,7 @@ class Grid:
         return failed
 
     def results(self):
-        """From each row's name to its :class:`Result`; unfinished runs are left out."""
+        """The :class:`Result` of each row, by name; unfinished runs are left out."""
         return {row.name: self._result(row) for row in self.rows}
 
     def _result(self, row):
@@ -145,7 +145,7 @@ class Grid:
         return [*self._flags, *row.flags.split(), '--seed', str(seed)]
 
     def _config(self, row, seed):
-        # A folder that is not there, since an existing run is refused without --resume.
+        # A folder that does not exist, because an existing run is refused without --resume.
         arguments = [*self._arguments(row, seed), '--save-dir', str(self._out / '.none')]
         return options.parse(imagenet.make_parser(), arguments, imagenet.PRESETS, imagenet.preset_for)[0]
 
@@ -162,7 +162,7 @@ class Grid:
         folder.mkdir(parents=True, exist_ok=True)
         resume = ['--resume'] if checkpoint.newest(folder) else []
         with self._errors(row, seed).open('a') as errors:
-            # In a session of its own: Ctrl-C reaches it once, through terminate(), and not twice.
+            # In its own session: Ctrl-C reaches it once, through terminate(), and not twice.
             return subprocess.Popen([sys.executable, '-c', _TRAIN, *self._arguments(row, seed), '--save-dir', folder,
                                      *resume], stdout=subprocess.DEVNULL, stderr=errors, start_new_session=True,
                                     env={**os.environ, 'OMP_NUM_THREADS': str(threads)})
@@ -176,7 +176,7 @@ class Grid:
 
 
 def mean_and_deviation(values, form):
-    """``91.2 ± 0.3`` of numbers: mean and, for two and more, standard deviation of the sample; '' of none."""
+    """``91.2 ± 0.3`` of numbers: mean and, for two or more, the sample standard deviation; '' for none."""
     if not values:
         return ''
     mean = format(statistics.mean(values), form)

@@ -1,4 +1,4 @@
-"""The paper's Table 6: landmark networks on AFLW2000-3D, printed beside measured."""
+"""The paper's Table 6: landmark networks on AFLW2000-3D, printed and measured numbers."""
 import contextlib
 import io
 import json
@@ -23,7 +23,7 @@ from ..utils.errors import InputError
 from ..utils.text import FORMATS, render_table
 from ..utils.timing import interleaved_milliseconds
 
-# Of the timing, for each network: rounds in turn with the others, and passes a round.
+# Timing of each network: rounds in turn with the others, and passes per round.
 _ROUNDS = 15
 _PASSES = 20
 _WARM_UP = 1
@@ -41,7 +41,7 @@ class Printed(NamedTuple):
     size: str
 
 
-# By the network of the zoo. The other methods of the table are not built here.
+# By the name of the network in the zoo. The other methods of the table are not implemented here.
 PRINTED = {
     'lprnet_mobilenet_x0.25': Printed('LPRNet MobileNet x0.25', (2.58, 3.33, 5.81), 3.89, 95, '619K'),
     'lprnet_mobilenet_x0.5': Printed('LPRNet MobileNet x0.5', (2.41, 3.15, 5.52), 3.69, 52, '1.6M'),
@@ -54,13 +54,13 @@ PRINTED = {
 _SIZES = ('Bytes: the printed ones are "calculated from the compressed model" and follow no single rule. Measured: '
           'params is the .params file of the exported network, float32 weights and running statistics; zipped is the '
           'symbol.json and the .params in one zip archive (deflate).')
-_SPEED = ('FPS: passes of the network alone a second, batch 1, in a process of one thread (OMP_NUM_THREADS=1, '
+_SPEED = ('FPS: passes per second of the network alone, batch 1, in a process with one thread (OMP_NUM_THREADS=1, '
           "MXNet's default engine), median of {rounds} rounds in turn with the other networks; printed: "
           '"Intel-i7 CPU", one core, CPU column.')
 
 
 def printed_means_that_differ():
-    """The printed rows whose mean is not that of their bins: dict of network to the mean recomputed."""
+    """The printed rows whose mean is not that of their bins: the recomputed mean, by network."""
     means = {model: sum(row.bin_nme) / 3 for model, row in PRINTED.items()}
     return {model: mean for model, mean in means.items() if abs(mean - PRINTED[model].mean) > 0.006}
 
@@ -76,7 +76,7 @@ def exported_sizes(net):
     Returns
     -------
     tuple of int
-        Of the ``.params`` file, and of symbol and params in a zip archive.
+        Size of the ``.params`` file, and of symbol and params in a zip archive.
     """
     with tempfile.TemporaryDirectory() as folder:
         write_symbol(*trace(net, cast=True), Path(folder) / 'network')
@@ -88,16 +88,16 @@ def exported_sizes(net):
 
 
 def frames_per_second(paths, rounds=_ROUNDS):
-    """Passes a second of networks, batch 1, on one thread.
+    """Passes per second of networks, batch 1, on one thread.
 
-    Measured in a process of its own, as the number of threads is set when MXNet is loaded.
+    Measured in a separate process, because the number of threads is set when MXNet is loaded.
 
     Parameters
     ----------
     paths : sequence of path
-        As of :func:`gluon_lprnet.evaluate.landmarks.load_landmark_network`.
+        As for :func:`gluon_lprnet.evaluate.landmarks.load_landmark_network`.
     rounds : int
-        In each of which every network has its turn, so that what else the machine does falls on all.
+        Every network has a turn in each round, so that other load affects all of them equally.
 
     Returns
     -------
@@ -107,7 +107,7 @@ def frames_per_second(paths, rounds=_ROUNDS):
     Raises
     ------
     RuntimeError
-        If that process fails; with what it wrote.
+        If that process fails; the message has its output.
     """
     root = str(Path(__file__).resolve().parents[2])
     environment = {**os.environ, 'OMP_NUM_THREADS': '1',
@@ -135,7 +135,7 @@ def measure(paths, rec, rounds=_ROUNDS):
     Parameters
     ----------
     paths : sequence of path
-        Networks of 68 landmarks.
+        Networks for 68 landmarks.
     rec : path
         AFLW2000-3D, packed.
     rounds : int
@@ -150,12 +150,12 @@ def measure(paths, rec, rounds=_ROUNDS):
     Raises
     ------
     InputError
-        If a network or the file is not what it should be, or the faces have no yaw.
+        If a network or the file is invalid, or the faces have no yaw.
     """
     networks = load_networks(paths)
     found, = evaluate_sets(networks, {Path(rec).stem: rec}).values()
     if np.isnan(next(iter(found.values())).yaw).all():
-        raise InputError(f'{rec} has no yaw of its faces, and Table 6 is by yaw: pack AFLW2000-3D with "pack faces '
+        raise InputError(f'{rec} has no yaw for its faces, but Table 6 is by yaw: pack AFLW2000-3D with "pack faces '
                          '... --layout aflw2000-3d", or use the command nme.')
     rows = []
     for (label, (net, description)), fps in zip(networks.items(), frames_per_second(paths, rounds)):
@@ -167,7 +167,7 @@ def measure(paths, rec, rounds=_ROUNDS):
 
 
 def table(rows, format='text', rounds=_ROUNDS):
-    """Measured rows (:func:`measure`) beside the printed ones, as a string in one of ``FORMATS``."""
+    """Measured rows (:func:`measure`) next to the printed ones, as a string in one of ``FORMATS``."""
     if format == 'json':
         return json.dumps({'title': _TITLE, 'notes': _notes(rows, rounds), 'rows': [
             {**row, 'printed': PRINTED[row['model']]._asdict() if row['model'] in PRINTED else None}
@@ -207,19 +207,19 @@ def _notes(rows, rounds):
     sizes = sorted({row['input_size'] for row in rows})
     return [
         PROTOCOL,
-        f'Measured on {rows[0]["faces"]:,} faces, {counts}; the whole set has 2,000, by the yaw in its own files '
+        f'Measured on {rows[0]["faces"]:,} faces, {counts}; the full set has 2,000, and by the yaw in its files '
         f'1,312, 383 and 305. Inputs: {", ".join(f"{size}x{size}" for size in sizes)}; the paper gives no input size.',
         _SPEED.format(rounds=rounds), _SIZES,
         'deviation: measured / printed - 1.',
-        'Printed means that are not those of their bins: '
+        'Printed means that do not match their bins: '
         + '; '.join(f'{PRINTED[model].name} {PRINTED[model].mean:.2f}, bins {mean:.3f}'
                     for model, mean in printed_means_that_differ().items()) + '.']
 
 
 def add_commands(commands):
     parser = commands.add_parser(
-        'table6', help="the paper's Table 6, printed beside measured",
-        description="NME by yaw, frames a second on one thread and sizes of landmark networks, beside the paper's.")
+        'table6', help="the paper's Table 6, printed and measured",
+        description="NME by yaw, frames per second on one thread and sizes of landmark networks, next to the paper's.")
     parser.add_argument('networks', nargs='+', metavar='NETWORK',
                         help='run folder, checkpoint folder or -symbol.json')
     parser.add_argument('--rec', required=True, help='AFLW2000-3D, packed by "pack faces"')
@@ -232,7 +232,7 @@ def _run(args):
 
 
 if __name__ == '__main__':
-    # What frames_per_second starts; MXNet's own words go elsewhere.
+    # Started by frames_per_second; MXNet's own output goes elsewhere.
     with contextlib.redirect_stdout(sys.stderr):
         measured = _time_networks(int(sys.argv[1]), sys.argv[2:])
     print(json.dumps(measured))

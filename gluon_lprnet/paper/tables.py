@@ -1,4 +1,4 @@
-"""The paper's Tables 2, 3 and 5: each printed number beside the one counted on the network built here."""
+"""The paper's Tables 2, 3 and 5: each printed number next to the one counted on the network built here."""
 import json
 import math
 from collections import namedtuple
@@ -21,7 +21,7 @@ RANK_DENOMINATOR = 8
 EXPANSION = 4
 
 
-# Notes. One that states numbers of the network is a function of its Complexity, so that it computes them.
+# Notes. A note that states numbers of the network is a function of its Complexity, and computes them.
 
 def _note_mobilenetv2_formula(complexity):
     weights = (9 * EXPANSION + (EXPANSION + 1) * CHANNELS) * CHANNELS
@@ -51,7 +51,7 @@ def _note_scaled_once(width):
 
 def _note_lpr_025(complexity):
     return (_note_scaled_once(0.25)(complexity)
-            + ' The printed parameters follow from no reading of the rule that was tried.')
+            + ' The printed parameters do not follow from any reading of the rule that was tried.')
 
 
 def _note_shufflenetv2_last_layer(complexity):
@@ -66,7 +66,7 @@ def _note_shufflenetv2_last_layer(complexity):
 
 
 def _note_mobilenetv1_slip(complexity):
-    return (f'The printed parameters are a slip of one digit: {complexity.params:,} is 2.6M, as in the paper '
+    return (f'One digit of the printed parameters is wrong: {complexity.params:,} is 2.6M, as in the paper '
             'of MobileNetV1.')
 
 
@@ -75,7 +75,7 @@ _NOTE_SHUFFLENETV1_025 = (f'For 13M: {_IMGCLSMOB} 13.09M. It has the parameters 
                           'follow.')
 _NOTE_SHUFFLENETV1_05 = f'For 41M: {_IMGCLSMOB} 41.70M.'
 _NOTE_SHUFFLENETV1_15 = 'The printed multiply-adds are those of the paper of ShuffleNetV1.'
-_NOTE_SHUFFLENETV1_1 = f'{_NOTE_SHUFFLENETV1_15} The printed parameters fit no number of groups.'
+_NOTE_SHUFFLENETV1_1 = f'{_NOTE_SHUFFLENETV1_15} The printed parameters match no number of groups.'
 _NOTE_SHUFFLENETV2_025 = 'No layout of this width was published.'
 _NOTE_SHUFFLENETV2_1 = f'For 149M: {_IMGCLSMOB} 149.72M.'
 _NOTE_MOBILENETV2_05 = f'For 100M: {_IMGCLSMOB} 100.13M.'
@@ -84,7 +84,7 @@ _NOTE_MOBILENETV2_14 = ('The printed numbers are those of the paper of MobileNet
 
 
 class Row(NamedTuple):
-    """A row of the paper: what it prints, and what builds the same here (None: not built)."""
+    """A row of the paper: its printed numbers, and the model that builds the same here (None: not built)."""
 
     name: str
     model: Optional[str]
@@ -117,7 +117,7 @@ _TABLES = {
         Row('r = m/16', 'lprnet_mobilenet_x1.0_r16', '209M', '2.0M'),
         Row('MobileNet', 'mobilenetv1_x1.0', '574M', '4.2M', _note_batch_norm),
     )),
-    # The first region of the printed table repeats rows of the others: it is left out.
+    # The first region of the printed table repeats rows of the others and is left out.
     5: Table('Table 5: networks for ImageNet, 224x224, 1000 classes', (
         Row('ShuffleNetv1 x0.25', 'shufflenetv1_x0.25', '13M', '368K', _NOTE_SHUFFLENETV1_025),
         Row('ShuffleNetv2 x0.25', None, '14M', '587K', _NOTE_SHUFFLENETV2_025),
@@ -159,11 +159,11 @@ TABLE_NUMBERS = tuple(_TABLES)
 
 _UNITS = {'K': 10 ** 3, 'M': 10 ** 6}
 _LEGEND = ('deviation: counted against printed. follows: whether the printed number is the counted one at '
-           'the digits printed; "truncated" or "rounded" where only that gives it, "yes" where both do.')
+           'the printed digits; "truncated" or "rounded" if only that gives it, "yes" if both do.')
 
 
 class Comparison(NamedTuple):
-    """A printed number beside the counted one; the rest is None where nothing is built.
+    """A printed number and the counted one; the rest is None if nothing is built.
 
     ``deviation`` is counted / printed - 1; for ``follows`` see :func:`follows`.
     """
@@ -186,7 +186,8 @@ def follows(printed, counted):
     Returns
     -------
     str
-        'yes' if it is both truncated and rounded (half up), 'truncated' or 'rounded' if only so, else 'no'.
+        'yes' if both truncating and rounding (half up) give it, 'truncated' or 'rounded' if only one does, else
+        'no'.
     """
     number, unit = _parse(printed)
     scaled = Decimal(counted) / unit
@@ -227,7 +228,7 @@ def rows(number):
 
 def _table(number):
     if number not in _TABLES:
-        raise InputError(f'there is no Table {number} to count: there are '
+        raise InputError(f'there is no Table {number} to count: choose from '
                          f'{", ".join(map(str, TABLE_NUMBERS))}.')
     return _TABLES[number]
 

@@ -14,7 +14,7 @@ from . import handler
 
 __all__ = ['archive']
 
-# What the handler reads of a description.
+# The keys of a description that the handler reads.
 _REQUIRED = {'classification': ('num_classes', 'input_size', 'crop_ratio', 'rgb_mean', 'rgb_std'),
              'landmarks': ('input_size', 'rgb_mean', 'rgb_std')}
 # Of the server, and of the last part of the model's address.
@@ -29,7 +29,7 @@ def archive(artefact, out):
     artefact : path
         ``NAME-symbol.json``, with ``NAME-NNNN.params`` and ``NAME.json`` beside it.
     out : path
-        Folder, made if it is not there.
+        Folder, created if it does not exist.
 
     Returns
     -------
@@ -38,21 +38,21 @@ def archive(artefact, out):
     Raises
     ------
     InputError
-        If the artefact is not whole, its description lacks something, or ``out`` cannot be written to.
+        If the artefact or its description is incomplete, or ``out`` cannot be written to.
     """
     artefact, out = Path(artefact), Path(out)
     if not artefact.name.endswith('-symbol.json'):
         raise InputError(f'{artefact} is not an exported network: give its -symbol.json file.')
     name = artefact.name[:-len('-symbol.json')]
     if not _NAME.fullmatch(name):
-        raise InputError(f'{artefact}: the server takes names of letters, digits and ._- only; rename its files.')
-    # So that a network that does not load is found now and not by the server.
+        raise InputError(f'{artefact}: the server only accepts names of letters, digits and ._-; rename the files.')
+    # Finds out now, and not in the server, whether the network loads.
     _, description = load_network(artefact)
     task = description.get('task')
     if task not in _REQUIRED:
-        # That of a checkpoint from before tasks were written down is exported without one.
-        raise InputError(f'{artefact}: {name}.json, its description, lacks a task: write "task": "classification" or '
-                         '"task": "landmarks" into it, or export the network with python -m gluon_lprnet export.')
+        # A checkpoint from before tasks were recorded is exported without one.
+        raise InputError(f'{artefact}: {name}.json, its description, lacks a task: add "task": "classification" or '
+                         '"task": "landmarks" to it, or export the network with python -m gluon_lprnet export.')
     missing = [key for key in _REQUIRED[task] if key not in description]
     if missing:
         raise InputError(f'{artefact}: {name}.json, its description, lacks {", ".join(missing)}: export the network '

@@ -1,4 +1,4 @@
-"""A client that sends many requests at once and knows the right answers."""
+"""A client that sends many concurrent requests and knows the right answers."""
 import json
 import threading
 import time
@@ -14,7 +14,7 @@ from .server import reachable_pair
 
 
 class Request(NamedTuple):
-    """What a client sends, and the status that is right."""
+    """A request, and the status that is expected."""
 
     name: str
     body: bytes
@@ -23,7 +23,7 @@ class Request(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What a client got: status (0 if the connection broke), body, and how long it took."""
+    """A response: status (0 if the connection broke), body, and how long it took."""
 
     request: Request
     status: int
@@ -31,7 +31,7 @@ class Answer(NamedTuple):
     seconds: float
 
     def is_right(self, references):
-        """Whether status and, of a good request, the numbers are the expected ones."""
+        """Whether the status and, for a valid request, the numbers are as expected."""
         if self.status != self.request.status:
             return False
         return self.status != 200 or same_answer(json.loads(self.body), references[self.request.name])
@@ -48,7 +48,7 @@ def form(image, **fields):
 
 
 def bad_requests(image):
-    """One of each kind of bad request, made of a good JPEG."""
+    """One of each kind of invalid request, made from a valid JPEG."""
     bomb = cv2.imencode('.png', np.zeros((1, 1), 'uint8'))[1].tobytes()
     # The header of 20,000 x 20,000 pixels; what follows is not reached.
     header = b'IHDR' + (20_000).to_bytes(4, 'big') * 2 + bomb[24:29]
@@ -63,7 +63,7 @@ def bad_requests(image):
 
 
 def send(server, model, requests, clients=1, timeout=60):
-    """Send requests from clients at once, each over a connection that it keeps; ``timeout`` is in seconds.
+    """Send requests from concurrent clients, each with a persistent connection; ``timeout`` is in seconds.
 
     Returns
     -------
@@ -100,7 +100,7 @@ def send(server, model, requests, clients=1, timeout=60):
 
 
 def same_answer(found, expected):
-    """Equality of JSON, of numbers to 1e-3: a batch's sums are in another order than a single one's."""
+    """Equality of JSON, with numbers equal to 1e-3: a batch adds in a different order than a single image."""
     if isinstance(expected, dict):
         return found.keys() == expected.keys() and all(same_answer(found[key], expected[key]) for key in expected)
     if isinstance(expected, list):

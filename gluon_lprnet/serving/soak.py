@@ -1,4 +1,4 @@
-"""``python -m gluon_lprnet soak``: a test of serving under load."""
+"""``python -m gluon_lprnet soak``: a load test of serving."""
 import json
 import time
 from collections import Counter
@@ -17,7 +17,7 @@ from .server import QUEUE, Server, add_server_flags, free_port
 
 
 def soak(network, run_dir, images, requests=10_000, clients=8, workers=None, batch_size=1, report=print):
-    """Serve a network to many clients, every fifth request a bad one, then kill a worker.
+    """Serve a network to many clients, with every fifth request invalid, then kill a worker.
 
     Parameters
     ----------
@@ -27,12 +27,12 @@ def soak(network, run_dir, images, requests=10_000, clients=8, workers=None, bat
         Files of pictures.
     requests, clients : int
     report : callable
-        Takes a line.
+        Called with each line of the report.
 
     Returns
     -------
     list of str
-        The expectations that failed.
+        The expectations that were not met.
     """
     good = [Request(f'image {number}', image, 'image/jpeg') for number, image in enumerate(images)]
     bad = bad_requests(cv2.imencode('.jpg', np.full((64, 64, 3), 128, 'uint8'))[1].tobytes())
@@ -50,12 +50,12 @@ def soak(network, run_dir, images, requests=10_000, clients=8, workers=None, bat
 
     with Server([network], run_dir, port=free_port(), workers=workers, batch_size=batch_size) as server:
         model, = server.models
-        # Alone and before the others, so that a batch's answers are compared with single ones.
+        # One by one and before the others, so that answers from batches are compared with single ones.
         references = {answer.request.name: json.loads(answer.body) for answer in send(server, model, good)
                       if answer.status == 200}
         if len(references) < len(good):
             raise InputError(f'{len(good) - len(references)} of the images are not pictures that the server reads.')
-        # Until every worker has touched the memory that it needs.
+        # Until every worker has touched all the memory it needs.
         send(server, model, plan(max(requests // 10, 50 * server.workers)), clients)
         before = _resources(server, model)
         start = time.perf_counter()
@@ -66,7 +66,7 @@ def soak(network, run_dir, images, requests=10_000, clients=8, workers=None, bat
         statuses = Counter(answer.status for answer in answers)
         took = np.percentile([answer.seconds for answer in answers if answer.status == 200] or [np.nan], (50, 99)) * 1e3
         report(f'{requests:,} requests of {clients} clients to {server.workers} workers in {seconds:.1f} s '
-               f'({requests / seconds:.0f}/s); good ones: p50 {took[0]:.1f} ms, p99 {took[1]:.1f} ms')
+               f'({requests / seconds:.0f}/s); valid ones: p50 {took[0]:.1f} ms, p99 {took[1]:.1f} ms')
         expect(not any(status == 0 or status >= 500 for status in statuses),
                'statuses (0: no answer): ' + ', '.join(f'{status}: {count:,}'
                                                        for status, count in sorted(statuses.items())))
@@ -85,7 +85,7 @@ def soak(network, run_dir, images, requests=10_000, clients=8, workers=None, bat
 
 
 class Resources(NamedTuple):
-    """Of the workers: bytes of memory, together; of them and of the server: open file descriptors."""
+    """Memory of all workers in bytes, and open file descriptors of the workers and the server."""
 
     memory: int
     descriptors: int
@@ -100,12 +100,12 @@ def _resources(server, model):
 
 
 def _recover(server, model, request, references):
-    """Kill a worker: seconds until as many as before answer rightly (at most 60), and how many requests failed."""
+    """Kill a worker: seconds (at most 60) until as many as before answer correctly, and how many requests failed."""
     lost = 0
     server.workers_of(model)[0].kill()
     start = time.perf_counter()
     while time.perf_counter() - start < 60:
-        # What the worker died with gets an error or, if its batch was not full, never an answer.
+        # The requests the worker was handling get an error or, if its batch was not full, never an answer.
         wrong = sum(not answer.is_right(references)
                     for answer in send(server, model, [request] * server.workers, server.workers, timeout=3))
         lost += wrong
@@ -116,14 +116,14 @@ def _recover(server, model, request, references):
 
 def add_commands(commands):
     parser = commands.add_parser(
-        'soak', help='a test of serving: many requests, bad ones among them, and a killed worker',
+        'soak', help='load test of serving: many requests, some of them invalid, and a killed worker',
         description='Serve a network on free ports of this machine and send it requests. Exit status 1 if something '
                     'was not as it should be.')
     parser.add_argument('network', metavar='NETWORK', help='archive (.mar) or -symbol.json of export')
     parser.add_argument('--images', nargs='+', metavar='FILE', help='pictures to send (default: drawn faces)')
     parser.add_argument('--requests', type=positive_int, default=10_000, help='default: %(default)s')
     parser.add_argument('--clients', type=positive_int, default=8,
-                        help=f'at once; the server refuses more than {QUEUE} that wait (default: %(default)s)')
+                        help=f'concurrent clients; more than {QUEUE} waiting are refused (default: %(default)s)')
     add_server_flags(parser, 'runs/soak')
     parser.set_defaults(run=_run)
 

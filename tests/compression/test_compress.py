@@ -747,7 +747,7 @@ def test_command_refuses(trained, records, tmp_path):
         run(trained, *out, '--tune-epochs', '1')
     with pytest.raises(InputError, match='channels: give at least'):
         run(trained, *out, '--calibrate', records, '--images', '16')
-    with pytest.raises(InputError, match='nothing was replaced'):
+    with pytest.raises(InputError, match='no layer was replaced'):
         run(trained, *out, '--energy', '1')
     with pytest.raises(InputError, match='--resume: there is no whole checkpoint'):
         run(trained, *out, '--tune-epochs', '1', '--rec-train', records, '--rec-val', records, '--resume')

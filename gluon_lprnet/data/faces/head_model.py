@@ -13,10 +13,11 @@ from scipy.optimize import least_squares
 from .landmarks import POINTS, mirror
 
 # One half of the head and its midline: the number of the point, then x, y, z. The proportions are those of the
-# 68-point model that OpenFace and many estimators of head pose use, made symmetric, in half millimeters. The jaw of that
-# model is flat because its points are those of frontal contours: its depth is stretched here, so that the first point
-# lies just before the tragus, 76 mm behind the origin. This agrees with the distances of nasion, subnasale and nose tip
-# from the middle of the tragi: 88.5, 91.9 and 103.8 mm at a width of 131.4 (Table 2 of doi 10.1186/2196-1042-14-32).
+# 68-point model that OpenFace and many estimators of head pose use, made symmetric, in half millimeters. The jaw of
+# that model is flat because its points are those of frontal contours: its depth is stretched here, so that the first
+# point lies just before the tragus, 76 mm behind the origin. This agrees with the distances of nasion, subnasale and
+# nose tip from the middle of the tragi: 88.5, 91.9 and 103.8 mm at a width of 131.4 (Table 2 of doi
+# 10.1186/2196-1042-14-32).
 _HALF = np.array([
     # jaw, from the ear at the left of the picture to the chin
     (0, -72.5, -30, 70), (1, -71.5, -11.5, 66.5), (2, -69.5, 7.5, 64), (3, -65.5, 26, 62), (4, -58.5, 42.5, 56),
