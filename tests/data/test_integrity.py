@@ -158,7 +158,7 @@ def test_a_wrong_length_is_refused(tmp_path):
     path = ten(tmp_path)
     patch(path, offsets_of(path)[4] + 4, struct.pack('<I', 400))
     message = fault_of(path)
-    assert 'record 5 ' in message and 'the length of the record before it' in message
+    assert 'record 5 ' in message and 'the length of the previous record' in message
 
 
 def test_a_header_that_announces_too_many_labels_is_refused(tmp_path):

@@ -292,7 +292,7 @@ def test_skip_bad_leaves_damaged_images_out_and_says_so(tmp_path, capsys):
 def test_nothing_but_damaged_images_is_no_set(tmp_path):
     (tmp_path / 'in' / 'ant').mkdir(parents=True)
     (tmp_path / 'in' / 'ant' / 'zero.jpg').touch()
-    assert 'no image to pack' in fault_of(tmp_path / 'in', tmp_path / 'set', skip_bad=True)
+    assert 'no images to pack' in fault_of(tmp_path / 'in', tmp_path / 'set', skip_bad=True)
     assert names_in(tmp_path) == ['in']
 
 
@@ -373,8 +373,8 @@ def test_a_text_list(tmp_path):
     ('list.txt', 'b.jpg', 'is not "path label"'),
     ('list.txt', 'b.jpg one', 'is not "path label"'),
     ('list.txt', '0\t1\tb.jpg', 'must be named *.lst'),
-    ('list.txt', 'b.jpg -1', 'an integer from 0'),
-    ('list.txt', 'b.jpg 1.5', 'an integer from 0'),
+    ('list.txt', 'b.jpg -1', 'a non-negative integer'),
+    ('list.txt', 'b.jpg 1.5', 'a non-negative integer'),
     ('list.txt', 'b.jpg nan', 'not finite'),
     ('list.txt', 'b.jpg 1_0', 'is not "path label"'),
     ('list.txt', 'b.jpg, 0', 'a comma stands between'),
@@ -388,7 +388,7 @@ def test_a_text_list(tmp_path):
     ('list.lst', '1\tone\tb.jpg', 'is not "index<TAB>label<TAB>path"'),
     ('list.lst', 'b.jpg\t1\t1', 'is not "index<TAB>label<TAB>path"'),
     ('list.lst', '1\t1\t2\tb.jpg', '2 label(s)'),
-    ('list.lst', '1\t-1\tb.jpg', 'an integer from 0'),
+    ('list.lst', '1\t-1\tb.jpg', 'a non-negative integer'),
 ])
 def test_a_faulty_line_is_named(tmp_path, name, line, expected):
     path = tmp_path / name
@@ -562,7 +562,7 @@ def test_write_records_takes_landmarks(tmp_path):
 
 
 @pytest.mark.parametrize('labels, expected', [([0, float('nan')], 'Sample 1 .*not finite'),
-                                              ([0, -1], 'Sample 1 .*integer from 0'),
+                                              ([0, -1], 'Sample 1 .*non-negative integer'),
                                               ([[1., 2.], [1., np.inf]], 'Sample 1 .*not finite'),
                                               ([[1., 2.], [1., 2., 3.]], 'Sample 1 .*3 label'),
                                               ([0, [1., 2.]], 'Sample 1 .*2 label'),

@@ -72,7 +72,7 @@ def test_the_timing_runs_on_one_thread(networks):
 
 
 def test_a_timing_that_fails_says_why(tmp_path):
-    with pytest.raises(RuntimeError, match='nothing there'):
+    with pytest.raises(RuntimeError, match='does not exist'):
         table6.frames_per_second([tmp_path / 'none'])
 
 

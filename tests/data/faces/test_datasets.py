@@ -256,7 +256,7 @@ def only_mat(folder):
 @pytest.mark.parametrize('spoil, file, message', [
     (without('pt3d_68'), 'bad.mat', 'has no pt3d_68'),
     (without('Pose_Para'), 'bad.mat', 'has no Pose_Para'),
-    (with_text, 'bad.mat', 'is not a MATLAB file that can be read'),
+    (with_text, 'bad.mat', 'is not a readable MATLAB file'),
     (spoil_mat(points=points_of(0)[:21]), 'bad.mat', 'has 3x21 numbers for pt3d_68, not 3x68'),
     (spoil_mat(pt3d_68=np.array([['a'] * 68] * 3, dtype=object)), 'bad.mat', 'has pt3d_68 that are not numbers'),
     (spoil_mat(Pose_Para=np.full((1, 7), np.nan)), 'bad.mat', 'has Pose_Para that are not finite'),

@@ -221,8 +221,8 @@ def test_faults_are_all_named_or_skipped(tmp_path, capsys):
     points = points_of(4)
     points[:22, 0] += 150
     write_aflw2000(folder, 'image04', points)
-    faults = [('image00.mat', 'is not a MATLAB file that can be read'), ('image01.jpg', 'is not an image of a known'),
-              ('image02.jpg', 'does not decode'), ('image03.jpg', 'has 68 of its 68 landmarks outside of its 120x100')]
+    faults = [('image00.mat', 'is not a readable MATLAB file'), ('image01.jpg', 'is not an image of a known'),
+              ('image02.jpg', 'does not decode'), ('image03.jpg', 'has 68 of its 68 landmarks outside its 120x100')]
     with pytest.raises(InputError) as failure:
         pack_faces(folder, 'aflw2000-3d', tmp_path / 'out')
     assert str(failure.value).startswith('4 of 6 faces cannot be packed:')
