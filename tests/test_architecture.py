@@ -99,6 +99,7 @@ def test_an_import_that_goes_up_is_found(tmp_path, line):
 
 
 def test_a_circle_of_files_is_found(tmp_path):
-    imports = write_package(tmp_path, {'__init__.py': '', 'one.py': 'from .two import a', 'two.py': 'from . import one'})
+    imports = write_package(tmp_path, {'__init__.py': '', 'one.py': 'from .two import a',
+                                       'two.py': 'from . import one'})
     with pytest.raises(graphlib.CycleError):
         list(graphlib.TopologicalSorter(imports).static_order())

@@ -313,7 +313,7 @@ def _load_npz(path, keys):
         lengths = [len(array) for array in arrays]
     except Exception as error:
         # NumPy can raise almost any exception on damaged data.
-        raise _Fault(path, f'is not an archive of the arrays {", ".join(keys)}: {error}') from error
+        raise _Fault(path, f'is not an archive with the arrays {", ".join(keys)}: {error}') from error
     if len(set(lengths)) > 1:
         counts = ', '.join(f'{length} {key}' for length, key in zip(lengths, keys))
         raise _Fault(path, f'has arrays of different lengths: {counts}')
