@@ -1,4 +1,4 @@
-"""A trained network's depthwise separable convolutions turned into LPR modules, without training from nothing."""
+"""A trained network's depthwise separable convolutions turned into LPR modules, without training from scratch."""
 from .network import compress
 from .ranks import Budget, ByLayer, Energy, Fraction, Latency, Rank
 from .report import LayerReport, Report

@@ -37,7 +37,7 @@ def add_commands(commands):
     parser.add_argument('--out', required=True, metavar='DIR')
     parser.add_argument('-j', '--num-data-workers', type=positive_int, default=2)
     parser.add_argument('--batch-size', type=positive_int, default=64)
-    parser.add_argument('--seed', type=integer, default=0, help='of the calibration images and of the tuning')
+    parser.add_argument('--seed', type=integer, default=0, help='seed of the calibration images and of the tuning')
 
     rank = parser.add_argument_group('rank').add_mutually_exclusive_group()
     rank.add_argument('--rank', type=_rank, action='append', metavar='[NAME=]RANK',
@@ -85,7 +85,7 @@ def add_commands(commands):
 
 
 def _budget(text):
-    """A share of all multiply-adds as a float, their number as an int."""
+    """A share of all multiply-adds as a float, or a number of them as an int."""
     value = real(text)
     if not 0 < value < math.inf or value > 1 and value != int(value):
         raise argparse.ArgumentTypeError(f'{text!r} is neither a fraction up to 1 nor a number of multiply-adds')
@@ -128,13 +128,13 @@ def _run(args):
     records = {flag: getattr(args, flag) and check_records(getattr(args, flag), num_classes=classes)
                for flag in ('calibrate', 'rec_train', 'rec_val')}
 
-    # Measured anew, ranks by latency might be others than those that were tuned.
+    # Measured again, ranks by latency might differ from the tuned ones.
     ranks = ByLayer(found.state['config']['ranks']) if found else _ranks_of(args)
     net, report = _compressed(original, ranks, args, description, records['calibrate'], shape)
     config.ranks = {layer.name: layer.rank for layer in report.layers if layer.rank}
     print(report)
     if not config.ranks:
-        raise InputError('nothing was replaced, for the reasons above; nothing was written.')
+        raise InputError('no layer was replaced, for the reasons above; nothing was written.')
     make_folder(out)
     validation = records['rec_val'] and validation_batches(records['rec_val'], description, args.batch_size,
                                                            args.num_data_workers)

@@ -13,11 +13,11 @@ from .factorize import ranks_within
 
 __all__ = ['Clock', 'median_milliseconds', 'ranks_by_latency']
 
-# Of layers; of networks as many as usual.
+# Passes for layers; networks use the default.
 _LAYER_ROUNDS = 20
-# Layers are timed so many in series: the call itself takes longer than a small one.
+# So many copies of a layer are timed in series, because the call itself takes longer than a small layer.
 COPIES = 8
-# How often the ranks are chosen anew from what the whole network took, and by how much of the target it may be faster.
+# How often ranks are chosen again from the measured network, and by what share of the target it may be faster.
 _ATTEMPTS = 8
 _NEAR = 0.02
 
@@ -99,7 +99,7 @@ def ranks_by_latency(allowed: Callable[[float], float], spectra: Sequence[np.nda
     def share(before):
         return allowed(before) / before
 
-    # As of the layers. Medians of original and network in turns are then compared by their ratio.
+    # As for the layers. Medians of original and network, timed in turns, are then compared by their ratio.
     shortest = min(_milliseconds([original], clock.input_shape, ROUNDS)[0])
     budget = (share(shortest) - 1) * shortest + sum(by_rank[None] for by_rank in times)
     measured, best = {}, None
@@ -131,7 +131,7 @@ def _times_by_rank(shape, build_layers):
     step = max(8, width // 16)
     ranks = [*range(step, width // 2, step), None]
     times = _milliseconds([build_layers(shape, rank) for rank in ranks], shape, _LAYER_ROUNDS)
-    # The shortest, not the median: what else the machine does only adds to a time.
+    # The shortest, not the median: other load only adds to a time.
     return {rank: min(taken) / COPIES for rank, taken in zip(ranks, times)}
 
 

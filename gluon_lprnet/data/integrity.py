@@ -379,7 +379,7 @@ def add_commands(subparsers):
                     'the index, the labels, and the content (by the checksums of the manifest that "pack" '
                     'wrote, or by decoding every image).')
     parser.add_argument('rec', metavar='REC', help='the .rec file')
-    parser.add_argument('--idx', help='its index (default: the same path with .idx)')
+    parser.add_argument('--idx', help='its index (default: the path of the .rec with .idx)')
     parser.add_argument('--num-classes', type=integer, metavar='N', help='labels must be below N')
     parser.add_argument('--label-width', type=integer, default=1, metavar='W',
                         help='numbers in each label (default: 1, a class)')
@@ -391,7 +391,7 @@ def add_commands(subparsers):
 def _run_check(args):
     summary = check_records(args.rec, args.idx, args.num_classes, args.label_width, workers=args.workers,
                             write_index=args.write_index)
-    print(f'{summary.path}: {summary.count} records, {summary.size / 1e6:.1f} MB, sound')
+    print(f'{summary.path}: {summary.count} records, {summary.size / 1e6:.1f} MB, valid')
     if summary.label_width == 1:
         counts = summary.class_counts.values()
         print(f'  labels: {len(counts)} classes, {summary.label_min:g} to {summary.label_max:g}; '

@@ -188,7 +188,7 @@ def add_pack_kind(kinds):
                         help='a folder with one folder per class (labels 0, 1, ... in sorted order), an '
                              'MXNet list (*.lst), or a text list with lines "path label"')
     parser.add_argument('--root',
-                        help='the folder that a list\'s paths start from (default: the list\'s own)')
+                        help='the folder that the paths of a list are relative to (default: that of the list)')
     parser.add_argument('--resize', type=integer, default=480, metavar='N',
                         help='shrink photos so that the SHORTER side has N pixels (ImageNet: 480 for '
                              'training, 256 for validation); smaller photos are kept as they are, never '
@@ -200,9 +200,9 @@ def add_pack_kind(kinds):
 def add_output_flags(parser):
     """Add the flags shared by all kinds of ``pack``: where and how records are written."""
     parser.add_argument('--out', required=True, metavar='PREFIX',
-                        help='the beginning of the written files\' names')
+                        help='path of the written files, without extension')
     parser.add_argument('--quality', type=integer, default=95,
-                        help='JPEG quality of those encoded, 1 to 100 (default: %(default)s)')
+                        help='JPEG quality of encoded images, 1 to 100 (default: %(default)s)')
     parser.add_argument('--workers', type=integer,
                         help='processes (default: as many as CPUs, fewer for few images)')
     parser.add_argument('--skip-bad', action='store_true',
@@ -212,7 +212,7 @@ def add_output_flags(parser):
                         help='keep the order of the source')
     parser.add_argument('--shuffle', action='store_true', default=True,
                         help='write the images in random order (default)')
-    parser.add_argument('--seed', type=integer, default=0, help='of the random order (default: %(default)s)')
+    parser.add_argument('--seed', type=integer, default=0, help='seed of the random order (default: %(default)s)')
     parser.add_argument('--overwrite', action='store_true', help='replace existing files')
     parser.set_defaults(flags={'prefix': '--out'})
 

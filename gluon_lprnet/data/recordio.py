@@ -89,7 +89,7 @@ def label_fault(label):
     if not np.isfinite(label).all():
         return 'it is not finite'
     if label.size == 1 and (label.item() < 0 or label.item() != math.floor(label.item())):
-        return 'a class must be an integer from 0'
+        return 'a class must be a non-negative integer'
     # Other numbers are measurements, which may be rounded.
     integers = label[label == np.floor(label)]
     if (integers > _LARGEST_CLASS if label.size == 1 else integers != integers.astype(np.float32)).any():
@@ -217,7 +217,7 @@ def write_records(prefix, samples, classes=None, details=None, overwrite=False, 
     prefix = check_prefix(prefix, overwrite)
     for name in classes or ():
         if '\n' in name:
-            raise InputError(f'The class {name!r} has a line break in its name: rename it.')
+            raise InputError(f'The name of the class {name!r} contains a line break: rename it.')
     folder, name = os.path.split(prefix)
     with exit_on_sigterm(), contextlib.ExitStack() as stack:
         with disk_errors(prefix):

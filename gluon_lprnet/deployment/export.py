@@ -1,4 +1,4 @@
-"""``python -m gluon_lprnet export``: a trained network as files that need nothing of this package."""
+"""``python -m gluon_lprnet export``: a trained network as files that do not need this package."""
 import itertools
 import math
 import os

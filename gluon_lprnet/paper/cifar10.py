@@ -59,12 +59,12 @@ def choices(width):
             ('lprnet_with_depthwise_relu_alone', 'ReLU after BN(D x) in place of after the sum'),
             ('lprnet_with_batch_norm_after_l2_norm', 'BatchNorm after the L2 norm'),
             ('lprnet_with_batch_norm_for_l2_norm', 'BatchNorm in place of the L2 norm'),
-            ('lprnet_with_orthogonal_init', 'P1, P2 begin orthogonal'),
-            ('lprnet_with_small_init', 'P1, P2 begin small (0.01)'),
+            ('lprnet_with_orthogonal_init', 'P1, P2 start orthogonal'),
+            ('lprnet_with_small_init', 'P1, P2 start small (0.01)'),
             ('lprnet_without_decay_of_p', 'no weight decay on P1, P2'))),
         *(_row(f'{default.name}_scale_{scale}', title, default.name, f'--l2-norm-scale {scale}') for scale, title in (
             ('one', 'learned scale of the L2 norm'),
-            ('sqrt_width', 'learned scale of the L2 norm, begins as the root of the width')))), default.name)
+            ('sqrt_width', 'learned scale of the L2 norm, starts at the root of the width')))), default.name)
 
 
 def rank(width):

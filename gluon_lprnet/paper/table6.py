@@ -66,7 +66,7 @@ def printed_means_that_differ():
 
 
 def exported_sizes(net):
-    """Bytes of a network as files.
+    """Sizes of a network as files, in bytes.
 
     Parameters
     ----------

@@ -272,8 +272,8 @@ def _cells(comparison):
 
 def add_commands(subparsers):
     parser = subparsers.add_parser(
-        'tables', help="the paper's Tables 2, 3 and 5, printed beside counted",
-        description="Print the paper's tables of multiply-adds and parameters beside what is counted here.")
+        'tables', help="the paper's Tables 2, 3 and 5, printed and counted",
+        description="Print the paper's tables of multiply-adds and parameters next to the numbers counted here.")
     parser.add_argument('numbers', nargs='*', type=integer, metavar='NUMBER', default=list(TABLE_NUMBERS),
                         help=f'of {", ".join(map(str, TABLE_NUMBERS))} (default: all)')
     parser.add_argument('--format', choices=FORMATS, default='text')

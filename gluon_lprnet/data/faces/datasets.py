@@ -358,7 +358,7 @@ LAYOUTS = {
                      'a folder, of folders perhaps, of NAME.jpg (or .png and so on) and NAME.t7'),
     'pts': Layout(functools.partial(_find_pairs, extension='.pts', deep=True, read=_read_pts),
                   'a folder, of folders perhaps, of NAME.jpg (or .png and so on) and NAME.pts'),
-    'dlib': Layout(_find_dlib, 'an .xml file of images with boxes of 68 parts, their paths from its folder'),
+    'dlib': Layout(_find_dlib, 'an .xml file of images with boxes of 68 parts, and paths relative to its folder'),
     'ytf68': Layout(_find_ytf68, 'an .npz file of names, landmarks and identity; NAME.npz has its images in NAME'),
     'aflw': Layout(_find_aflw, 'an .npz file of names, points and yaw; NAME.npz or NAME_labels.npz has its images in '
                                'NAME'),

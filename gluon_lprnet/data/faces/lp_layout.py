@@ -35,7 +35,7 @@ def new_folder(folder):
     """
     folder = Path(folder)
     if folder.is_file() or folder.is_dir() and any(folder.iterdir()):
-        raise InputError(f'{folder} exists already and is not empty: remove it, or name another.')
+        raise InputError(f'{folder} already exists and is not empty: remove it, or choose another.')
     with exit_on_sigterm(), whole(folder) as inside:
         inside.mkdir()
         yield inside

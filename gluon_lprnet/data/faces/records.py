@@ -309,8 +309,8 @@ def add_pack_kind(kinds):
         description='Pack the faces of a data set into PREFIX.rec, .idx and .json (the manifest with checksums). They '
                     'appear only when complete. Layouts: '
                     + '; '.join(f'{name}: {layout.looks}' for name, layout in LAYOUTS.items()) + '.')
-    parser.add_argument('sources', nargs='+', metavar='SOURCE', help='a data set; several must be of one layout')
-    parser.add_argument('--layout', required=True, choices=LAYOUTS, help='of the set\'s files (see above)')
+    parser.add_argument('sources', nargs='+', metavar='SOURCE', help='a data set; several must have the same layout')
+    parser.add_argument('--layout', required=True, choices=LAYOUTS, help='layout of the data set (see above)')
     parser.add_argument('--size', type=integer, default=224, metavar='N',
                         help='shrink crops to N pixels; smaller ones are kept as they are, never enlarged '
                              '(default: %(default)s)')
