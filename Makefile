@@ -19,7 +19,7 @@ train: $(VENV)/installed
 	$(RUN) train_imagenet.py --preset digits --rec-train $(DIGITS)/data/train.rec --rec-val $(DIGITS)/data/val.rec \
 	    --save-dir $(DIGITS)/run
 	$(RUN) -m gluon_lprnet evaluate $(DIGITS)/run/export/*-symbol.json --rec-val $(DIGITS)/data/val.rec
-	$(RUN) -m gluon_lprnet predict $(DIGITS)/run/export/*-symbol.json $(DIGITS)/data/held_out/*.png --top-k 1
+	$(RUN) -m gluon_lprnet predict $(DIGITS)/data/held_out/*.png --network $(DIGITS)/run/export/*-symbol.json --top-k 1
 	@echo "Curves: $(DIGITS)/run/curves.png. Exported network: $(DIGITS)/run/export."
 
 # Faces drawn by program, not photographs.

@@ -7,7 +7,24 @@ from .blocks import LPR  # noqa: E402  MXNet must have been imported through _co
 from .zoo import get_model, list_models  # noqa: E402
 
 __version__ = '0.1.0'
-__all__ = ['LPR', 'get_model', 'list_models', 'compress', 'deploy', '__version__']
+__all__ = ['LPR', 'get_model', 'list_models', 'load', 'compress', 'deploy', '__version__']
+
+
+def load(network):
+    """A trained network that takes pictures as they come.
+
+    Parameters
+    ----------
+    network : str or path
+        A name of ``list_models(pretrained=True)``, a run's or a checkpoint's folder, or a ``*-symbol.json``.
+
+    Returns
+    -------
+    gluon_lprnet.predict.classification.Classifier
+        Call its ``predict(images)``.
+    """
+    from .predict.classification import Classifier
+    return Classifier(network)
 
 
 def __getattr__(name):

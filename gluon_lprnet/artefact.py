@@ -13,7 +13,8 @@ from mxnet import gluon
 from . import checkpoint
 from .graph import trace
 from .utils.errors import InputError
-from .zoo import get_model
+from .zoo import get_model, list_models
+from .zoo.pretrained import find_card, split_tag
 
 # What a user of the network must know besides its weights; written next to symbol and params.
 DESCRIPTION_KEYS = ('task', 'model', 'num_classes', 'small_image', 'rank', 'no_residual', 'no_l2_norm', 'l2_norm_scale',
@@ -139,8 +140,8 @@ def load_network(path, context=None):
     Parameters
     ----------
     path : path
-        A run's folder (its newest complete checkpoint), a checkpoint's folder, or a ``*-symbol.json`` with
-        its ``*-NNNN.params`` beside it.
+        A run's folder (its newest complete checkpoint), a checkpoint's folder, a ``*-symbol.json`` with
+        its ``*-NNNN.params`` beside it, or the name of a trained network that comes with the package.
     context : mx.Context, optional
 
     Returns
@@ -166,8 +167,13 @@ def load_network(path, context=None):
         net = get_model(config['model'], **model_arguments(config))
         net.load_parameters(found.params, ctx=context, cast_dtype=True)
         description = _describe(config)
+    elif not path.exists() and split_tag(path)[1]:
+        card = find_card(path)
+        net = get_model(card.name, ctx=context)
+        description = card.description
     else:
-        raise InputError(f'{path}: give the folder of a run or of a checkpoint, or a -symbol.json file'
+        raise InputError(f'{path}: give the folder of a run or of a checkpoint, a -symbol.json file, or one of '
+                         f'{", ".join(list_models(pretrained=True)) or "the trained networks (there are none)"}'
                          f'{"" if path.exists() else " (the path does not exist)"}.')
     net.hybridize(static_alloc=True, static_shape=True)
     return net, description

@@ -91,15 +91,25 @@ def load_described(args):
         If it is not a network, or is a landmark network.
     """
     net, description = load_network(args.network)
+    return net, described(args.network, description, {
+        key: getattr(args, key) for key in ('input_size', 'crop_ratio', 'rgb_mean', 'rgb_std')
+        if getattr(args, key) is not None})
+
+
+def described(network, description, own):
+    """A classification network's description, with the entries ``own`` over it, and defaults where it has none.
+
+    Raises
+    ------
+    InputError
+        If it is of a landmark network.
+    """
     if description.get('task') == 'landmarks':
-        raise InputError(f'{args.network} is a landmark network, not a classifier: use the commands nme and align.')
+        raise InputError(f'{network} is a landmark network, not a classifier: use the commands nme and align.')
     if not description:
         description = dict(input_size=224, crop_ratio=0.875, inter_method=AUTO, rgb_mean=IMAGENET_MEAN,
                            rgb_std=IMAGENET_STD)
-    for key in ('input_size', 'crop_ratio', 'rgb_mean', 'rgb_std'):
-        if getattr(args, key) is not None:
-            description[key] = getattr(args, key)
-    return net, description
+    return {**description, **own}
 
 
 def _run(args):

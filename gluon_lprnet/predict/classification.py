@@ -1,14 +1,38 @@
-"""The most probable classes of pictures: ``python -m gluon_lprnet predict``."""
+"""The most probable classes of pictures: :class:`Classifier`, and ``gluon-lprnet predict``."""
+import csv
+import json
+import re
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple, Optional, Union
+
 import mxnet as mx
 import numpy as np
+from tqdm import tqdm
 
-from ..data.images import ImageError, center_crop, normalize, read_image
-from ..evaluate.classification import add_description_flags, load_described
+from ..artefact import load_network
+from ..data.images import EXTENSIONS, ImageError, center_crop, is_image_file, normalize, read_image
+from ..evaluate.classification import add_description_flags, described
 from ..utils.errors import InputError
 from ..utils.flags import positive_int
+from ..utils.processes import available_cpus
+
+# What `predict` takes where no network is named.
+DEFAULT = 'lprnet_mobilenet_x0.5.imagenette'
+
+# Pictures that pass the network at once, which bounds memory.
+BATCH_SIZE = 32
+
+_SYNSET = re.compile(r'(n\d{8})\s+(.+)')
+
+Image = Union[str, Path, bytes, np.ndarray]
 
 
-def preprocess(path, config):
+def preprocess(path: Union[str, Path, bytes], description: dict[str, Any]) -> mx.nd.NDArray:
     """Read one picture and make the center crop that the validation uses.
 
     Returns
@@ -21,26 +45,232 @@ def preprocess(path, config):
         If there is no picture at ``path`` that can be read.
     """
     try:
-        crop = center_crop(read_image(path), config)
+        return mx.nd.array(_prepared(read_image(path), description)[None])
     except ImageError as error:
         raise InputError(f'{path} {error}.') from error
-    return mx.nd.array(normalize(crop, config)[None])
+
+
+def _prepared(pixels, description):
+    return normalize(center_crop(pixels, description), description)
+
+
+class Prediction(NamedTuple):
+    """A class of a picture: its name (its number, as text, where the network has no names), number and probability."""
+
+    label: str
+    index: int
+    probability: float
+
+
+class Classifier:
+    """A classification network that takes pictures as they come.
+
+    It may be used by several threads at once.
+
+    Parameters
+    ----------
+    network : str or path
+        A trained network of the package (``gluon_lprnet.list_models(pretrained=True)``), a run's or a checkpoint's
+        folder, or a ``*-symbol.json``.
+    names : sequence of str, optional
+        The classes' names in place of the network's own, in the order of the outputs.
+    description : dict, optional
+        Entries that complete or override the network's description: ``input_size``, ``crop_ratio``, ``rgb_mean``,
+        ``rgb_std``.
+
+    Raises
+    ------
+    InputError
+        If it is not a classification network, or has another number of classes than ``names``.
+    """
+
+    def __init__(self, network: Union[str, Path], names: Optional[Sequence[str]] = None,
+                 description: Optional[dict[str, Any]] = None) -> None:
+        net, found = load_network(network)
+        self._net = net
+        self.description = described(network, found, description or {})
+        size = self.description['input_size']
+        classes = net(mx.nd.zeros((1, 3, size, size))).shape[1]
+        self.names = list(map(str, range(classes)))
+        self.rename(names or self.description.get('class_names') or self.names)
+        # A network with static memory computes in one set of buffers.
+        self._lock = threading.Lock()
+
+    def rename(self, names: Sequence[str]) -> None:
+        """Give the classes other names, in the order of the outputs; InputError if there are more or fewer."""
+        if len(names) != len(self.names):
+            raise InputError(f'the network has {len(self.names)} classes, and there are {len(names)} names: give one '
+                             'for each class.')
+        self.names = list(names)
+
+    def predict(self, images: Union[Image, Sequence[Image]], top_k: int = 5) -> list[list[Prediction]]:
+        """The most probable classes of pictures.
+
+        Parameters
+        ----------
+        images : path, bytes, ndarray, or a sequence of these
+            Files, their content, or RGB pixels (height, width, 3) uint8.
+        top_k : int, default 5
+            Classes of each picture.
+
+        Returns
+        -------
+        list of list of Prediction
+            A list for each picture, the most probable class first.
+
+        Raises
+        ------
+        InputError
+            For a picture that cannot be read, which is named.
+        """
+        if isinstance(images, (str, Path, bytes, np.ndarray)):
+            images = [images]
+        results = []
+        for number, result in enumerate(self.stream(images, top_k)):
+            if isinstance(result, ImageError):
+                name = images[number] if isinstance(images[number], (str, Path)) else f'picture {number}'
+                raise InputError(f'{name} {result}.') from result
+            results.append(result)
+        return results
+
+    def stream(self, images: Sequence[Image], top_k: int = 5) -> Iterator[Union[list[Prediction], ImageError]]:
+        """As :meth:`predict`, picture by picture in their order; for one that cannot be read, its ImageError."""
+        top_k = min(top_k, len(self.names))
+        with ThreadPoolExecutor(available_cpus()) as pool:
+            for begin in range(0, len(images), BATCH_SIZE):
+                inputs = list(pool.map(self._input, images[begin:begin + BATCH_SIZE]))
+                good = [each for each in inputs if not isinstance(each, ImageError)]
+                probabilities = iter(self._forward(np.stack(good)) if good else ())
+                for each in inputs:
+                    yield each if isinstance(each, ImageError) else self._best(next(probabilities), top_k)
+
+    def _input(self, image):
+        try:
+            return _prepared(image if isinstance(image, np.ndarray) else read_image(image), self.description)
+        except ImageError as error:
+            return error
+
+    def _forward(self, data):
+        with self._lock:
+            outputs = self._net(mx.nd.array(data)).softmax().asnumpy()
+        if not np.isfinite(outputs).all():
+            raise InputError('the network gives NaN or infinite outputs: take an earlier checkpoint.')
+        return outputs
+
+    def _best(self, probabilities, top_k):
+        return [Prediction(self.names[index], int(index), float(probabilities[index]))
+                for index in np.argsort(-probabilities, kind='stable')[:top_k]]
+
+
+def read_names(path: Union[str, Path], wnids: Optional[Sequence[str]] = None) -> list[str]:
+    """The names of classes in a text file.
+
+    Parameters
+    ----------
+    path : path
+        A name on each line, in the order of the classes; or ImageNet's ``LOC_synset_mapping.txt``, lines
+        ``n01440764 tench, Tinca tinca``, of which the first name is taken.
+    wnids : sequence of str, optional
+        The classes of the network, which the second form is looked up by; without them its order is taken.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be read, or lacks a class.
+    """
+    try:
+        lines = [line.strip() for line in Path(path).read_text(encoding='utf-8-sig').splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f'--names {path} cannot be read: {getattr(error, "strerror", None) or error}.') from error
+    matches = [_SYNSET.fullmatch(line) for line in lines]
+    if not lines or not all(matches):
+        return lines
+    by_wnid = {match[1]: match[2].split(',')[0] for match in matches}
+    missing = [wnid for wnid in wnids or () if wnid not in by_wnid]
+    if missing:
+        raise InputError(f'--names {path} has no {missing[0]}, which is a class of the network.')
+    return [by_wnid[wnid] for wnid in wnids or by_wnid]
+
+
+def find_images(arguments):
+    """The pictures that files and folders name, folders searched through, as a list of Path."""
+    found = []
+    for argument in arguments:
+        path = Path(argument)
+        inside = sorted(file for file in path.rglob('*') if is_image_file(file)) if path.is_dir() else [path]
+        if not inside:
+            raise InputError(f'{path} holds no pictures ({", ".join(EXTENSIONS)}).')
+        found += inside
+    return found
+
+
+def split_network(arguments, network, command):
+    """Where the network stood first, as it once did, it is taken from there, and the form of today is shown.
+
+    Returns
+    -------
+    tuple of (str or None, list of str)
+        The network and the other arguments.
+    """
+    first = Path(arguments[0])
+    is_network = first.name.endswith('-symbol.json') or any(
+        (first / part).exists() for part in ('checkpoints', 'state.json'))
+    if network is not None or not is_network:
+        return network, arguments
+    rest = arguments[1:]
+    print(f'Note: today this is written {command} --network {first} {" ".join(rest[:1])}{" ..." if rest[1:] else ""}',
+          file=sys.stderr)
+    return str(first), rest
 
 
 def add_commands(commands):
-    parser = commands.add_parser('predict', help='most probable classes of pictures')
-    parser.add_argument('network', help='run folder, checkpoint folder or -symbol.json')
-    parser.add_argument('images', nargs='+', metavar='IMAGE')
-    parser.add_argument('--top-k', type=positive_int, default=5)
+    parser = commands.add_parser(
+        'predict', help='the most probable classes of pictures',
+        description='Name what pictures show. Exit status 1 if a picture could not be read; the others are done.',
+        epilog='Example: gluon-lprnet predict photo.jpg folder --network runs/latest --top-k 3')
+    parser.add_argument('images', nargs='+', metavar='IMAGE', help='picture, or folder that is searched through')
+    parser.add_argument('--network', metavar='NETWORK',
+                        help='trained network of the package, run or checkpoint folder, or -symbol.json '
+                             f'(default: {DEFAULT})')
+    parser.add_argument('--top-k', type=positive_int, default=5, help='classes of each picture (default: %(default)s)')
+    parser.add_argument('--names', metavar='FILE',
+                        help="names of the classes: one on each line, or ImageNet's LOC_synset_mapping.txt")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument('--json', action='store_true', help='print a JSON object for each picture, one on each line')
+    form.add_argument('--csv', action='store_true', help='print comma-separated values')
     parser.set_defaults(run=_run)
     add_description_flags(parser)
 
 
 def _run(args):
-    net, description = load_described(args)
-    names = description.get('class_names')
-    for path in args.images:
-        probabilities = net(preprocess(path, description)).softmax().asnumpy()[0]
-        print(path)
-        for label in np.argsort(-probabilities)[:args.top_k]:
-            print(f'  {probabilities[label]:.4f}  {names[label] if names else label}')
+    network, images = split_network(args.images, args.network, 'predict')
+    paths = find_images(images)
+    own = {key: getattr(args, key) for key in ('input_size', 'crop_ratio', 'rgb_mean', 'rgb_std')
+           if getattr(args, key) is not None}
+    classifier = Classifier(network or DEFAULT, description=own)
+    if args.names:
+        classifier.rename(read_names(args.names, classifier.description.get('class_names')))
+    writer = csv.writer(sys.stdout)
+    if args.csv:
+        writer.writerow(('image', 'rank', 'label', 'index', 'probability'))
+    faults, begin = 0, time.perf_counter()
+    for path, result in zip(paths, tqdm(classifier.stream(paths, args.top_k), 'predicting', len(paths), unit='image',
+                                        leave=False, disable=None)):
+        # A name of other bytes than UTF-8 is printed with replacements.
+        name = str(path).encode('utf-8', 'surrogateescape').decode('utf-8', 'replace')
+        if isinstance(result, ImageError):
+            faults += 1
+            tqdm.write(f'{name} {result}.', file=sys.stderr)
+            if args.json:
+                print(json.dumps({'image': name, 'error': str(result)}, ensure_ascii=False))
+        elif args.json:
+            print(json.dumps({'image': name, 'classes': [each._asdict() for each in result]}, ensure_ascii=False))
+        elif args.csv:
+            writer.writerows((name, rank, *each) for rank, each in enumerate(result, 1))
+        else:
+            print(name, *(f'  {each.probability:.4f}  {each.label}' for each in result), sep='\n')
+    seconds = time.perf_counter() - begin
+    if len(paths) > 1:
+        print(f'{len(paths)} images in {seconds:.1f} s ({len(paths) / seconds:.0f} images/s)'
+              + (f'; {faults} could not be read' if faults else ''), file=sys.stderr)
+    return 1 if faults else 0

@@ -1,0 +1,145 @@
+"""Classes of pictures: by the API from files, bytes and pixels, and by the command in its forms."""
+import csv
+import io
+import json
+import threading
+
+import numpy as np
+import pytest
+from PIL import Image
+from reference.artefacts import CLASSES, expected_probabilities
+from reference.commands import command
+
+import gluon_lprnet
+from gluon_lprnet.predict import classification
+from gluon_lprnet.predict.classification import Classifier, read_names
+from gluon_lprnet.utils.errors import InputError
+
+
+@pytest.fixture(scope='module')
+def folder(photos, tmp_path_factory):
+    """Forty pictures, more than pass at once, in two folders, with a text beside them."""
+    folder = tmp_path_factory.mktemp('pictures')
+    (folder / 'inner').mkdir()
+    for number in range(40):
+        pixels = np.asarray(Image.open(io.BytesIO(photos[number % len(photos)])).convert('RGB'))
+        Image.fromarray(np.roll(pixels, number * 5, axis=1)).save(folder / ('inner' if number % 2 else '.')
+                                                                   / f'{number:02}.png')
+    (folder / 'notes.txt').write_text('no picture')
+    return folder
+
+
+@pytest.fixture(scope='module')
+def files(folder):
+    return sorted(folder.rglob('*.png'))
+
+
+@pytest.fixture(scope='module')
+def expected(artefacts, files):
+    """By NumPy's own sorting from the network alone, a picture at a time."""
+    return {file: expected_probabilities(artefacts[0], file) for file in files}
+
+
+def assert_same(results, expected):
+    for result, probabilities in zip(results, expected):
+        order = np.argsort(-probabilities)[:len(result)]
+        assert [each.index for each in result] == order.tolist()
+        assert [each.label for each in result] == [CLASSES[index] for index in order]
+        assert np.allclose([each.probability for each in result], probabilities[order], atol=1e-6)
+
+
+def test_files_bytes_and_pixels_give_the_same(artefacts, files, expected):
+    classifier = gluon_lprnet.load(artefacts[0])
+    wanted = [expected[file] for file in files]
+    assert np.ptp(wanted, axis=0).max() > 0.01
+    assert_same(classifier.predict(files), wanted)
+    assert_same(classifier.predict([file.read_bytes() for file in files], top_k=1), wanted)
+    assert_same(classifier.predict([np.asarray(Image.open(file)) for file in files], top_k=99), wanted)
+    assert [len(result) for result in classifier.predict(files[0], top_k=99)] == [3]
+    with pytest.raises(InputError, match='picture 1 is empty'):
+        classifier.predict([files[0].read_bytes(), b''])
+
+
+def test_threads_do_not_disturb_each_other(artefacts, files, expected):
+    classifier = Classifier(artefacts[0])
+    found = {}
+
+    def predict(number):
+        part = files[number::4] * 3
+        found[number] = part, classifier.predict(part)
+
+    threads = [threading.Thread(target=predict, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 4
+    for part, results in found.values():
+        assert_same(results, [expected[file] for file in part])
+
+
+def test_a_bad_picture_does_not_end_the_command(artefacts, folder, files, expected, tmp_path, capsys):
+    bad = tmp_path / 'half.jpg'
+    buffer = io.BytesIO()
+    Image.open(files[0]).save(buffer, 'JPEG')
+    bad.write_bytes(buffer.getvalue()[:len(buffer.getvalue()) // 2])
+    arguments = ('predict', bad, folder, tmp_path / 'none.png', '--network', artefacts[0], '--top-k', 2)
+    assert command(classification, *arguments, '--json') == 1
+    out, err = capsys.readouterr()
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert 'cut off' in lines[0]['error'] and 'does not exist' in lines[-1]['error']
+    assert [line['image'] for line in lines[1:-1]] == list(map(str, files))
+    for line, file in zip(lines[1:-1], files):
+        assert_same([[classification.Prediction(**each) for each in line['classes']]], [expected[file]])
+    assert '42 images in' in err and '2 could not be read' in err
+
+    assert command(classification, *arguments, '--csv') == 1
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [(row['image'], row['rank']) for row in rows] == [(str(file), rank) for file in files for rank in '12']
+    assert float(rows[0]['probability']) == pytest.approx(expected[files[0]].max(), abs=1e-6)
+
+    assert command(classification, 'predict', files[0], '--network', artefacts[0], '--top-k', 1) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        str(files[0]), f'  {expected[files[0]].max():.4f}  {CLASSES[expected[files[0]].argmax()]}']
+
+
+def test_a_network_in_the_first_place_still_works(artefacts, files, capsys):
+    assert command(classification, 'predict', artefacts[0], files[0]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith(str(files[0])) and f'predict --network {artefacts[0]} {files[0]}' in err
+
+
+def test_names_by_order_and_by_wnid(artefacts, files, tmp_path, capsys):
+    (tmp_path / 'plain.txt').write_text('red\ngreen\n\nblue\n')
+    (tmp_path / 'synsets.txt').write_text('n00000002 second, two\nn00000001 first\n')
+    assert read_names(tmp_path / 'plain.txt') == ['red', 'green', 'blue']
+    assert read_names(tmp_path / 'synsets.txt', ['n00000001', 'n00000002']) == ['first', 'second']
+    with pytest.raises(InputError, match='has no n00000003'):
+        read_names(tmp_path / 'synsets.txt', ['n00000003'])
+    with pytest.raises(InputError, match='none.txt cannot be read'):
+        read_names(tmp_path / 'none.txt')
+    command(classification, 'predict', files[0], '--network', artefacts[0], '--names', tmp_path / 'plain.txt')
+    assert {line.split()[1] for line in capsys.readouterr().out.splitlines()[1:]} == {'red', 'green', 'blue'}
+    for text, message in (('red\ngreen\n', 'has 3 classes, and there are 2 names'),
+                          ('n00000001 first\n', 'has no a, ')):
+        (tmp_path / 'other.txt').write_text(text)
+        with pytest.raises(InputError, match=message):
+            command(classification, 'predict', files[0], '--network', artefacts[0], '--names', tmp_path / 'other.txt')
+
+
+@pytest.mark.parametrize('network, message', [
+    ('lprnet_mobilenet_x0.5.nothing', 'no trained weights for lprnet_mobilenet_x0.5 on nothing'),
+    ('nowhere', 'does not exist')])
+def test_what_is_no_network_is_named(files, network, message):
+    with pytest.raises(InputError, match=message):
+        gluon_lprnet.load(network)
+
+
+def test_a_landmark_network_names_no_classes(artefacts):
+    with pytest.raises(InputError, match='is a landmark network'):
+        gluon_lprnet.load(artefacts[1])
+
+
+def test_a_folder_without_pictures_is_named(artefacts, tmp_path):
+    with pytest.raises(InputError, match='holds no pictures'):
+        command(classification, 'predict', tmp_path, '--network', artefacts[0])
