@@ -7,8 +7,9 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Optional, Union
+from typing import Any, Optional, Union
 
 import mxnet as mx
 import numpy as np
@@ -32,7 +33,7 @@ _SYNSET = re.compile(r'(n\d{8})\s+(.+)')
 Image = Union[str, Path, bytes, np.ndarray]
 
 
-def preprocess(path: Union[str, Path, bytes], description: dict[str, Any]) -> mx.nd.NDArray:
+def preprocess(path: Union[str, Path], description: dict[str, Any]) -> mx.nd.NDArray:
     """Read one picture and make the center crop that the validation uses.
 
     Returns
@@ -54,7 +55,8 @@ def _prepared(pixels, description):
     return normalize(center_crop(pixels, description), description)
 
 
-class Prediction(NamedTuple):
+@dataclass(frozen=True)
+class Prediction:
     """A class of a picture: its name (its number, as text, where the network has no names), number and probability."""
 
     label: str
@@ -128,7 +130,8 @@ class Classifier:
         results = []
         for number, result in enumerate(self.stream(images, top_k)):
             if isinstance(result, ImageError):
-                name = images[number] if isinstance(images[number], (str, Path)) else f'picture {number}'
+                image = images[number]
+                name = image if isinstance(image, (str, Path)) else f'picture {number}'
                 raise InputError(f'{name} {result}.') from result
             results.append(result)
         return results
@@ -182,8 +185,8 @@ def read_names(path: Union[str, Path], wnids: Optional[Sequence[str]] = None) ->
         lines = [line.strip() for line in Path(path).read_text(encoding='utf-8-sig').splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f'--names {path} cannot be read: {getattr(error, "strerror", None) or error}.') from error
-    matches = [_SYNSET.fullmatch(line) for line in lines]
-    if not lines or not all(matches):
+    matches = [match for match in map(_SYNSET.fullmatch, lines) if match]
+    if len(matches) < len(lines):
         return lines
     by_wnid = {match[1]: match[2].split(',')[0] for match in matches}
     missing = [wnid for wnid in wnids or () if wnid not in by_wnid]
@@ -264,9 +267,9 @@ def _run(args):
             if args.json:
                 print(json.dumps({'image': name, 'error': str(result)}, ensure_ascii=False))
         elif args.json:
-            print(json.dumps({'image': name, 'classes': [each._asdict() for each in result]}, ensure_ascii=False))
+            print(json.dumps({'image': name, 'classes': [asdict(each) for each in result]}, ensure_ascii=False))
         elif args.csv:
-            writer.writerows((name, rank, *each) for rank, each in enumerate(result, 1))
+            writer.writerows((name, rank, *astuple(each)) for rank, each in enumerate(result, 1))
         else:
             print(name, *(f'  {each.probability:.4f}  {each.label}' for each in result), sep='\n')
     seconds = time.perf_counter() - begin
