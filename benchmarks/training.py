@@ -7,6 +7,7 @@
 takes the flags of train_imagenet.py or of train_face.py. The three are interleaved over rounds; the table shows
 medians with the smallest and the largest. Nothing of the training is kept.
 """
+import argparse
 import itertools
 import os
 import statistics
@@ -17,17 +18,21 @@ import time
 os.environ.setdefault('OMP_NUM_THREADS', str(max(1, len(os.sched_getaffinity(0)) - 1)))
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
+# isort: off
+import gluon_lprnet  # noqa: F401  before MXNet
+# isort: on
 import mxnet as mx
 from tabulate import tabulate
 
-import gluon_lprnet  # noqa: F401  before MXNet
 from gluon_lprnet.data.batches import Batch
-from gluon_lprnet.train import face, imagenet, options
+from gluon_lprnet.train import face, imagenet
+from gluon_lprnet.train.config import make_parser, parse
 from gluon_lprnet.train.journal import start_log
 from gluon_lprnet.train.loop import Run
 from gluon_lprnet.utils.flags import positive_int
 
-EXPERIMENTS = {'imagenet': imagenet, 'face': face}
+TRAININGS = {'imagenet': (imagenet.ClassificationConfig, imagenet.build_task),
+             'face': (face.LandmarkConfig, face.build_task)}
 ROUNDS = 5
 
 
@@ -41,33 +46,33 @@ def images_per_second(steps):
 
 
 def main():
-    if len(sys.argv) < 2 or sys.argv[1] not in EXPERIMENTS:
-        sys.exit(f'{sys.argv[0]}: the first argument is one of {", ".join(EXPERIMENTS)}.')
-    training = EXPERIMENTS[sys.argv[1]]
-    parser = training.make_parser()
+    if len(sys.argv) < 2 or sys.argv[1] not in TRAININGS:
+        sys.exit(f'{sys.argv[0]}: the first argument is one of {", ".join(TRAININGS)}.')
+    parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument('--steps', type=positive_int, default=10, help='batches a round (default: %(default)s)')
+    args, flags = parser.parse_known_args(sys.argv[2:])
+    config_class, build_task = TRAININGS[sys.argv[1]]
     with tempfile.TemporaryDirectory() as folder:
-        argv = sys.argv[2:] + ['--save-dir', folder]
-        config, _ = options.parse(parser, argv, training.PRESETS, training.preset_for)
-        experiment = training.build_experiment(config)
-        run = Run(experiment, config, start_log(folder))
-        batches = itertools.chain.from_iterable(experiment.batches(0, 0) for _ in itertools.count())
+        config, _ = parse(make_parser(config_class, __doc__), config_class, [*flags, '--save-dir', folder])
+        task = build_task(config)
+        run = Run(task, config, start_log(folder))
+        batches = itertools.chain.from_iterable(task.batches(0, 0) for _ in itertools.count())
         # Copied, since the loader uses its memory again.
         fixed = Batch(*(array.copy() for array in next(batches)))
 
         def load():
             # From the start of an epoch, and far more than the loader holds in advance.
-            for data, _ in itertools.islice(experiment.batches(0, 0), 10 * config.steps):
+            for data, _ in itertools.islice(task.batches(0, 0), 10 * args.steps):
                 data.wait_to_read()
                 yield len(data)
 
         def train():
-            for _ in range(config.steps):
+            for _ in range(args.steps):
                 run.update([fixed])
                 yield len(fixed.data)
 
         def both():
-            for batch in itertools.islice(batches, config.steps):
+            for batch in itertools.islice(batches, args.steps):
                 run.update([batch])
                 yield len(batch.data)
 

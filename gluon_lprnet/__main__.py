@@ -18,6 +18,7 @@ from .predict import align, detectors
 from .predict import classification as prediction
 from .serving import archive, server, soak
 from .train import journal
+from .train.loop import NonFiniteLoss
 from .utils.errors import InputError, in_flags
 from .utils.signals import exit_on_sigterm
 from .zoo import symbols
@@ -102,6 +103,9 @@ def _run(parser, argv):
     except InputError as error:
         print(f'{parser.prog}: {in_flags(str(error), getattr(args, "flags", {}))}', file=sys.stderr)
         return 2
+    except NonFiniteLoss:
+        # The training has said so.
+        return 1
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
 

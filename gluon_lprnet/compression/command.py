@@ -4,7 +4,9 @@ import itertools
 import json
 import math
 import os
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Mapping, Optional, Sequence
 
 import mxnet as mx
 from mxnet import gluon
@@ -14,9 +16,10 @@ from ..data.batches import ImageBatches, Normalization, paper_augmentation, vali
 from ..data.integrity import check_records
 from ..deployment.reparametrize import deploy
 from ..evaluate.classification import add_description_flags, correct_in_top, evaluate_classification, load_described
-from ..train import options
 from ..train.command import fit
-from ..train.loop import Experiment
+from ..train.config import TrainingConfig, check_same_curve, checkpoint_to_resume
+from ..train.config import rank as parse_rank
+from ..train.loop import TrainingTask
 from ..utils.errors import InputError
 from ..utils.files import make_folder, write_file
 from ..utils.flags import non_negative_float, non_negative_int, positive_float, positive_int
@@ -25,6 +28,30 @@ from .latency import median_milliseconds
 from .network import compress
 from .ranks import Budget, ByLayer, Energy, Latency, as_ranks
 from .tuning import distill
+
+
+@dataclass(frozen=True)
+class TuningConfig(TrainingConfig):
+    """The tuning of a compressed network, with what it was compressed from and how: a resume takes no other."""
+
+    network: str = ''
+    calibrate: Optional[str] = None
+    images: int = 512
+    rank: Optional[Sequence] = None
+    energy: Optional[float] = None
+    budget: Optional[float] = None
+    latency: Optional[float] = None
+    milliseconds: Optional[float] = None
+    layers: Optional[Sequence[str]] = None
+    exclude: Sequence[str] = ()
+    no_residual: bool = False
+    l2_norm: bool = False
+    temperature: float = 4.0
+    pad: int = 0
+    min_random_scale: float = 1.0
+    no_mirror: bool = False
+    # By the layer's name: those chosen, of which a measurement is not repeated.
+    ranks: Optional[Mapping[str, int]] = None
 
 
 def add_commands(commands):
@@ -95,7 +122,7 @@ def _budget(text):
 def _rank(text):
     """(name or pattern, rank) from the flag of one layer; the pattern that matches all layers if it has no name."""
     pattern, _, rank = text.rpartition('=')
-    return pattern or '*', options.rank(rank)
+    return pattern or '*', parse_rank(rank)
 
 
 def _ranks_of(args):
@@ -116,11 +143,12 @@ def _run(args):
         original, description = load_described(args)
     if args.tune_epochs and not (args.rec_train and args.rec_val):
         raise InputError('--tune-epochs needs --rec-train and --rec-val.')
+    if args.resume and not args.tune_epochs:
+        raise InputError('--resume goes on with a tuning: give --tune-epochs too.')
     out = Path(args.out)
-    config = options.common_config(args, num_epochs=args.tune_epochs, tuning_epochs=0, save_dir=str(out / 'tuning'))
-    found = options.checkpoint_to_resume(config.save_dir, args.resume)
+    found = args.tune_epochs and checkpoint_to_resume(out / 'tuning', args.resume)
     if found:
-        options.check_same_curve(config, found)
+        check_same_curve(_tuning_config(args, found.state['config']['ranks']), found)
     name = f"{description.get('model', Path(args.network).name.replace('-symbol.json', ''))}-compressed"
     size = description['input_size']
     shape = (1, 3, size, size)
@@ -131,9 +159,9 @@ def _run(args):
     # Measured again, ranks by latency might differ from the tuned ones.
     ranks = ByLayer(found.state['config']['ranks']) if found else _ranks_of(args)
     net, report = _compressed(original, ranks, args, description, records['calibrate'], shape)
-    config.ranks = {layer.name: layer.rank for layer in report.layers if layer.rank}
+    chosen = {layer.name: layer.rank for layer in report.layers if layer.rank}
     print(report)
-    if not config.ranks:
+    if not chosen:
         raise InputError('no layer was replaced, for the reasons above; nothing was written.')
     make_folder(out)
     validation = records['rec_val'] and validation_batches(records['rec_val'], description, args.batch_size,
@@ -144,13 +172,16 @@ def _run(args):
                               Normalization(description['rgb_mean'], description['rgb_std']), shuffle=True,
                               threads=args.num_data_workers, seed=args.seed, augmentation=paper_augmentation(
                                   args.pad, args.min_random_scale, mirror=not args.no_mirror))
-        status = fit(_tuning(net, original, args.temperature, images, validation), config, found,
-                     lambda accuracy, logger: columns.update(tuned=accuracy))
-        if status:
-            return status
+        columns['tuned'] = fit(_tuning(net, original, args.temperature, images, validation),
+                               _tuning_config(args, chosen), found)
     latencies = median_milliseconds([deploy(original), deploy(net)], shape)
     print(f'\n{_table(columns, report, latencies)}')
     _write(net, dict(description, model=name), out, report, columns, latencies)
+
+
+def _tuning_config(args, ranks):
+    return TuningConfig.from_args(args, num_epochs=args.tune_epochs, save_dir=str(Path(args.out) / 'tuning'),
+                                  ranks=ranks)
 
 
 def _compressed(original, ranks, args, description, records, shape):
@@ -170,7 +201,7 @@ def _tuning(net, teacher, temperature, images, validation):
     # Inside another block: MXNet cannot read back the parameters that a bare SymbolBlock saves.
     whole = gluon.nn.HybridSequential()
     whole.add(net)
-    return distill(Experiment(
+    return distill(TrainingTask(
         net=whole, contexts=[mx.cpu()], batches=images.epoch, batches_per_epoch=len(images),
         loss=gluon.loss.SoftmaxCrossEntropyLoss(),
         count=lambda outputs, label: {'top1': correct_in_top(outputs, label, 1)},

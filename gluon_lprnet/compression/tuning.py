@@ -36,27 +36,27 @@ def distillation_loss(temperature=4.0):
     return loss
 
 
-def distill(experiment, teacher, temperature=4.0):
-    """An experiment that learns from the labels and from a teacher's outputs.
+def distill(task, teacher, temperature=4.0):
+    """A training that learns from the labels and from a teacher's outputs.
 
     Parameters
     ----------
-    experiment : gluon_lprnet.train.loop.Experiment
+    task : gluon_lprnet.train.loop.TrainingTask
         Of classification, with labels (N,).
     teacher : HybridBlock
-        From the same data to the same classes, on the first of the experiment's contexts.
+        From the same data to the same classes, on the first of the task's contexts.
     temperature : float
         See :func:`distillation_loss`.
 
     Returns
     -------
-    gluon_lprnet.train.loop.Experiment
+    gluon_lprnet.train.loop.TrainingTask
     """
     def batches(epoch, start):
-        for data, label in experiment.batches(epoch, start):
-            taught = teacher(data.as_in_context(experiment.contexts[0]))
+        for data, label in task.batches(epoch, start):
+            taught = teacher(data.as_in_context(task.contexts[0]))
             label = label.as_in_context(taught.context).astype('float32', copy=False)
             yield Batch(data, mx.nd.concat(label.expand_dims(1), taught, dim=1))
 
-    return replace(experiment, batches=batches, loss=distillation_loss(temperature),
-                   count=lambda outputs, targets: experiment.count(outputs, targets[:, 0]))
+    return replace(task, batches=batches, loss=distillation_loss(temperature),
+                   count=lambda outputs, targets: task.count(outputs, targets[:, 0]))

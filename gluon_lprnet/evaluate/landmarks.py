@@ -181,7 +181,7 @@ def load_landmark_network(path, context=None):
     return net, description
 
 
-def predict_landmarks(net, description, faces, context=None, jaws='3d'):
+def predict_landmarks(net, description, faces, context=None, jaws='3d', dtype='float32'):
     """Predict the landmarks of faces.
 
     Parameters
@@ -210,7 +210,8 @@ def predict_landmarks(net, description, faces, context=None, jaws='3d'):
                      for matrix, output, jaw in zip(matrices, outputs, jaws)])
 
 
-def evaluate_landmarks(net, records, description, context=None, batch_size=_BATCH_SIZE, jaw=None):
+def evaluate_landmarks(net, records, description, context=None, batch_size=_BATCH_SIZE, jaw=None,
+                       dtype='float32'):
     """Errors of a network on a set of faces.
 
     Parameters
@@ -233,7 +234,7 @@ def evaluate_landmarks(net, records, description, context=None, batch_size=_BATC
         while batch := list(islice(faces, batch_size)):
             crops = [(record.pixels(), record.box) for record in batch]
             jaws = [jaw or record.jaw or JAWS[0] for record in batch]
-            yield from zip(batch, predict_landmarks(net, description, crops, context, jaws))
+            yield from zip(batch, predict_landmarks(net, description, crops, context, jaws, dtype))
     return _collect(predictions())
 
 

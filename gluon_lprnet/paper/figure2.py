@@ -6,6 +6,7 @@ the modules on the validation images are then compared, pair by pair.
 """
 import json
 import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import mxnet as mx
@@ -20,9 +21,9 @@ from ..blocks import DSC, LPR, SConv, normalize_in_rank_space
 from ..data.batches import Batch, validation_batches
 from ..data.integrity import check_records
 from ..evaluate.classification import correct_in_top, evaluate_classification
-from ..train import options
 from ..train.command import fit
-from ..train.loop import Experiment
+from ..train.config import TrainingConfig, check_same_curve
+from ..train.loop import TrainingTask
 from ..utils.errors import InputError
 from ..utils.files import folder_aside, write_file
 from ..utils.flags import non_negative_int, positive_float, positive_int
@@ -37,6 +38,14 @@ MODULES = {
     # How far apart two modules of the same kind end up, as a yardstick for the other distances.
     'DSC again': lambda channels: DSC(channels, channels),
 }
+
+
+@dataclass(frozen=True)
+class ModuleTrainingConfig(TrainingConfig):
+    """The training of one module; a resume takes no other network and no other target."""
+
+    network: str = ''
+    match_features: bool = False
 
 
 def split(net):
@@ -224,10 +233,7 @@ def _run(args):
         accuracies = {ORIGINAL: accuracy}
         for name, make in MODULES.items():
             module = make(channels)
-            status = _train(module, after, inputs, target, accuracy, args, out / name,
-                            lambda metrics, _: accuracies.update({name: metrics['top1']}))
-            if status:
-                return status
+            accuracies[name] = _train(module, after, inputs, target, accuracy, args, out / name)['top1']
             outputs[name] = Features(module, inputs['val'], folder / f'{name}.npy').data
         errors, by_channel = mean_squared_errors(list(outputs.values()))
         square = float(np.mean(np.square(outputs[ORIGINAL], dtype='float64')))
@@ -242,8 +248,8 @@ def _run(args):
     print(f'mean square of the features of {ORIGINAL}: {square:.5f}\n{out / "figure2.png"}')
 
 
-def _train(module, after, inputs, target, accuracy, args, folder, finish):
-    """Train ``module`` in front of the fixed layers ``after``, or for the features ``target``; the exit status."""
+def _train(module, after, inputs, target, accuracy, args, folder):
+    """Train ``module`` in front of the fixed layers ``after``, or for the features ``target``; the last metrics."""
     mx.random.seed(args.seed + list(MODULES).index(folder.name))
     module.initialize(mx.init.MSRAPrelu())
     net = nn.HybridSequential()
@@ -264,17 +270,17 @@ def _train(module, after, inputs, target, accuracy, args, folder, finish):
 
     common = dict(contexts=[mx.cpu()], batches_per_epoch=len(inputs['train']), evaluate=evaluate)
     if target:
-        experiment = Experiment(
+        task = TrainingTask(
             net=module, batches=features, **common,
             loss=lambda outputs, wanted: ((outputs - wanted) ** 2).sum(axis=1).mean(axis=(1, 2)),
             count=lambda outputs, wanted: {'mse': float(((outputs - wanted) ** 2).mean(axis=(1, 2, 3)).sum())})
     else:
-        experiment = Experiment(
+        task = TrainingTask(
             net=net, batches=batches, **common, loss=gluon.loss.SoftmaxCrossEntropyLoss(),
             count=lambda outputs, label: {'top1': correct_in_top(outputs, label, 1)},
             reached=lambda metrics: metrics['top1'] >= accuracy)
-    config = options.common_config(args, save_dir=str(folder), tuning_epochs=0)
+    config = ModuleTrainingConfig.from_args(args, save_dir=str(folder))
     found = checkpoint.newest(folder)
     if found:
-        options.check_same_curve(config, found)
-    return fit(experiment, config, found, finish)
+        check_same_curve(config, found)
+    return fit(task, config, found)

@@ -12,7 +12,8 @@ from tqdm import tqdm
 from .. import checkpoint
 from ..artefact import model_arguments
 from ..complexity import count
-from ..train import imagenet, options
+from ..train.config import check_same_curve, make_parser, parse
+from ..train.imagenet import ClassificationConfig
 from ..train.journal import read_epochs
 from ..utils.signals import exit_on_sigterm
 from ..zoo import get_model
@@ -86,7 +87,7 @@ class Grid:
             for seed in seeds:
                 found = checkpoint.newest(self._folder(row, seed))
                 if found:
-                    options.check_same_curve(self._config(row, seed), found)
+                    check_same_curve(self._config(row, seed), found)
 
     def train(self, jobs, names):
         """Train the unfinished runs of the named rows; returns the runs that failed, as (folder, reason).
@@ -131,7 +132,7 @@ class Grid:
 
     def _result(self, row):
         config = self._config(row, 0)
-        complexity = count(get_model(config.model, **model_arguments(vars(config))),
+        complexity = count(get_model(config.model, **model_arguments(config.to_dict())),
                            (1, 3, config.input_size, config.input_size))
         runs = {seed: self._epochs(row, seed) for seed in self.seeds if self._finished(row, seed)}
         speeds = [epoch['images_per_second'] for epochs in runs.values() for epoch in epochs]
@@ -147,7 +148,7 @@ class Grid:
     def _config(self, row, seed):
         # A folder that does not exist, because an existing run is refused without --resume.
         arguments = [*self._arguments(row, seed), '--save-dir', str(self._out / '.none')]
-        return options.parse(imagenet.make_parser(), arguments, imagenet.PRESETS, imagenet.preset_for)[0]
+        return parse(make_parser(ClassificationConfig, None), ClassificationConfig, arguments)[0]
 
     def _epochs(self, row, seed):
         return read_epochs(self._folder(row, seed))

@@ -1,8 +1,9 @@
-"""Large-pose face alignment ("Large Poses Face Alignment" in the paper): flags, presets and the experiment."""
-import argparse
+"""Large-pose face alignment ("Large Poses Face Alignment" in the paper): configuration, recipes and the task."""
 import math
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import ClassVar
 
 import mxnet as mx
 import numpy as np
@@ -13,12 +14,12 @@ from ..data.faces.batches import AUGMENTATIONS, FaceBatches
 from ..data.faces.landmarks import CROP_SCALE, ONE_JAW, TWO_JAWS, from_outputs, known_jaw
 from ..data.faces.records import LABEL_WIDTH, read_face_records
 from ..data.integrity import check_records
-from ..evaluate.landmarks import normalized_mean_errors
+from ..evaluate.landmarks import evaluate_landmarks, normalized_mean_errors
 from ..utils.errors import InputError
-from ..utils.flags import positive_float, positive_int
-from . import options
-from .command import check_split, contexts_of, make_network, run_command
-from .loop import Experiment
+from . import command
+from .command import check_batches, contexts_of, make_network
+from .config import NetworkTrainingConfig, setting, with_default
+from .loop import TrainingTask
 
 _PROFILE_YAW = math.radians(60)
 
@@ -41,73 +42,83 @@ LOSSES = {
     'wing': _wing,
 }
 _SHIPPED = dict(batch_size=64, loss='smooth-l1', augmentation='wild', repeat_profiles=2, two_jaws=True, ema_decay=0.998)
-PRESETS = {
-    'paper': dict(lr=5e-4),
-    # "when the number of channels is multiplied by 0.5"
-    'paper-half': dict(lr=4e-4, lr_mode='step', lr_decay=0.5, lr_decay_epoch=[15]),
-    # Of the networks in gluon_lprnet/weights.
-    # Of the networks in gluon_lprnet/weights: first on small pictures, at a steady rate, then on larger ones.
-    'shipped-start': dict(_SHIPPED, input_size=64, num_epochs=8, lr=3e-3, lr_mode='constant', warmup_epochs=1),
-    'shipped': dict(_SHIPPED, input_size=96, num_epochs=4, lr=2e-3),
-}
+@dataclass(frozen=True)
+class LandmarkConfig(NetworkTrainingConfig):
+    """The training of a network for 68 facial landmarks; the defaults are the paper's recipe."""
+
+    PRESETS: ClassVar[Mapping[str, Mapping]] = {
+        'paper': {},
+        # "when the number of channels is multiplied by 0.5"
+        'paper-half': dict(lr=4e-4, lr_mode='step', lr_decay=0.5, lr_decay_epoch=(15,)),
+        # Of the networks in gluon_lprnet/weights: first on small pictures, at a steady rate, then on larger ones.
+        'shipped-start': dict(_SHIPPED, input_size=64, num_epochs=8, lr=3e-3, lr_mode='constant', warmup_epochs=1),
+        'shipped': dict(_SHIPPED, input_size=96, num_epochs=4, lr=2e-3),
+    }
+
+    num_classes: int = field(init=False, default=ONE_JAW)
+
+    model: str = with_default(NetworkTrainingConfig, 'model', 'lprnet_mobilenet_x0.5')
+    optimizer: str = with_default(NetworkTrainingConfig, 'optimizer', 'adam')
+    num_epochs: int = with_default(NetworkTrainingConfig, 'num_epochs', 60)
+    batch_size: int = with_default(NetworkTrainingConfig, 'batch_size', 100)
+    lr: float = with_default(NetworkTrainingConfig, 'lr', 5e-4)
+    # The paper gives no input size and no decay.
+    input_size: int = with_default(NetworkTrainingConfig, 'input_size', 112)
+    wd: float = with_default(NetworkTrainingConfig, 'wd', 0.0)
+
+    rec_train: tuple[str, ...] = setting(
+        (), 'RecordIO files of `python -m gluon_lprnet pack faces` (required)', free=True, group='data', metavar='REC')
+    rec_val: tuple[str, ...] = setting((), 'likewise (required)', free=True, group='data', metavar='REC')
+    crop_scale: float = setting(CROP_SCALE, "side of the network's square over the longer side of the landmarks' box",
+                                0.5, 10, group='data')
+
+    augmentation: str = setting(
+        'mild', 'wild: also faces turned far, in boxes as detectors draw them, in the dark',
+        choices=tuple(AUGMENTATIONS), group='data')
+    repeat_profiles: int = setting(1, 'take each face beyond 60 degrees of yaw N times an epoch', 1, 100, group='data',
+                                   metavar='N')
+    two_jaws: bool = setting(False, '34 more outputs: the jaw as the visible contour beside the 3-D one, each trained '
+                                    'on the sets that have it', group='data')
+    loss: str = setting('l2', "of each coordinate; the paper's is l2", choices=tuple(LOSSES))
+
+    def __post_init__(self):
+        super().__post_init__()
+        object.__setattr__(self, 'num_classes', TWO_JAWS if self.two_jaws else ONE_JAW)
+
+    @classmethod
+    def preset_for(cls, model):
+        """The rates that the text gives first, whatever the network."""
+        return 'paper'
 
 
-def preset_for(model):
-    """The rates that the text gives first, whatever the network."""
-    return 'paper'
-
-
-def make_parser():
-    parser = argparse.ArgumentParser(
-        description="Train a network for 68 facial landmarks on RecordIO, by the paper's recipe unless flags say "
-                    'otherwise.')
-    parser.add_argument('--preset', choices=PRESETS,
-                        help="the paper's rates: from 5e-4 on, or 4e-4 for 15 epochs and then 2e-4; or the two steps "
-                             'that trained the networks in this package (default: paper)')
-    options.add_network_flags(parser, model='lprnet_mobilenet_x0.5')
-    data = parser.add_argument_group('data')
-    for subset in ('train', 'val'):
-        data.add_argument(f'--rec-{subset}', nargs='+', metavar='REC',
-                          help='RecordIO files of `python -m gluon_lprnet pack faces` (required)')
-    data.add_argument('--crop-scale', type=positive_float, default=CROP_SCALE,
-                      help="side of the network's square over the longer side of the landmarks' box "
-                           '(default: %(default)s)')
-    data.add_argument('--no-mirror', action='store_true', help='do not flip left and right at random')
-    data.add_argument('--augmentation', choices=AUGMENTATIONS, default='mild',
-                      help='wild: also faces turned far, in boxes as detectors draw them, in the dark '
-                           '(default: %(default)s)')
-    data.add_argument('--repeat-profiles', type=positive_int, default=1, metavar='N',
-                      help='take each face beyond 60 degrees of yaw N times an epoch (default: %(default)s)')
-    data.add_argument('--two-jaws', action='store_true',
-                      help='34 more outputs: the jaw as the visible contour beside the 3-D one, each trained on the '
-                           'sets that have it')
-    options.add_common_flags(parser).add_argument(
-        '--loss', choices=LOSSES, default='l2', help='of each coordinate (default: %(default)s, the paper\'s)')
-    # The paper gives no input size, no decay and no tuning.
-    parser.set_defaults(num_classes=ONE_JAW, input_size=112, optimizer='adam', num_epochs=60, batch_size=100,
-                        wd=0.0, tuning_epochs=0)
-    return parser
-
-
-def build_experiment(config):
+def build_task(config):
     """Check the records, make the network and say how it is trained.
+
+    Parameters
+    ----------
+    config : LandmarkConfig
+
+    Returns
+    -------
+    TrainingTask
 
     Raises
     ------
     InputError
-        For whatever is wrong with flags or files.
+        For whatever is wrong with the configuration or the files.
     """
     for subset in ('train', 'val'):
         recs = getattr(config, f'rec_{subset}')
         if not recs:
-            raise InputError(f'--rec-{subset} is missing: RecordIO files, from `python -m gluon_lprnet pack faces`.')
+            raise InputError(f'`rec_{subset}` is missing: give RecordIO files, from `python -m gluon_lprnet pack '
+                             'faces`.')
         for rec in recs:
             check_records(rec, label_width=LABEL_WIDTH, content=config.data_check == 'full')
     names = [Path(rec).stem for rec in config.rec_val]
     if len(set(names)) < len(names):
-        raise InputError(f'--rec-val: two of {", ".join(config.rec_val)} have the same name: rename one.')
-    config.task, config.num_classes = 'landmarks', TWO_JAWS if config.two_jaws else ONE_JAW
+        raise InputError(f'`rec_val`: two of {", ".join(config.rec_val)} have the same name: rename one.')
     contexts = contexts_of(config)
+    described = config.to_dict()
 
     def batches_of(faces, augmentation=None):
         return FaceBatches(faces, config.input_size, config.crop_scale, config.batch_size,
@@ -116,10 +127,10 @@ def build_experiment(config):
 
     faces = _read(config.rec_train, config)
     faces += [face for face in faces if _is_profile(face)] * (config.repeat_profiles - 1)
-    check_split(len(faces), config, contexts)
+    check_batches(len(faces), config, contexts)
     augmentation = replace(AUGMENTATIONS[config.augmentation], mirror=not config.no_mirror)
     augmented, plain = batches_of(faces, augmentation), batches_of(faces)
-    validation = {name: batches_of(_read([rec], config)) for name, rec in zip(names, config.rec_val)}
+    validation = {name: _read([rec], config) for name, rec in zip(names, config.rec_val)}
     net = make_network(config, mx.init.Xavier(), contexts)
 
     def errors(output, label):
@@ -128,25 +139,35 @@ def build_experiment(config):
             np.stack([from_outputs(each, config.input_size, jaw) for each, jaw in zip(points, jaws)])
             for points in (output, label)))
 
-    def mean_error(batches, name):
-        outputs = [(net(data.as_in_context(contexts[0]).astype(options.input_dtype(config), copy=False))
-                    .astype('float32', copy=False).asnumpy(), label.asnumpy())
-                   for data, label in tqdm(batches.epoch(0), f'validation on {name}', len(batches), leave=False,
-                                           disable=None)]
-        return float(np.concatenate([errors(*pair) for pair in outputs]).mean())
+    def mean_error(records, name):
+        bar = tqdm(records, f'validation on {name}', unit='face', leave=False, disable=None)
+        return float(evaluate_landmarks(net, bar, described, contexts[0], config.batch_size,
+                                        dtype=config.input_dtype).errors.mean())
 
     def evaluate():
         """NME of each validation set, as a fraction."""
-        return {f'nme_{name}' if len(validation) > 1 else 'nme': mean_error(batches, name)
-                for name, batches in validation.items()}
+        return {f'nme_{name}' if len(validation) > 1 else 'nme': mean_error(records, name)
+                for name, records in validation.items()}
 
-    return Experiment(
+    return TrainingTask(
         net=net, contexts=contexts, batches_per_epoch=len(augmented),
         batches=lambda epoch, start: (augmented if epoch < config.num_epochs else plain).epoch(epoch, start),
         # Summed over the outputs: their mean would leave gradients near Adam's epsilon.
         loss=lambda output, label: LOSSES[config.loss](_known_differences(output, label)).sum(axis=1),
         count=lambda output, label: {'nme': float(errors(output, label).sum())},
-        evaluate=evaluate)
+        evaluate=evaluate, description={'task': 'landmarks'})
+
+
+def train(config, resume=False):
+    """Train a network for 68 facial landmarks: see :func:`gluon_lprnet.train.command.train`."""
+    return command.train(config, build_task, resume)
+
+
+def main(argv=None):
+    """Run the training that ``argv`` describes; returns the exit status."""
+    return command.run_command(
+        LandmarkConfig, "Train a network for 68 facial landmarks on RecordIO, by the paper's recipe unless flags say "
+                        'otherwise.', build_task, argv)
 
 
 def _known_differences(output, label):
@@ -160,15 +181,10 @@ def _read(recs, config):
     for rec in recs:
         faces += read_face_records(rec)
         if config.two_jaws and faces[-1].jaw is None:
-            raise InputError(f'{rec} does not say which jaw its faces have, as --two-jaws needs: pack them again with '
+            raise InputError(f'{rec} does not say which jaw its faces have, as `two_jaws` needs: pack them again with '
                              '`python -m gluon_lprnet pack faces`.')
     return faces
 
 
 def _is_profile(face):
     return face.pose is not None and abs(face.pose[1]) > _PROFILE_YAW
-
-
-def main(argv=None):
-    """Run the training that ``argv`` describes; returns the exit status."""
-    return run_command(make_parser(), argv, PRESETS, preset_for, build_experiment)

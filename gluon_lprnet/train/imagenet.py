@@ -1,5 +1,6 @@
-"""Image classification ("Image Classification" in the paper): flags, presets and the experiment."""
-import argparse
+"""Image classification ("Image Classification" in the paper): configuration, recipes and the task."""
+from dataclasses import dataclass
+from typing import ClassVar, Mapping, Optional
 
 import mxnet as mx
 import numpy as np
@@ -10,92 +11,115 @@ from ..data.images import AUTO, BILINEAR
 from ..data.integrity import check_records, class_names
 from ..evaluate.classification import correct_in_top, evaluate_classification
 from ..utils.errors import InputError
-from ..utils.flags import non_negative_float, non_negative_int, positive_float, positive_int
-from . import options
-from .command import check_split, contexts_of, make_network, run_command
-from .loop import Experiment
+from . import command
+from .command import check_batches, contexts_of, make_network
+from .config import NetworkTrainingConfig, setting, with_default
+from .loop import TrainingTask
 
 SMOOTHING = 0.1
 
-# `inter_method` is how validation and the tuning without augmentation resize; a run from before it was written down
-# resumes without it, as it began. The augmentation interpolates bilinearly, as ImageRecordIter does by default.
-_PAPER = dict(
-    num_classes=1000, input_size=224, crop_ratio=0.875, lr=0.5,
-    # Records are packed at 480; scaled down to 256 at most, as the validation images are. The paper gives
-    # no range for the illumination.
-    min_random_scale=256 / 480, max_random_illumination=32.0, inter_method=AUTO)
 # The paper's recipe scaled to 50,000 images of 32x32: the rate falls with the batch.
 _CIFAR10 = dict(
-    num_classes=10, crop_ratio=1.0, max_random_illumination=16.0,
-    rgb_mean=[125.3, 123.0, 113.9], rgb_std=[51.6, 50.8, 51.3],
-    batch_size=128, lr=0.25, warmup_epochs=1, wd=5e-4, tuning_epochs=1, inter_method=AUTO)
-PRESETS = {
-    'mobilenet': dict(_PAPER, num_epochs=210, batch_size=256),
-    'shufflenet': dict(_PAPER, num_epochs=400, batch_size=400),
-    'cifar10': dict(_CIFAR10, input_size=32, small_image=True, pad=4, num_epochs=15),
-    # CIFAR-10 in the layout of ImageNet, as Table 4 has it, but enlarged to 64 in place of 224. The tuning
-    # without augmentation costs accuracy on CIFAR-10. Validation enlarges as the training does.
-    'table4': dict(_CIFAR10, input_size=64, min_random_scale=2.25, max_random_scale=2.25, num_epochs=8,
-                   tuning_epochs=0, inter_method=BILINEAR),
-    # scikit-learn's 1,797 handwritten digits, which must not be flipped.
-    'digits': dict(
-        model='lprnet_mobilenet_x0.25', num_classes=10, input_size=32, small_image=True, crop_ratio=1.0, pad=4,
-        no_mirror=True, rgb_mean=[78.0] * 3, rgb_std=[96.0] * 3, max_random_illumination=16.0,
-        num_epochs=20, batch_size=64, lr=0.1, warmup_epochs=1, wd=5e-4, tuning_epochs=2, tuning_lr=1e-3,
-        inter_method=AUTO),
-}
+    num_classes=10, crop_ratio=1.0, min_random_scale=1.0, max_random_illumination=16.0,
+    rgb_mean=(125.3, 123.0, 113.9), rgb_std=(51.6, 50.8, 51.3),
+    batch_size=128, lr=0.25, warmup_epochs=1, wd=5e-4, tuning_epochs=1)
 
 
-def preset_for(model):
-    """The paper trains its MobileNets and its ShuffleNets by two recipes."""
-    return 'shufflenet' if 'shufflenet' in model else 'mobilenet'
+@dataclass(frozen=True)
+class ClassificationConfig(NetworkTrainingConfig):
+    """The training of a network for image classification.
+
+    The defaults are the paper's recipe for its MobileNets; ``PRESETS`` has the others.
+    """
+
+    PRESETS: ClassVar[Mapping[str, Mapping]] = {
+        'mobilenet': {},
+        'shufflenet': dict(num_epochs=400, batch_size=400),
+        'cifar10': dict(_CIFAR10, input_size=32, small_image=True, pad=4, num_epochs=15),
+        # CIFAR-10 in the layout of ImageNet, as Table 4 has it, but enlarged to 64 in place of 224. The tuning
+        # without augmentation costs accuracy on CIFAR-10. Validation enlarges as the training does.
+        'table4': dict(_CIFAR10, input_size=64, min_random_scale=2.25, max_random_scale=2.25, num_epochs=8,
+                       tuning_epochs=0, inter_method=BILINEAR),
+        # scikit-learn's 1,797 handwritten digits, which must not be flipped.
+        'digits': dict(
+            model='lprnet_mobilenet_x0.25', num_classes=10, input_size=32, small_image=True, crop_ratio=1.0, pad=4,
+            no_mirror=True, rgb_mean=(78.0,) * 3, rgb_std=(96.0,) * 3, min_random_scale=1.0,
+            max_random_illumination=16.0, num_epochs=20, batch_size=64, lr=0.1, warmup_epochs=1, wd=5e-4,
+            tuning_epochs=2),
+    }
+
+    num_epochs: int = with_default(NetworkTrainingConfig, 'num_epochs', 210)
+    batch_size: int = with_default(NetworkTrainingConfig, 'batch_size', 256)
+    lr: float = with_default(NetworkTrainingConfig, 'lr', 0.5)
+    # The paper names no number.
+    tuning_epochs: int = with_default(NetworkTrainingConfig, 'tuning_epochs', 5)
+
+    num_classes: int = setting(1000, None, 1, 100_000, group='network')
+    rec_train: Optional[str] = setting(None, 'RecordIO file (required)', free=True, group='data', metavar='REC')
+    rec_train_idx: Optional[str] = setting(None, 'its index (default: same name with .idx)', free=True, group='data',
+                                           metavar='IDX')
+    rec_val: Optional[str] = setting(None, 'RecordIO file (required)', free=True, group='data', metavar='REC')
+    rec_val_idx: Optional[str] = setting(None, 'its index (default: same name with .idx)', free=True, group='data',
+                                         metavar='IDX')
+    crop_ratio: float = setting(0.875, 'input size over the shorter side, for validation', 0.1, 1, group='data')
+    pad: int = setting(0, 'pixels added at each side before the random crop', 0, 1023, group='data')
+    # Records are packed at 480; scaled down to 256 at most, as the validation images are.
+    min_random_scale: float = setting(256 / 480, 'smallest factor by which a picture is scaled', 0.05, 8, group='data')
+    max_random_scale: float = setting(1.0, 'largest', 0.05, 8, group='data')
+    # The paper gives no range.
+    max_random_illumination: float = setting(32.0, 'largest number added to all pixels, of 255', 0, 255, group='data')
+    mixup: bool = setting(False, 'train on mixed pairs of images', group='data')
+    mixup_alpha: float = setting(0.2, None, 0.01, 100, group='data')
+    mixup_off_epoch: int = setting(0, 'no mixup in this many last epochs of the training', 0, 100_000, group='data')
+    label_smoothing: bool = setting(False, f'smooth labels by {SMOOTHING}', group='data')
+
+    # How validation and the tuning without augmentation resize; see gluon_lprnet.data.images. The augmentation
+    # interpolates bilinearly, as ImageRecordIter does by default.
+    inter_method: int = AUTO
+
+    @classmethod
+    def from_dict(cls, values):
+        # A run from before it was written down resumes as it began.
+        return super().from_dict({'inter_method': BILINEAR, **values})
+
+    def check(self):
+        super().check()
+        if self.min_random_scale > self.max_random_scale:
+            raise InputError(f'`min_random_scale` {self.min_random_scale} is above '
+                             f'`max_random_scale` {self.max_random_scale}.')
+        if self.pad >= self.input_size:
+            raise InputError(f'`pad` {self.pad}: a crop of `input_size` {self.input_size} could hold nothing of the '
+                             'picture. Give fewer.')
+        if self.mixup and self.mixup_off_epoch >= self.num_epochs:
+            raise InputError(f'`mixup_off_epoch` {self.mixup_off_epoch}: this leaves no epoch with `mixup` of '
+                             f'`num_epochs` {self.num_epochs}. Give fewer.')
+
+    @classmethod
+    def preset_for(cls, model):
+        """The paper trains its MobileNets and its ShuffleNets by two recipes."""
+        return 'shufflenet' if 'shufflenet' in model else 'mobilenet'
 
 
-def make_parser():
-    parser = argparse.ArgumentParser(
-        description="Train a classification network on RecordIO, by the paper's recipe unless flags say otherwise.")
-    parser.add_argument('--preset', choices=PRESETS,
-                        help="recipe that sets the flags not given (default: the paper's, by --model)")
-    network = options.add_network_flags(parser, model='lprnet_mobilenet_x1.0')
-    network.add_argument('--num-classes', type=positive_int)
-
-    data = parser.add_argument_group('data')
-    for subset in ('train', 'val'):
-        data.add_argument(f'--rec-{subset}', metavar='REC', help='RecordIO file (required)')
-        data.add_argument(f'--rec-{subset}-idx', metavar='IDX', help='its index (default: same name with .idx)')
-    data.add_argument('--crop-ratio', type=positive_float, help='input size over the shorter side, for validation')
-    data.add_argument('--pad', type=non_negative_int, default=0,
-                      help='pixels added at each side before the random crop')
-    data.add_argument('--min-random-scale', type=positive_float, default=1.0)
-    data.add_argument('--max-random-scale', type=positive_float, default=1.0)
-    data.add_argument('--max-random-illumination', type=non_negative_float, default=0.0,
-                      help='largest number added to all pixels, of 255')
-    data.add_argument('--no-mirror', action='store_true', help='do not flip left and right at random')
-    data.add_argument('--mixup', action='store_true', help='train on mixed pairs of images')
-    data.add_argument('--mixup-alpha', type=positive_float, default=0.2)
-    data.add_argument('--mixup-off-epoch', type=non_negative_int, default=0,
-                      help='no mixup in this many last epochs of the training')
-    data.add_argument('--label-smoothing', action='store_true', help=f'smooth labels by {SMOOTHING}')
-    options.add_common_flags(parser)
-    return parser
-
-
-def build_experiment(config):
+def build_task(config):
     """Check the records, make the network and say how it is trained.
+
+    Parameters
+    ----------
+    config : ClassificationConfig
+
+    Returns
+    -------
+    TrainingTask
 
     Raises
     ------
     InputError
-        For whatever is wrong with flags or files.
+        For whatever is wrong with the configuration or the files.
     """
-    if config.min_random_scale > config.max_random_scale:
-        raise InputError(f'--min-random-scale {config.min_random_scale} is above --max-random-scale '
-                         f'{config.max_random_scale}.')
     records = {subset: _check(config, subset) for subset in ('train', 'val')}
-    config.task, names = 'classification', class_names(config.rec_train)
-    config.class_names = names if names and len(names) == config.num_classes else None
+    names = class_names(config.rec_train)
     contexts = contexts_of(config)
-    check_split(records['train'].count, config, contexts)
+    check_batches(records['train'].count, config, contexts)
     net = make_network(config, mx.init.MSRAPrelu(), contexts)
 
     augmented = ImageBatches(
@@ -103,9 +127,9 @@ def build_experiment(config):
         shuffle=True, threads=config.num_data_workers, seed=config.seed, augmentation=paper_augmentation(
             config.pad, config.min_random_scale, config.max_random_scale, config.max_random_illumination,
             not config.no_mirror))
-    plain = validation_batches(records['train'], vars(config), config.batch_size, config.num_data_workers,
+    plain = validation_batches(records['train'], config.to_dict(), config.batch_size, config.num_data_workers,
                                shuffle=True, seed=config.seed)
-    validation = validation_batches(records['val'], vars(config), config.batch_size, config.num_data_workers)
+    validation = validation_batches(records['val'], config.to_dict(), config.batch_size, config.num_data_workers)
 
     def batches(epoch, start):
         if epoch >= config.num_epochs:
@@ -114,22 +138,31 @@ def build_experiment(config):
 
     hard_loss = gluon.loss.SoftmaxCrossEntropyLoss()
     soft_loss = gluon.loss.SoftmaxCrossEntropyLoss(sparse_label=False)
-    return Experiment(
+    return TrainingTask(
         net=net, contexts=contexts, batches=batches, batches_per_epoch=len(augmented),
         loss=lambda output, label: (soft_loss if label.ndim == 2 else hard_loss)(output, label),
         count=lambda output, label: {'top1': correct_in_top(output, label.argmax(1) if label.ndim == 2 else label, 1)},
-        evaluate=lambda: evaluate_classification(net, validation, contexts[0], options.input_dtype(config)))
+        evaluate=lambda: evaluate_classification(net, validation, contexts[0], config.input_dtype),
+        description={'task': 'classification',
+                     'class_names': names if names and len(names) == config.num_classes else None})
+
+
+def train(config, resume=False):
+    """Train a network for image classification: see :func:`gluon_lprnet.train.command.train`."""
+    return command.train(config, build_task, resume)
 
 
 def main(argv=None):
     """Run the training that ``argv`` describes; returns the exit status."""
-    return run_command(make_parser(), argv, PRESETS, preset_for, build_experiment)
+    return command.run_command(
+        ClassificationConfig, "Train a classification network on RecordIO, by the paper's recipe unless flags say "
+                              'otherwise.', build_task, argv)
 
 
 def _check(config, subset):
     rec = getattr(config, f'rec_{subset}')
     if not rec:
-        raise InputError(f'--rec-{subset} is missing: the RecordIO file, from `python -m gluon_lprnet pack images`.')
+        raise InputError(f'`rec_{subset}` is missing: give the RecordIO file, from `python -m gluon_lprnet pack images`.')
     return check_records(rec, getattr(config, f'rec_{subset}_idx'), num_classes=config.num_classes,
                          content=config.data_check == 'full')
 

@@ -1,4 +1,5 @@
-"""The one training loop: classification and landmarks differ in the :class:`Experiment` they hand to it."""
+"""The one training loop: classification and landmarks differ in the :class:`TrainingTask` they hand to it."""
+import bisect
 import contextlib
 import datetime
 import itertools
@@ -6,7 +7,7 @@ import math
 import signal
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Callable
 
 import mxnet as mx
@@ -16,9 +17,9 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from .. import checkpoint
+from ..utils.signals import noted
 from .average import WeightAverage
 from .journal import Journal
-from .options import input_dtype
 
 
 class NonFiniteLoss(ArithmeticError):
@@ -28,18 +29,21 @@ class NonFiniteLoss(ArithmeticError):
     """
 
 
-class Interrupted(Exception):
-    """Ctrl-C or SIGTERM came and a checkpoint was saved; ``signal_number`` is what came."""
+class Interrupted(SystemExit):
+    """A signal came and a checkpoint was saved; ``code`` is the exit status, 128 + signal."""
 
-    def __init__(self, signal_number, path):
-        super().__init__(f'stopped by {signal.Signals(signal_number).name}; saved {path}. '
-                         'Continue with --resume.')
-        self.signal_number = signal_number
+    def __init__(self, number, path):
+        super().__init__(128 + number)
+        self._text = (f'stopped by {signal.Signals(number).name}; saved {path}. Continue with --resume (in Python, '
+                      'resume=True).')
+
+    def __str__(self):
+        return self._text
 
 
 @dataclass
-class Experiment:
-    """What one experiment trains, on what, and how it is measured.
+class TrainingTask:
+    """What is trained, on what, and how it is measured.
 
     Attributes
     ----------
@@ -59,6 +63,8 @@ class Experiment:
         () to a dict of validation metrics; raises ArithmeticError where they are not defined.
     reached : callable
         (validation metrics) to whether the training may end before its last epoch.
+    description : dict
+        What a user of the network must know beside the configuration: ``task``, ``class_names`` and such.
     """
     net: gluon.HybridBlock
     contexts: list
@@ -68,6 +74,7 @@ class Experiment:
     count: Callable
     evaluate: Callable
     reached: Callable = lambda metrics: False
+    description: dict = field(default_factory=dict)
 
 
 class Schedule:
@@ -82,27 +89,27 @@ class Schedule:
     def __init__(self, config, steps_per_epoch):
         self.steps_per_epoch = steps_per_epoch
         self.epochs = config.num_epochs + config.tuning_epochs
-        self._train_epochs = config.num_epochs
+        self._config = config
         self._train_steps = config.num_epochs * steps_per_epoch
-        warmup = dict(warmup_steps=config.warmup_epochs * steps_per_epoch, warmup_begin_lr=config.warmup_lr)
-        if config.lr_mode != 'cosine':
-            # MXNet's scheduler lowers the rate only for updates beyond its step, and wants one.
-            falls = [epoch * steps_per_epoch - 1 for epoch in config.lr_decay_epoch] or [self._train_steps]
-            self._train = mx.lr_scheduler.MultiFactorScheduler(falls, config.lr_decay, config.lr, **warmup)
-        else:
-            self._train = mx.lr_scheduler.CosineScheduler(max(1, self._train_steps), config.lr, 0.0, **warmup)
+        self._warmup_steps = config.warmup_epochs * steps_per_epoch
+        self._cosine = mx.lr_scheduler.CosineScheduler(max(1, self._train_steps), config.lr, 0.0, self._warmup_steps,
+                                                       config.warmup_lr)
         self._tuning = mx.lr_scheduler.CosineScheduler(
             max(1, config.tuning_epochs * steps_per_epoch), config.tuning_lr, 0.0)
 
     def learning_rate(self, step):
         """Rate of update number ``step``, counted from 0."""
-        if step < self._train_steps:
-            return self._train(step)
-        return self._tuning(step - self._train_steps)
+        config = self._config
+        if step >= self._train_steps:
+            return self._tuning(step - self._train_steps)
+        if config.lr_mode != 'cosine' and step >= self._warmup_steps:
+            # MXNet's MultiFactorScheduler lowers its own rate as it goes, and refuses an epoch of one step.
+            return config.lr * config.lr_decay ** bisect.bisect(config.lr_decay_epoch, step // self.steps_per_epoch)
+        return self._cosine(step)
 
     def phase(self, epoch):
         """``train`` or ``tuning``, for an epoch counted from 0."""
-        return 'train' if epoch < self._train_epochs else 'tuning'
+        return 'train' if epoch < self._config.num_epochs else 'tuning'
 
 
 class Run:
@@ -110,29 +117,29 @@ class Run:
 
     Parameters
     ----------
-    experiment : Experiment
-    config : argparse.Namespace
-        The flags of :mod:`gluon_lprnet.train.options`.
+    task : TrainingTask
+    config : gluon_lprnet.train.config.TrainingConfig
     logger : logging.Logger
     resume_from : Checkpoint, optional
     """
 
-    def __init__(self, experiment, config, logger, resume_from=None):
-        self.experiment = experiment
+    def __init__(self, task, config, logger, resume_from=None):
+        self.task = task
         self.config = config
         self.logger = logger
-        self.schedule = Schedule(config, math.ceil(experiment.batches_per_epoch / config.accumulate))
-        self.trainer = _make_trainer(experiment, config)
+        self.schedule = Schedule(config, math.ceil(task.batches_per_epoch / config.accumulate))
+        self.trainer = _make_trainer(task, config)
         self.last_saved = None
         # Plain values only: this is what a checkpoint holds.
-        self.state = dict(step=0, epoch=0, step_in_epoch=0, sums={}, reached=False, config=vars(config))
-        self._average = WeightAverage(experiment.net, config.ema_decay) if config.ema_decay else None
+        described = {**config.to_dict(), **task.description}
+        self.state = dict(step=0, epoch=0, step_in_epoch=0, sums={}, reached=False, config=described)
+        self._average = WeightAverage(task.net, config.ema_decay) if config.ema_decay else None
         if resume_from:
             if self._average:
-                experiment.net.load_parameters(resume_from.params, ctx=experiment.contexts)
+                task.net.load_parameters(resume_from.params, ctx=task.contexts)
                 self._average.start()
-            resume_from.load(experiment.net, self.trainer, experiment.contexts)
-            self.state = {**self.state, **resume_from.state, 'config': vars(config)}
+            resume_from.load(task.net, self.trainer, task.contexts)
+            self.state = {**self.state, **resume_from.state, 'config': described}
             self.last_saved = resume_from.path
             logger.info('resumed from %s: epoch %d, step %d', resume_from.path, self.state['epoch'] + 1,
                         self.state['step'])
@@ -140,7 +147,7 @@ class Run:
         self._clock = _Clock(self.schedule.epochs * self.schedule.steps_per_epoch - self.state['step'])
 
     def fit(self):
-        """Train to the end of the schedule, or until the experiment has ``reached`` what it is for.
+        """Train to the end of the schedule, or until the task has ``reached`` what it is for.
 
         Returns
         -------
@@ -153,14 +160,14 @@ class Run:
         NonFiniteLoss, Interrupted
         """
         metrics = None
-        with self.journal, _noted_signals() as signals, logging_redirect_tqdm([self.logger]):
+        with self.journal, noted() as signals, logging_redirect_tqdm([self.logger]):
             while self.state['epoch'] < self.schedule.epochs and not self.state['reached']:
                 self._train_epoch(signals)
                 self._check_parameters()
                 self._average_statistics()
                 try:
                     with self._average.taken() if self._average else contextlib.nullcontext():
-                        metrics = self.experiment.evaluate()
+                        metrics = self.task.evaluate()
                 except ArithmeticError as error:
                     raise self._non_finite(f'in validation {error}') from error
                 self._finish_epoch(metrics)
@@ -168,12 +175,12 @@ class Run:
                     self._stop(signals)
         if self._average:
             self._average.take()
-        return metrics or self.experiment.evaluate()
+        return metrics or self.task.evaluate()
 
     def _train_epoch(self, signals):
         state, config, schedule = self.state, self.config, self.schedule
         begin = state['step_in_epoch']
-        batches = iter(self.experiment.batches(state['epoch'], begin * config.accumulate))
+        batches = iter(self.task.batches(state['epoch'], begin * config.accumulate))
         bar = tqdm(range(begin, schedule.steps_per_epoch), f'epoch {state["epoch"] + 1}/{schedule.epochs}',
                    schedule.steps_per_epoch, initial=begin, unit='step', leave=False, disable=None)
         interval = Counter()
@@ -213,32 +220,32 @@ class Run:
         Counter
             Sums over the samples, their number under ``samples``.
         """
-        experiment, sums = self.experiment, Counter()
+        task, sums = self.task, Counter()
         for data, label in batches:
-            images = gluon.utils.split_and_load(data.astype(input_dtype(self.config), copy=False),
-                                                experiment.contexts, even_split=False)
-            labels = gluon.utils.split_and_load(label, experiment.contexts, even_split=False)
+            images = gluon.utils.split_and_load(data.astype(self.config.input_dtype, copy=False),
+                                                task.contexts, even_split=False)
+            labels = gluon.utils.split_and_load(label, task.contexts, even_split=False)
             with autograd.record():
-                outputs = [experiment.net(x).astype('float32', copy=False) for x in images]
-                losses = [experiment.loss(output, y) for output, y in zip(outputs, labels)]
+                outputs = [task.net(x).astype('float32', copy=False) for x in images]
+                losses = [task.loss(output, y) for output, y in zip(outputs, labels)]
             autograd.backward(losses)
             for loss, output, y in zip(losses, outputs, labels):
                 total = float(loss.asnumpy().sum(dtype='float64'))
                 if not math.isfinite(total):
                     raise self._non_finite(f'the loss is {total}')
-                sums.update(samples=len(y), loss=total, **experiment.count(output.asnumpy(), y.asnumpy()))
+                sums.update(samples=len(y), loss=total, **task.count(output.asnumpy(), y.asnumpy()))
         self.trainer.step(sums['samples'])
         if self._average:
             self._average.update(self.state['step'] + 1)
         if self.config.accumulate > 1:
-            experiment.net.collect_params().zero_grad()
+            task.net.collect_params().zero_grad()
         return sums
 
     def _non_finite(self, what):
         return NonFiniteLoss(
             f'{what} at step {self.state["step"]} (epoch {self.state["epoch"] + 1}), learning rate '
             f'{self.trainer.learning_rate:.6g}; last good checkpoint: {self.last_saved or "none yet"}. '
-            'Train with a lower --lr or longer --warmup-epochs in a new --save-dir.')
+            'Train with a lower learning rate or a longer warm-up, in a new folder.')
 
     def _finish_epoch(self, metrics):
         state, schedule = self.state, self.schedule
@@ -251,7 +258,7 @@ class Run:
         self.logger.info('epoch %d/%d (%s) done: %s; validation %s; %.0f images/s, ETA %s', epoch + 1,
                          schedule.epochs, phase, _text(means), _text(metrics), self._clock.images_per_second(),
                          self._clock.eta())
-        state.update(epoch=epoch + 1, step_in_epoch=0, sums={}, reached=self.experiment.reached(metrics))
+        state.update(epoch=epoch + 1, step_in_epoch=0, sums={}, reached=self.task.reached(metrics))
         if (state['epoch'] % self.config.save_frequency == 0 or state['epoch'] == schedule.epochs
                 or state['reached']):
             self._save()
@@ -259,18 +266,18 @@ class Run:
     def _average_statistics(self):
         # Each device has running statistics of its own and a checkpoint holds their mean, so that validation
         # must see the mean too.
-        if len(self.experiment.contexts) > 1:
-            for parameter in self.experiment.net.collect_params().values():
+        if len(self.task.contexts) > 1:
+            for parameter in self.task.net.collect_params().values():
                 if parameter.grad_req == 'null':
                     parameter.set_data(mx.nd.array(np.mean([data.asnumpy() for data in parameter.list_data()], 0)))
 
     def _check_parameters(self):
-        for name, parameter in self.experiment.net.collect_params().items():
-            if not np.isfinite(parameter.data(self.experiment.contexts[0]).asnumpy()).all():
+        for name, parameter in self.task.net.collect_params().items():
+            if not np.isfinite(parameter.data(self.task.contexts[0]).asnumpy()).all():
                 raise self._non_finite(f'the parameter {name} is NaN or infinite')
 
     def _save(self):
-        self.last_saved = checkpoint.save(self.config.save_dir, self.experiment.net, self.trainer, self.state,
+        self.last_saved = checkpoint.save(self.config.save_dir, self.task.net, self.trainer, self.state,
                                           average=self._average)
 
     def _stop(self, signals):
@@ -305,30 +312,9 @@ class _Clock:
         return str(datetime.timedelta(seconds=round(elapsed / max(1, self._done) * (self._remaining - self._done))))
 
 
-@contextlib.contextmanager
-def _noted_signals():
-    """Collect SIGINT and SIGTERM in the list it yields; a second one acts at once, as before."""
-    received, previous = [], {}
-
-    def note(number, _):
-        received.append(number)
-        restore()
-
-    def restore():
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        previous[number] = signal.signal(number, note)
-    try:
-        yield received
-    finally:
-        restore()
-
-
-def _make_trainer(experiment, config):
+def _make_trainer(task, config):
     """SGD with momentum or Adam with its default betas; decay spares BatchNorm and biases unless ``--bn-wd``."""
-    parameters = experiment.net.collect_params()
+    parameters = task.net.collect_params()
     for name, parameter in parameters.items():
         if not config.bn_wd and name.endswith(('gamma', 'beta', 'bias')):
             parameter.wd_mult = 0.0
@@ -338,7 +324,7 @@ def _make_trainer(experiment, config):
     if config.optimizer == 'sgd':
         options['momentum'] = config.momentum
     return gluon.Trainer(parameters, config.optimizer, options,
-                         kvstore='device' if len(experiment.contexts) > 1 else None, update_on_kvstore=False)
+                         kvstore='device' if len(task.contexts) > 1 else None, update_on_kvstore=False)
 
 
 def _means(sums):

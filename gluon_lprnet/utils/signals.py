@@ -11,14 +11,34 @@ def exit_on_sigterm():
 
     A SIGHUP that is ignored, as under ``nohup``, stays so.
     """
+    with _handled((signal.SIGTERM, signal.SIGHUP), lambda number, _: sys.exit(128 + number)):
+        yield
+
+
+@contextlib.contextmanager
+def noted():
+    """Collect the first signal, Ctrl-C too, in the list that it yields, for a job that ends where it chooses.
+
+    A second one acts at once, as it would have without this.
+    """
+    received = []
+    with contextlib.ExitStack() as handlers:
+        def note(number, _):
+            received.append(number)
+            handlers.close()
+        handlers.enter_context(_handled((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), note))
+        yield received
+
+
+@contextlib.contextmanager
+def _handled(numbers, handler):
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may set a handler
         return
-    numbers = [number for number in (signal.SIGTERM, signal.SIGHUP)
-               if number == signal.SIGTERM or signal.getsignal(number) != signal.SIG_IGN]
-    before = {number: signal.signal(number, lambda number, frame: sys.exit(128 + number)) for number in numbers}
+    before = {number: signal.signal(number, handler) for number in numbers
+              if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN}
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, previous in before.items():
+            signal.signal(number, previous)

@@ -34,7 +34,7 @@ from gluon_lprnet.compression.factorize import factorize, ranks_within, spectrum
 from gluon_lprnet.compression.modules import PointwiseGraph
 from gluon_lprnet.compression.refit import replacement, ridge
 from gluon_lprnet.graph import as_block, trace
-from gluon_lprnet.train.loop import Experiment
+from gluon_lprnet.train.loop import TrainingTask
 from gluon_lprnet.utils.errors import InputError
 
 M = 24
@@ -673,7 +673,7 @@ def test_distill_keeps_the_experiment(random):
     teacher.initialize(mx.init.Normal(1))
     data, label = mx.nd.array(random.normal(0, 1, (4, 2))), mx.nd.array([0, 1, 2, 1])
     seen = []
-    experiment = distill(Experiment(
+    experiment = distill(TrainingTask(
         net=None, contexts=[mx.cpu()], batches=lambda epoch, start: [(data, label)] * (epoch + start),
         batches_per_epoch=1, loss=None, count=lambda outputs, labels: seen.append(labels) or {}, evaluate=None),
         teacher)

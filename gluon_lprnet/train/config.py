@@ -1,0 +1,374 @@
+"""What a training is told: typed, frozen, and the same from flags, from Python and from the folder of a run."""
+import argparse
+import dataclasses
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar, Optional, Union, get_type_hints
+
+from .. import checkpoint
+from ..blocks import L2_NORM_SCALES
+from ..data.batches import IMAGENET_MEAN, IMAGENET_STD
+from ..utils.errors import InputError
+
+# Beyond these a number is a slip of the pen, and MXNet's own types overflow.
+_MOST = 2**31 - 1
+_SMALLEST_RATE, _LARGEST_RATE = 1e-8, 1000.0
+_SMALLEST_NUMBER = 1e-30
+
+
+def setting(default, help=None, low=None, high=None, choices=None, free=False, group='optimization', **argument):
+    """A field of a configuration.
+
+    Parameters
+    ----------
+    default
+    help : str, optional
+        Of its flag.
+    low, high : number, optional
+        The smallest and the largest value, or element of a tuple.
+    choices : sequence of str, optional
+    free : bool
+        It does not change what is learned: a resumed run may have another value.
+    group : str
+        Of the flags in ``--help``.
+    argument
+        Further arguments of ``add_argument``; ``short`` is a second name of the flag, ``type`` how to read its text.
+    """
+    return field(default=default, metadata=dict(help=help, low=low, high=high, choices=choices, free=free, group=group,
+                                                argument=argument))
+
+
+def with_default(config_class, name, default):
+    """The setting ``name`` of another configuration, with another default."""
+    return field(default=default, metadata=config_class.__dataclass_fields__[name].metadata)
+
+
+def rank(text):
+    """The rank of LPR modules, of a flag: a fraction of the width or a number of channels."""
+    numerator, slash, denominator = text.partition('/')
+    try:
+        return int(numerator) / int(denominator) if slash else float(text) if '.' in text else int(text)
+    except (ValueError, ZeroDivisionError):
+        raise argparse.ArgumentTypeError(f'{text!r} is not a rank: give 1/8, 0.125 or a whole number') from None
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """What the training loop is told, whatever it trains.
+
+    Raises
+    ------
+    InputError
+        If a value is of the wrong type, out of range, or does not fit another. Messages call a parameter by its
+        name, in backquotes; commands print flags in their place.
+    """
+
+    save_dir: str = setting('runs/latest', 'folder of the run: checkpoints, log, metrics, curves, exported network',
+                            free=True, group='run', metavar='DIR')
+    save_frequency: int = setting(1, 'a checkpoint every so many epochs', 1, _MOST, free=True, group='run',
+                                  metavar='EPOCHS')
+    log_interval: int = setting(50, 'steps between two reports within an epoch', 1, _MOST, free=True, group='run',
+                                metavar='STEPS')
+    tensorboard: bool = setting(False, 'write TensorBoard events too (needs tensorboardX)', free=True, group='run')
+    seed: int = setting(0, 'of initialization, order and augmentation', 0, _MOST, group='run')
+    num_gpus: int = setting(0, '0 trains on the CPU', 0, 64, group='run')
+    dtype: str = setting('float32', 'bfloat16: mixed precision by MXNet AMP; float16: the whole network, GPU only',
+                         choices=('float32', 'bfloat16', 'float16'), group='run')
+    num_data_workers: int = setting(max(1, (os.cpu_count() or 1) // 2), 'threads that decode images', 1, 256, free=True,
+                                    group='run', short='-j', metavar='N')
+
+    num_epochs: int = setting(1, None, 1, 100_000)
+    batch_size: int = setting(128, None, 1, 1_000_000)
+    accumulate: int = setting(1, 'add up the gradients of N batches for one update', 1, 100_000, metavar='N')
+    optimizer: str = setting('sgd', choices=('sgd', 'adam'))
+    lr: float = setting(0.1, 'learning rate after warm-up', _SMALLEST_RATE, _LARGEST_RATE)
+    lr_mode: str = setting('cosine', 'how the rate falls', choices=('cosine', 'step', 'constant'))
+    lr_decay: float = setting(0.1, 'factor of each fall, for lr_mode step', 1e-6, 1)
+    lr_decay_epoch: tuple[int, ...] = setting((), 'epochs, counted from 1, after which the rate falls, for lr_mode '
+                                                  'step', 1, 100_000, metavar='EPOCH')
+    warmup_epochs: int = setting(0, None, 0, 100_000)
+    warmup_lr: float = setting(0.0, 'rate at the start of warm-up', 0, _LARGEST_RATE)
+    momentum: float = setting(0.9, 'of sgd', 0, 0.9999)
+    wd: float = setting(1e-4, 'weight decay', 0, 1)
+    bn_wd: bool = setting(False, 'decay BatchNorm and biases as well')
+    tuning_epochs: int = setting(0, 'epochs without augmentation after the training', 0, 100_000)
+    tuning_lr: float = setting(1e-3, 'rate at the start of the tuning', _SMALLEST_RATE, _LARGEST_RATE)
+    ema_decay: float = setting(0.0, 'evaluate and keep an exponential moving average of the weights, which holds on to '
+                                    'this part of itself at each update; 0: the weights themselves', 0, 0.99999,
+                               metavar='D')
+
+    def __post_init__(self):
+        hints = get_type_hints(type(self))
+        for setting_ in dataclasses.fields(self):
+            value = _checked(setting_, hints[setting_.name], getattr(self, setting_.name))
+            # The way around a frozen dataclass that its own documentation names, before anybody has seen the object.
+            object.__setattr__(self, setting_.name, value)
+        self.check()
+
+    def check(self):
+        """Refuse values that do not fit each other; a subclass adds its own."""
+        if self.warmup_epochs >= self.num_epochs:
+            raise InputError(f'`warmup_epochs` {self.warmup_epochs}: this leaves nothing of '
+                             f'`num_epochs` {self.num_epochs}. Give fewer.')
+        if self.warmup_lr > self.lr:
+            raise InputError(f'`warmup_lr` {self.warmup_lr:g}: warm-up rises to `lr` {self.lr:g}; begin below that.')
+        if (self.lr_mode == 'step') != bool(self.lr_decay_epoch):
+            raise InputError('`lr_mode` step and `lr_decay_epoch` need each other: give both or neither.')
+        falls = self.lr_decay_epoch
+        if list(falls) != sorted(set(falls)):
+            raise InputError(f'`lr_decay_epoch` {_text(falls)}: the epochs must rise, each once.')
+        if falls and falls[-1] >= self.num_epochs:
+            raise InputError(f'`lr_decay_epoch` {_text(falls)}: the training ends after `num_epochs` {self.num_epochs}; '
+                             'name epochs before that.')
+
+    @classmethod
+    def from_dict(cls, values):
+        """The configuration that :meth:`to_dict` gave; of a newer or older version, what is known here."""
+        return cls._of({name: value for name, value in values.items() if name in cls._names()})
+
+    @classmethod
+    def from_run(cls, run_dir):
+        """The configuration of a run, from ``config.json`` in its folder.
+
+        Raises
+        ------
+        InputError
+            If there is none, or it is damaged.
+        """
+        path = Path(run_dir) / 'config.json'
+        try:
+            values = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise InputError(f'{path} is not the configuration of a run: {error}.') from error
+        return cls.from_dict(values)
+
+    @classmethod
+    def from_args(cls, args, **values):
+        """Of a command that has some of the settings as flags: ``values`` over its own over the defaults."""
+        return cls._of({**{name: value for name, value in vars(args).items() if name in cls._names()}, **values})
+
+    @classmethod
+    def _names(cls):
+        return {setting_.name for setting_ in dataclasses.fields(cls) if setting_.init}
+
+    @classmethod
+    def _of(cls, values):
+        unknown = set(values) - cls._names()
+        if unknown:
+            raise InputError(f'{cls.__name__} has no {", ".join(sorted(unknown))}.')
+        return cls(**values)
+
+    def to_dict(self):
+        """The fields as JSON has them: lists in place of tuples."""
+        return {name: list(value) if isinstance(value, tuple) else value
+                for name, value in dataclasses.asdict(self).items()}
+
+    def save(self, **more):
+        """Write ``config.json`` into the folder ``save_dir``, with what else describes the run."""
+        text = json.dumps({**self.to_dict(), **more}, indent=1, sort_keys=True)
+        (Path(self.save_dir) / 'config.json').write_text(text + '\n')
+
+    @property
+    def input_dtype(self):
+        """Of the network's input; bfloat16 is cast within the network."""
+        return 'float16' if self.dtype == 'float16' else 'float32'
+
+
+@dataclass(frozen=True)
+class NetworkTrainingConfig(TrainingConfig):
+    """The training of a network of the zoo on RecordIO files."""
+
+    # Recipes: values that replace the defaults.
+    PRESETS: ClassVar[Mapping[str, Mapping]] = {}
+
+    # The recipe that it was made from.
+    preset: Optional[str] = None
+    model: str = setting('lprnet_mobilenet_x1.0', 'name in gluon_lprnet.list_models()', group='network')
+    input_size: int = setting(224, 'height and width of the crop, in pixels', 8, 1024, group='network')
+    start_from: Optional[str] = setting(
+        None, "begin with the weights of another training: its folder, or a checkpoint's; the input may be of another "
+        'size', group='network', metavar='RUN')
+    small_image: bool = setting(False, 'stem for images of 32x32', group='network')
+    rank: Optional[Union[int, float]] = setting(
+        None, 'rank of LPR modules: a fraction of the width (1/8, 0.125) or a number of channels', group='network',
+        type=rank)
+    no_residual: bool = setting(False, 'LPR without its residual (Table 4)', group='network')
+    no_l2_norm: bool = setting(False, 'LPR without its L2 normalization (Table 4)', group='network')
+    l2_norm_scale: Optional[str] = setting(
+        None, 'multiply the normalized output of LPR by a learned number that begins as 1 or as the root of the width '
+        '(default: no such number)', choices=L2_NORM_SCALES, group='network')
+    rgb_mean: tuple[float, float, float] = setting(
+        IMAGENET_MEAN, 'mean of R, G and B, on the scale 0 to 255', 0, 255, group='network', metavar=('R', 'G', 'B'))
+    rgb_std: tuple[float, float, float] = setting(
+        IMAGENET_STD, 'their standard deviation, on the same scale', 1, 255, group='network', metavar=('R', 'G', 'B'))
+    data_check: str = setting(
+        'full', 'what is verified before the first step: every byte of the records, or their structure, index and '
+        'labels alone', choices=('full', 'structure'), free=True, group='data')
+    no_mirror: bool = setting(False, 'do not flip left and right at random', group='data')
+
+    @classmethod
+    def preset_for(cls, model):
+        """The name of the recipe in ``PRESETS`` that is taken for a network when none is given."""
+        raise NotImplementedError
+
+    @classmethod
+    def from_preset(cls, preset=None, **values):
+        """A recipe with some values replaced.
+
+        Parameters
+        ----------
+        preset : str, optional
+            Of ``PRESETS``; by default the recipe of ``model``.
+        values
+            Fields of the class.
+        """
+        preset = preset or cls.preset_for(values.get('model', cls.model))
+        if preset not in cls.PRESETS:
+            raise InputError(f'`preset` {preset}: there are {", ".join(cls.PRESETS)}.')
+        return cls._of({**cls.PRESETS[preset], **values, 'preset': preset})
+
+
+def make_parser(config_class, description):
+    """The flags of a training, one for each setting; the namespace has only those that are given."""
+    parser = argparse.ArgumentParser(description=description, argument_default=argparse.SUPPRESS)
+    parser.add_argument('--preset', choices=config_class.PRESETS,
+                        help="recipe that sets the flags not given (default: the paper's, by --model)")
+    parser.add_argument('--resume', action='store_true',
+                        help='go on from the newest whole checkpoint in --save-dir, with its configuration')
+    groups = {name: parser.add_argument_group(name) for name in ('network', 'data', 'run', 'optimization')}
+    hints = get_type_hints(config_class)
+    for setting_ in dataclasses.fields(config_class):
+        if setting_.metadata:
+            _add_flag(groups[setting_.metadata['group']], setting_, hints[setting_.name])
+    return parser
+
+
+def parse(parser, config_class, argv=None):
+    """The configuration that flags describe, over a recipe's or, with ``--resume``, over a checkpoint's.
+
+    Parameters
+    ----------
+    parser : argparse.ArgumentParser
+        Of :func:`make_parser`.
+    config_class : type
+    argv : sequence of str, optional
+
+    Returns
+    -------
+    tuple of (TrainingConfig, Checkpoint or None)
+
+    Raises
+    ------
+    InputError
+        As of the configuration, :func:`checkpoint_to_resume` and :func:`check_same_curve`.
+    """
+    given = vars(parser.parse_args(argv))
+    resume = given.pop('resume', False)
+    found = checkpoint_to_resume(given.get('save_dir', config_class.save_dir), resume)
+    if not found:
+        return config_class.from_preset(**given), None
+    config = dataclasses.replace(config_class.from_dict(found.state['config']), **given)
+    check_same_curve(config, found)
+    return config, found
+
+
+def checkpoint_to_resume(save_dir, resume):
+    """The newest whole Checkpoint of a run's folder where ``resume`` asks for it, else None.
+
+    Raises
+    ------
+    InputError
+        For a resume without a checkpoint, and for a fresh run in a folder that holds one.
+    """
+    found = checkpoint.newest(save_dir)
+    if resume and found is None:
+        raise InputError(f'`resume`: there is no whole checkpoint in {Path(save_dir) / "checkpoints"}.')
+    if found and not resume:
+        raise InputError(f'{save_dir} holds checkpoints (the newest: {found.path.name}): give `resume` to go on, or '
+                         'another folder.')
+    return found
+
+
+def check_same_curve(config, found):
+    """Refuse another value of a setting that shapes the curve than the Checkpoint ``found`` was made with.
+
+    Raises
+    ------
+    InputError
+    """
+    # As it was saved: JSON has no tuples.
+    saved, now = found.state['config'], json.loads(json.dumps(config.to_dict()))
+    shaping = [setting_.name for setting_ in dataclasses.fields(config) if not setting_.metadata.get('free')]
+    changed = [f'`{name}` (was {saved[name]!r}, is {now[name]!r})' for name in shaping
+               if name in saved and now[name] != saved[name]]
+    if changed:
+        raise InputError(f'Cannot resume: {", ".join(changed)} would change the training curve. Leave it as it was, or '
+                         'train in a new folder.')
+
+
+def _add_flag(group, setting_, hint):
+    meta, default = setting_.metadata, setting_.default
+    argument = dict(meta['argument'])
+    names = [name for name in (argument.pop('short', None), '--' + setting_.name.replace('_', '-')) if name]
+    if hint is bool:
+        argument['action'] = 'store_true'
+    else:
+        element, length = _element(hint)
+        argument = {'type': element, 'nargs': length, 'choices': meta['choices'], **argument}
+    shown = '' if hint is bool or default in (None, ()) else f'(default: {_text(default)})'
+    group.add_argument(*names, help=' '.join(filter(None, (meta['help'], shown))), **argument)
+
+
+def _element(hint):
+    """Type of a value or of a tuple's elements, and of a tuple the ``nargs`` of its flag."""
+    arguments = getattr(hint, '__args__', ())
+    if getattr(hint, '__origin__', None) is tuple:
+        return arguments[0], '+' if arguments[-1] is Ellipsis else len(arguments)
+    # Optional
+    return (arguments[0], None) if arguments else (hint, None)
+
+
+def _checked(setting_, hint, value):
+    """The value of a field in its own type.
+
+    Raises
+    ------
+    InputError
+    """
+    name, meta = setting_.name, setting_.metadata
+    optional = type(None) in getattr(hint, '__args__', ())
+    # What is no setting, or has a type of its own, is for others to check.
+    if not meta or 'type' in meta['argument'] or value is None and optional:
+        return value
+    element, length = _element(hint)
+    if length:
+        if isinstance(value, str) or not isinstance(value, Sequence) or length not in ('+', len(value)):
+            raise InputError(f'`{name}` {_text(value)}: it must be '
+                             f'{"a sequence" if length == "+" else f"{length} numbers"}.')
+        return tuple(_checked_element(name, meta, element, part, value) for part in value)
+    return _checked_element(name, meta, element, value, value)
+
+
+def _checked_element(name, meta, element, value, shown):
+    wrong = f'`{name}` {_text(shown)}'
+    if meta['choices'] and value not in meta['choices']:
+        raise InputError(f'{wrong}: it must be one of {", ".join(meta["choices"])}.')
+    if element in (str, bool):
+        if not isinstance(value, (str, os.PathLike) if element is str else bool) or value == '':
+            raise InputError(f'{wrong}: it must be {"text, and not empty" if element is str else "True or False"}.')
+        return value if element is bool else os.fspath(value)
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    # NaN is not within any range.
+    if not (whole or element is float and isinstance(value, float)) or not meta['low'] <= value <= meta['high']:
+        kind = 'whole number' if element is int else 'number'
+        raise InputError(f'{wrong}: it must be a {kind} from {meta["low"]} to {meta["high"]}.')
+    if 0 < abs(value) < _SMALLEST_NUMBER:
+        raise InputError(f'{wrong}: it is too small for float32. Give 0.')
+    return element(value)
+
+
+def _text(value):
+    return ' '.join(map(_text, value)) if isinstance(value, (tuple, list)) else str(value)
