@@ -1,6 +1,7 @@
 """Image classification ("Image Classification" in the paper): configuration, recipes and the task."""
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Mapping, Optional
+from typing import ClassVar, Optional
 
 import mxnet as mx
 import numpy as np
@@ -162,7 +163,8 @@ def main(argv=None):
 def _check(config, subset):
     rec = getattr(config, f'rec_{subset}')
     if not rec:
-        raise InputError(f'`rec_{subset}` is missing: give the RecordIO file, from `python -m gluon_lprnet pack images`.')
+        raise InputError(f'`rec_{subset}` is missing: give the RecordIO file, from `python -m gluon_lprnet pack '
+                         'images`.')
     return check_records(rec, getattr(config, f'rec_{subset}_idx'), num_classes=config.num_classes,
                          content=config.data_check == 'full')
 

@@ -163,7 +163,8 @@ def test_profiles_are_repeated(face_flags, face_records, tmp_path):
     yaws = np.radians([0, 59, 61, -80])
     turned = [record._replace(pose=np.array([0, yaws[number % 4], 0])) for number, record in enumerate(records)]
     write_records(tmp_path / 'turned', [encode_record(record) for record in turned])
-    task = face.build_task(landmarks(*face_flags, '--rec-train', str(tmp_path / 'turned.rec'), '--repeat-profiles', '3'))
+    task = face.build_task(landmarks(*face_flags, '--rec-train', str(tmp_path / 'turned.rec'),
+                                     '--repeat-profiles', '3'))
     assert sum(len(label) for _, label in task.batches(0, 0)) == 40 + 2 * 20
 
 
