@@ -121,8 +121,8 @@ class TrainingConfig:
         if list(falls) != sorted(set(falls)):
             raise InputError(f'`lr_decay_epoch` {_text(falls)}: the epochs must rise, each once.')
         if falls and falls[-1] >= self.num_epochs:
-            raise InputError(f'`lr_decay_epoch` {_text(falls)}: the training ends after `num_epochs` {self.num_epochs}; '
-                             'name epochs before that.')
+            raise InputError(f'`lr_decay_epoch` {_text(falls)}: the training ends after '
+                             f'`num_epochs` {self.num_epochs}; name epochs before that.')
 
     @classmethod
     def from_dict(cls, values):
