@@ -6,6 +6,7 @@ halves them, rounding up.
 """
 import math
 from contextlib import contextmanager
+from typing import Any, Optional, Union
 
 import mxnet as mx
 import numpy as np
@@ -24,7 +25,8 @@ class ConvBNReLU(nn.HybridSequential):
     Padding keeps the size of the feature map at stride 1.
     """
 
-    def __init__(self, channels, kernel, stride=1, groups=1, in_channels=0, activation='relu', **kwargs):
+    def __init__(self, channels: int, kernel: int, stride: int = 1, groups: int = 1, in_channels: int = 0,
+                 activation: Optional[str] = 'relu', **kwargs: Any) -> None:
         super().__init__(**kwargs)
         with self.name_scope():
             self.add(nn.Conv2D(channels, kernel, stride, kernel // 2, groups=groups, use_bias=False,
@@ -43,7 +45,7 @@ class ReLU6(HybridBlock):
         return F.clip(x, 0, 6)
 
 
-def depthwise(channels, stride=1, activation='relu'):
+def depthwise(channels: int, stride: int = 1, activation: Optional[str] = 'relu') -> ConvBNReLU:
     """The depthwise 3x3 convolution D of equation (2) with batch normalization."""
     return ConvBNReLU(channels, 3, stride, groups=channels, in_channels=channels, activation=activation)
 
@@ -51,21 +53,21 @@ def depthwise(channels, stride=1, activation='relu'):
 class SConv(ConvBNReLU):
     """Standard 3x3 convolution, equation (1)."""
 
-    def __init__(self, in_channels, channels, stride=1, **kwargs):
+    def __init__(self, in_channels: int, channels: int, stride: int = 1, **kwargs: Any) -> None:
         super().__init__(channels, 3, stride, in_channels=in_channels, **kwargs)
 
 
 class DSC(nn.HybridSequential):
     """Depthwise separable convolution, equation (4): depthwise 3x3, then pointwise."""
 
-    def __init__(self, in_channels, channels, stride=1, **kwargs):
+    def __init__(self, in_channels: int, channels: int, stride: int = 1, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         with self.name_scope():
             self.add(depthwise(in_channels, stride),
                      ConvBNReLU(channels, 1, in_channels=in_channels))
 
 
-def resolve_rank(rank, channels):
+def resolve_rank(rank: Union[int, float], channels: int) -> int:
     """The rank r as a number of channels.
 
     Parameters
@@ -139,7 +141,8 @@ class LPR(HybridBlock):
     # Set by normalize_in_rank_space.
     _rank_space = False
 
-    def __init__(self, channels, rank=1 / 8, residual=True, l2_norm=True, l2_norm_scale=None, **kwargs):
+    def __init__(self, channels: int, rank: Union[int, float] = 1 / 8, residual: bool = True, l2_norm: bool = True,
+                 l2_norm_scale: Optional[str] = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if l2_norm_scale not in (None, *L2_NORM_SCALES):
             raise InputError(f'l2_norm_scale {l2_norm_scale!r} is unknown: give None, '
@@ -200,7 +203,7 @@ def _pointwise(F, x, weight, channels):
     return F.Convolution(x, weight, kernel=(1, 1), num_filter=channels, no_bias=True)
 
 
-def normalize_in_rank_space(net, active):
+def normalize_in_rank_space(net: HybridBlock, active: bool) -> None:
     """Choose how the LPR modules of ``net`` compute their L2 normalization; the function stays the same.
 
     Over the m channels of P2's output MXNet's normalization takes as long as the rest of the network,
@@ -242,7 +245,7 @@ class InvertedResidual(HybridBlock):
     expanding convolution, as in the first module of MobileNetV2.
     """
 
-    def __init__(self, in_channels, channels, stride=1, expansion=6, **kwargs):
+    def __init__(self, in_channels: int, channels: int, stride: int = 1, expansion: int = 6, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._shortcut = stride == 1 and in_channels == channels
         hidden = in_channels * expansion
@@ -272,7 +275,8 @@ class ShuffleNetV1Unit(HybridBlock):
     narrow for a grouped convolution.
     """
 
-    def __init__(self, in_channels, channels, stride=1, groups=3, first_groups=None, **kwargs):
+    def __init__(self, in_channels: int, channels: int, stride: int = 1, groups: int = 3,
+                 first_groups: Optional[int] = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._groups = groups
         self._down = stride == 2
@@ -307,7 +311,7 @@ def _shufflenet_v2_branch(in_channels, channels, stride):
 class ShuffleNetV2Unit(HybridBlock):
     """ShuffleNetV2's stride-1 unit (its Figure 3 c): half of the channels pass through, half are transformed."""
 
-    def __init__(self, channels, **kwargs):
+    def __init__(self, channels: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         with self.name_scope():
             self.branch = _shufflenet_v2_branch(channels // 2, channels // 2, stride=1)
@@ -320,7 +324,7 @@ class ShuffleNetV2Unit(HybridBlock):
 class ShuffleNetV2DownUnit(HybridBlock):
     """ShuffleNetV2's down-sampling unit (its Figure 3 d, the paper's Figure 3 c), stride 2."""
 
-    def __init__(self, in_channels, channels, **kwargs):
+    def __init__(self, in_channels: int, channels: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         half = channels // 2
         with self.name_scope():

@@ -20,10 +20,11 @@ import math
 import operator
 import os
 from collections import namedtuple
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, Optional, Union
 
 import mxnet as mx
-from mxnet.gluon import Block, Constant
+from mxnet.gluon import Block, Constant, HybridBlock
 
 from .blocks import plain_form
 from .utils.errors import InputError
@@ -40,10 +41,10 @@ class Layer(NamedTuple):
 
     name: str
     operator: str
-    output_shape: tuple
+    output_shape: tuple[int, ...]
     params: int
-    multiply_adds: int
-    other: int
+    multiply_adds: Optional[int]
+    other: Optional[int]
 
 
 class Complexity(NamedTuple):
@@ -61,27 +62,27 @@ class Complexity(NamedTuple):
         ``multiply_adds`` and ``other`` are lower bounds.
     """
 
-    input_shape: tuple
-    layers: list
+    input_shape: tuple[int, ...]
+    layers: list[Layer]
     auxiliary: int
-    unknown: dict
+    unknown: dict[str, list[str]]
 
     @property
-    def params(self):
+    def params(self) -> int:
         """Trainable parameters, an int."""
         return sum(layer.params for layer in self.layers)
 
     @property
-    def multiply_adds(self):
+    def multiply_adds(self) -> int:
         """Multiply-adds of convolutions and fully connected layers, an int."""
         return sum(layer.multiply_adds or 0 for layer in self.layers)
 
     @property
-    def other(self):
+    def other(self) -> int:
         """Operations of all other operators, an int."""
         return sum(layer.other or 0 for layer in self.layers)
 
-    def table(self, format='text'):
+    def table(self, format: str = 'text') -> str:
         """The layers and the totals as a string, in one of ``FORMATS``."""
         if format == 'json':
             fields = ('input_shape', 'params', 'multiply_adds', 'other', 'auxiliary', 'unknown')
@@ -99,7 +100,8 @@ class Complexity(NamedTuple):
         return '\n\n'.join([render_table(columns, rows, format), *notes])
 
 
-def count(network, input_shape=(1, 3, 224, 224), input_name='data'):
+def count(network: Union[HybridBlock, mx.sym.Symbol, str, os.PathLike],
+          input_shape: Sequence[int] = (1, 3, 224, 224), input_name: str = 'data') -> Complexity:
     """Count the parameters and multiply-adds of a network.
 
     Parameters

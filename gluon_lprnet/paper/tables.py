@@ -3,7 +3,7 @@ import json
 import math
 from collections import namedtuple
 from decimal import ROUND_DOWN, ROUND_HALF_UP, Decimal
-from typing import Callable, NamedTuple, Optional, Union
+from typing import Any, Callable, NamedTuple, Optional, Union
 
 from ..blocks import DSC, LPR, InvertedResidual, SConv, ShuffleNetV2Unit
 from ..complexity import Complexity, count
@@ -174,13 +174,13 @@ class Comparison(NamedTuple):
     follows: Optional[str] = None
 
 
-def compare(printed, counted):
+def compare(printed: str, counted: int) -> Comparison:
     """The :class:`Comparison` of a printed number, as ``'2.3M'``, with a count."""
     number, unit = _parse(printed)
     return Comparison(printed, counted, counted / float(number * unit) - 1, follows(printed, counted))
 
 
-def follows(printed, counted):
+def follows(printed: str, counted: int) -> str:
     """Whether ``printed`` is the whole number ``counted`` at its printed digits.
 
     Returns
@@ -204,7 +204,7 @@ def _parse(printed):
     return Decimal(digits.replace(',', '')), unit
 
 
-def rows(number):
+def rows(number: int) -> list[dict[str, Any]]:
     """The rows of one table.
 
     Parameters
@@ -249,7 +249,7 @@ def _compared(number, row):
             'note': row.note(complexity) if callable(row.note) else row.note}
 
 
-def table(number, format='text'):
+def table(number: int, format: str = 'text') -> str:
     """One table as a string, in one of ``FORMATS``; see :func:`rows`."""
     title, compared = _table(number).title, rows(number)
     if format == 'json':

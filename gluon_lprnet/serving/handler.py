@@ -30,8 +30,8 @@ if __package__:
     from ..data.faces import landmarks
 else:
     # In an archive, which carries them beside this file.
-    import images
-    import landmarks
+    import images  # type: ignore[no-redef]
+    import landmarks  # type: ignore[no-redef]
 
 MAX_FACES = 100
 # In pixels, of a box's numbers: far beyond every image, and no sum or product of them overflows.

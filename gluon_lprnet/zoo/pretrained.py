@@ -6,7 +6,7 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, NamedTuple, Union
+from typing import Any, NamedTuple, Optional, Union
 
 from ..utils.errors import InputError
 
@@ -65,7 +65,7 @@ class Card(NamedTuple):
         return path
 
 
-def split_tag(name: str):
+def split_tag(name: str) -> tuple[str, Optional[str]]:
     """``NAME.TAG`` as (NAME, TAG), and a name without a tag as (NAME, None)."""
     # A width contains a dot too, and no tag starts with a digit.
     model, dot, tag = str(name).rpartition('.')

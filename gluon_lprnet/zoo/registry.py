@@ -2,14 +2,26 @@
 import difflib
 import inspect
 import re
-from collections import namedtuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Optional, Union
+
+import mxnet as mx
+from mxnet.gluon.block import HybridBlock
 
 from ..utils.errors import InputError
 from .pretrained import cards, find_card, split_tag
 
-Family = namedtuple('Family', 'build widths any_width rank_denominators')
 
-_FAMILIES = {}
+class Family(NamedTuple):
+    """What :func:`register` was given, with the function that builds a network."""
+
+    build: Callable[..., HybridBlock]
+    widths: tuple[float, ...]
+    any_width: bool
+    rank_denominators: tuple[int, ...]
+
+
+_FAMILIES: dict[str, Family] = {}
 # Families that became a keyword of another one; runs and exports still name them.
 _FORMER = {
     'lprnet_with_learned_scale': ('lprnet_mobilenet', {'l2_norm_scale': 'one'}),
@@ -18,7 +30,8 @@ _FORMER = {
 _NAME = re.compile(r'(?P<family>[a-z]\w*?)(_x(?P<width>\d+(\.\d+)?))?(_r(?P<denominator>\d+))?')
 
 
-def register(widths, any_width=False, rank_denominators=()):
+def register(widths: Sequence[float], any_width: bool = False,
+             rank_denominators: Sequence[int] = ()) -> Callable[[Callable], Callable]:
     """Class decorator that registers a family of networks under its class or function name in lower case.
 
     Parameters
@@ -36,7 +49,7 @@ def register(widths, any_width=False, rank_denominators=()):
     return add
 
 
-def list_models(pretrained=False):
+def list_models(pretrained: bool = False) -> list[str]:
     """Names of the networks, family by family in the order of registration.
 
     ``_x`` is the width multiplier; ``_r4`` is the rank r = m/4 of an LPR network (r = m/8 unless named).
@@ -56,7 +69,8 @@ def list_models(pretrained=False):
     return names
 
 
-def get_model(name, classes=None, pretrained=False, ctx=None, **kwargs):
+def get_model(name: str, classes: Optional[int] = None, pretrained: Union[bool, str] = False,
+              ctx: Union[mx.Context, Sequence[mx.Context], None] = None, **kwargs: Any) -> HybridBlock:
     """Build a network of the zoo: not yet initialized, or with the weights that come with the package.
 
     Parameters
@@ -95,7 +109,7 @@ def get_model(name, classes=None, pretrained=False, ctx=None, **kwargs):
     match = _NAME.fullmatch(str(name))
     family_name, switches = _FORMER.get(match['family'], (match['family'], {})) if match else (None, {})
     family = _FAMILIES.get(family_name)
-    if family is None:
+    if match is None or family is None:
         families = [family for family in _FAMILIES if _FAMILIES[family].widths]
         near = difflib.get_close_matches(str(name), list_models() + families, n=3, cutoff=0.5)
         hint = f' Did you mean {" or ".join(near)}?' if near else ''
