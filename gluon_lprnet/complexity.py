@@ -123,7 +123,7 @@ def count(network: Union[HybridBlock, mx.sym.Symbol, str, os.PathLike],
     InputError
         If the file is missing or is not a symbol, or if the input's name or shape does not match the network.
     """
-    input_shape = _checked_shape(input_shape)
+    shape = _checked_shape(input_shape)
     symbol, constants = _trace(network, input_name)
     inputs = symbol.list_inputs()
     if input_name not in inputs:
@@ -132,9 +132,10 @@ def count(network: Union[HybridBlock, mx.sym.Symbol, str, os.PathLike],
     auxiliary_names = set(symbol.list_auxiliary_states())
     not_parameters = {input_name} | constants | auxiliary_names
     nodes = json.loads(symbol.tojson())['nodes']
-    shapes = _infer_shapes(symbol, nodes, input_name, input_shape)
+    shapes = _infer_shapes(symbol, nodes, input_name, shape)
 
-    layers, auxiliary, unknown, counted = [], 0, {}, set()
+    unknown: dict[str, list[str]] = {}
+    layers, auxiliary, counted = [], 0, set()
     for index, node in enumerate(nodes):
         if node['op'] == 'null':
             if node['name'] in auxiliary_names:
@@ -156,7 +157,7 @@ def count(network: Union[HybridBlock, mx.sym.Symbol, str, os.PathLike],
             multiply_adds, other = rule(_Node(
                 attributes, [shapes[source][output] for source, output, *_ in node['inputs']], shapes[index]))
         layers.append(Layer(node['name'], node['op'], shapes[index][0], params, multiply_adds, other))
-    return Complexity(input_shape, layers, auxiliary, unknown)
+    return Complexity(shape, layers, auxiliary, unknown)
 
 
 def _checked_shape(shape):

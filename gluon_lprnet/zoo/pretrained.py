@@ -44,7 +44,7 @@ class Card(NamedTuple):
     @property
     def tag(self) -> str:
         """The name of the data set."""
-        return split_tag(self.name)[1]
+        return self.name.rpartition('.')[2]
 
     @property
     def params(self) -> Path:
