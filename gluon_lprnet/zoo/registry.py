@@ -107,7 +107,7 @@ def get_model(name: str, classes: Optional[int] = None, pretrained: Union[bool, 
         return _pretrained(find_card(name, pretrained), classes, ctx, kwargs)
     classes = 1000 if classes is None else classes
     match = _NAME.fullmatch(str(name))
-    family_name, switches = _FORMER.get(match['family'], (match['family'], {})) if match else (None, {})
+    family_name, switches = _FORMER.get(match['family'], (match['family'], {})) if match else ('', {})
     family = _FAMILIES.get(family_name)
     if match is None or family is None:
         families = [family for family in _FAMILIES if _FAMILIES[family].widths]
