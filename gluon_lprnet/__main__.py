@@ -16,7 +16,7 @@ from .evaluate import nme
 from .paper import cifar10, figure2, table6, tables
 from .predict import align, detectors
 from .predict import classification as prediction
-from .serving import archive, server, soak
+from .serving import archive, compare, server, soak
 from .train import journal
 from .train.loop import NonFiniteLoss
 from .utils.errors import InputError, in_flags
@@ -25,7 +25,7 @@ from .zoo import symbols
 
 # Each module adds the parsers of its commands and sets `run`, a function of the parsed arguments.
 _COMMAND_MODULES = (tables, table6, complexity, symbols, digits, drawn, pose_synthesis, integrity, journal,
-                    evaluation, prediction, nme, align, detectors, export, archive, server, soak, compression,
+                    evaluation, prediction, nme, align, detectors, export, archive, server, soak, compare, compression,
                     cifar10, figure2)
 # `pack KIND`: each module adds the parser of a kind of data set.
 _PACK_MODULES = (pack, face_records)
