@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple, Optional
 
+import mxnet as mx
 import numpy as np
 from tqdm import tqdm
 
@@ -26,6 +27,7 @@ from .server import Server, find_java, free_port
 
 # Records have a label, and this one is not looked at.
 _ANY_LABEL = 0
+_BATCH_SIZE = 64
 
 
 class Compared(NamedTuple):
@@ -90,8 +92,9 @@ def compare(network, paths, resize=0, quality=95):
                                                                            for path, reason in unreadable))
         write_records(os.path.join(scratch, 'packed'), packed, progress=False)
         records = check_records(os.path.join(scratch, 'packed.rec'), progress=False)
-        evaluated = [net(batch.data).softmax().asnumpy() for batch in validation_batches(records, description, 64, 1)
-                     .epoch(0)]
+        batches = validation_batches(records, description, _BATCH_SIZE, threads=1).epoch(0)
+        # The iterator's memory is another context's.
+        evaluated = [net(batch.data.as_in_context(mx.cpu())).softmax().asnumpy() for batch in batches]
         predicted = [net(data).softmax().asnumpy() for data in inputs]
         try:
             served, reason = _ask_server(network, scratch, sound, predicted[0].shape[1]), None

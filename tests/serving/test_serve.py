@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from reference.artefacts import BOXES, assert_classes, expected_probabilities
 from reference.commands import command
+from reference.pictures import every_kind
 
 from gluon_lprnet.__main__ import main
 from gluon_lprnet.artefact import load_network
@@ -73,6 +74,21 @@ def test_classes_are_the_networks(server, artefacts, photos, tmp_path):
         status, answer = post(server, CLASSIFICATION, *form(photo, top_k=1))
         assert status == 200 and len(answer['classes']) == 1
         assert_classes(answer, expected)
+
+
+def test_every_kind_of_picture_has_the_answer_of_predict(server, artefacts, tmp_path):
+    different = []
+    for name, (data, extension) in every_kind().items():
+        path = tmp_path / f'picture.{extension}'
+        path.write_bytes(data)
+        expected = expected_probabilities(artefacts[0], path)
+        status, answer = post(server, CLASSIFICATION, data, 'application/octet-stream')
+        assert status == 200, (name, answer)
+        found = {entry['index']: entry['probability'] for entry in answer['classes']}
+        np.testing.assert_allclose([found[index] for index in range(3)], expected, rtol=0, atol=1e-6, err_msg=name)
+        different.append(expected)
+    # The network does tell pictures apart.
+    assert np.ptp(different, axis=0).max() > 0.05
 
 
 def test_landmarks_are_the_networks(server, artefacts, photos):
