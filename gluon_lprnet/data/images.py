@@ -313,24 +313,23 @@ def encode_jpeg(pixels, quality=95):
     return encoded.tobytes()
 
 
-def write_image(path, pixels):
-    """Write a picture in the format of its name's extension, whatever bytes the name has.
+def encode_image(pixels, extension):
+    """Encode a picture in the format of a file's extension; as JPEG where Pillow does not write that one.
 
     Parameters
     ----------
-    path : path
     pixels : ndarray (height, width, 3) uint8
         RGB.
+    extension : str
+        ``.png``, for example.
 
-    Raises
-    ------
-    OSError
-        The file cannot be written.
+    Returns
+    -------
+    bytes
     """
     Image.init()
-    format = Image.EXTENSION.get(os.path.splitext(path)[1].lower(), 'JPEG')
+    kind = Image.EXTENSION.get(extension.lower())
     encoded = io.BytesIO()
-    # JPEG and WebP at a quality at which the loss is not seen; other formats do not read it.
-    Image.fromarray(pixels).save(encoded, format if format in Image.SAVE else 'JPEG', quality=95)
-    with open(path, 'wb') as file:
-        file.write(encoded.getvalue())
+    # The quality of JPEG and WebP, at which the loss is not seen; other formats do not look at it.
+    Image.fromarray(pixels).save(encoded, kind if kind in Image.SAVE else 'JPEG', quality=95)
+    return encoded.getvalue()

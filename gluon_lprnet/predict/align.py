@@ -9,8 +9,9 @@ from typing import NamedTuple, Optional
 import cv2
 from tqdm import tqdm
 
-from ..data.images import EXTENSIONS, is_image_file, write_image
+from ..data.images import EXTENSIONS, encode_image, is_image_file
 from ..utils.errors import InputError
+from ..utils.files import write_file
 from ..utils.flags import non_negative_int, positive_int
 from .detectors import HaarDetector, YuNetDetector, read_picture
 from .face_alignment import Aligner, draw_faces
@@ -102,16 +103,24 @@ def _align_picture(aligner, source, boxes, boxes_file, out):
     draw_faces(picture, faces)
     target = out / source.name
     target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        write_image(target, cv2.cvtColor(picture, cv2.COLOR_BGR2RGB))
-    except OSError as error:
-        raise InputError(f'{target} cannot be written: {error.strerror or error}.') from error
+    write_file(target, encode_image(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), target.suffix))
     return {'image': source.name, 'width': width, 'height': height, 'faces': faces}
+
+
+def _native_path(path):
+    """A video's path for OpenCV's native code, which ends the process on one that is not UTF-8."""
+    try:
+        return os.fsencode(path).decode()
+    except UnicodeDecodeError:
+        raise InputError(f'{path} has a name that is not UTF-8, which OpenCV does not take for a video: rename it.'
+                         ) from None
 
 
 def _align_video(aligner, source, camera, limit, out, entry):
     """Write a video with landmarks, and its frames' faces into ``entry``, as far as it comes."""
-    capture = cv2.VideoCapture(camera if source.path is None else str(source.path))
+    target = out / source.name
+    written = _native_path(target)
+    capture = cv2.VideoCapture(camera if source.path is None else _native_path(source.path))
     writer = None
     try:
         if not capture.isOpened():
@@ -120,7 +129,6 @@ def _align_video(aligner, source, camera, limit, out, entry):
         rate = capture.get(cv2.CAP_PROP_FPS)
         rate = rate if 0 < rate < 1000 else _FRAMES_PER_SECOND
         known = max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT))) if source.path else 0
-        target = out / source.name
         with tqdm(desc=source.name, total=limit or known or None, unit='frame', leave=False, disable=None) as bar:
             while limit is None or len(entry['frames']) < limit:
                 there, picture = capture.read()
@@ -129,7 +137,7 @@ def _align_video(aligner, source, camera, limit, out, entry):
                 if writer is None:
                     target.parent.mkdir(parents=True, exist_ok=True)
                     code = cv2.VideoWriter_fourcc(*('MJPG' if target.suffix == '.avi' else 'mp4v'))
-                    writer = cv2.VideoWriter(str(target), code, rate, picture.shape[1::-1])
+                    writer = cv2.VideoWriter(written, code, rate, picture.shape[1::-1])
                     if not writer.isOpened():
                         raise InputError(f'{target} cannot be written: OpenCV has no encoder for it here.')
                     entry.update(width=picture.shape[1], height=picture.shape[0], frames_per_second=rate)

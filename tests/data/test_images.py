@@ -20,11 +20,11 @@ from gluon_lprnet.data.images import (
     ImageError,
     ImageTooLarge,
     center_crop,
+    encode_image,
     is_image_file,
     normalize,
     read_image,
     resize,
-    write_image,
 )
 
 FAULTS = SHARED_DATA / 'faults'
@@ -205,10 +205,11 @@ def test_heic_is_read_where_its_package_is():
 
 NAMES = r'''
 import os, sys
-from gluon_lprnet.data.images import read_image, write_image
+from gluon_lprnet.data.images import encode_image, read_image
 for name in (b'caf\xe9.jpg', 'caf\u00e9.jpg'.encode(), b'\xff\xfe.png'):
     path = os.fsdecode(os.path.join(os.fsencode(sys.argv[1]), name))
-    write_image(path, read_image(sys.argv[2]))
+    with open(path, 'wb') as file:
+        file.write(encode_image(read_image(sys.argv[2]), os.path.splitext(path)[1]))
     assert read_image(path).shape == (40, 60, 3)
 '''
 
@@ -216,7 +217,7 @@ for name in (b'caf\xe9.jpg', 'caf\u00e9.jpg'.encode(), b'\xff\xfe.png'):
 @pytest.mark.parametrize('locale', ['C', 'C.UTF-8', 'POSIX'])
 def test_names_of_any_bytes(tmp_path, locale):
     """In a process of its own, which OpenCV would end with SIGSEGV."""
-    write_image(tmp_path / 'plain.png', smooth())
+    (tmp_path / 'plain.png').write_bytes(encode_image(smooth(), '.png'))
     environment = {**os.environ, 'LC_ALL': locale, 'PYTHONCOERCECLOCALE': '0', 'PYTHONUTF8': '0'}
     subprocess.run([sys.executable, '-W', 'ignore', '-c', NAMES, str(tmp_path), str(tmp_path / 'plain.png')],
                    check=True, env=environment)
@@ -233,6 +234,14 @@ def test_a_folders_pictures_are_told_by_extension_or_content(tmp_path):
     for name in ('README', '.hidden.jpg', 'notes.txt', 'Makefile'):
         (tmp_path / name).write_text('all:')
         assert not is_image_file(tmp_path / name)
+
+
+@pytest.mark.parametrize('extension, kind', [('.png', 'PNG'), ('.JPG', 'JPEG'), ('.gif', 'GIF'), ('.avif', 'AVIF'),
+                                             ('.jp2', 'JPEG2000'), ('.webp', 'WEBP'), ('.tif', 'TIFF'), ('', 'JPEG')])
+def test_pictures_are_written_in_the_format_of_their_extension(extension, kind):
+    image = encode_image(smooth(), extension)
+    assert Image.open(io.BytesIO(image)).format == kind
+    assert np.abs(read_image(image).astype(int) - smooth()).mean() < 8
 
 
 # Resizing

@@ -13,6 +13,8 @@ from PIL import Image, ImageFile
 
 import gluon_lprnet  # noqa: F401  makes MXNet importable
 from gluon_lprnet.__main__ import main
+from gluon_lprnet.data.batches import validation_batches
+from gluon_lprnet.data.images import AUTO, center_crop, read_image
 from gluon_lprnet.data.integrity import check_records
 from gluon_lprnet.data.recordio import MANIFEST_FORMAT, MANIFEST_VERSION, read_records
 from gluon_lprnet.utils.errors import InputError
@@ -266,6 +268,45 @@ def test_an_image_of_a_format_that_mxnet_does_not_decode_is_found(tmp_path):
     assert check_records(write(tmp_path, [(0, encoded('PNG'))]), progress=False).count == 1
     message = fault_of(write(tmp_path, [(0, encoded('PNG')), (0, encoded('WEBP'))]))
     assert 'record 1 ' in message and 'WEBP' in message and '1 of 2' in message
+
+
+def picture_of_any_kind(kind, mode='RGB', orientation=None, size=(24, 16)):
+    file, exif = io.BytesIO(), Image.Exif()
+    if orientation:
+        exif[0x0112] = orientation
+    picture = Image.open(io.BytesIO(jpeg(3, size))).convert(mode)
+    if mode in ('RGBA', 'LA'):
+        picture.putalpha(Image.linear_gradient('L').resize(size))
+    picture.save(file, kind, exif=exif)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize('kind, mode, orientation', [('PNG', 'RGBA', None), ('PNG', 'LA', None), ('TIFF', 'RGBA', None),
+                                                     ('PNG', 'RGB', 6), ('PNG', 'RGB', 3), ('TIFF', 'RGB', 6)])
+def test_an_image_that_mxnet_reads_otherwise_than_prediction_is_found(tmp_path, kind, mode, orientation):
+    image = picture_of_any_kind(kind, mode, orientation)
+    message = fault_of(write(tmp_path, [(0, jpeg()), (1, image)]))
+    assert 'record 1 (counted from 0, key 1) is an image' in message and '1 of 2' in message
+    assert 'other pixels than prediction sees' in message and 'pack images' in message
+
+
+def test_images_that_mxnet_reads_as_prediction_does_are_sound(tmp_path):
+    images = [picture_of_any_kind('JPEG', orientation=value) for value in range(1, 9)]
+    images += [picture_of_any_kind('JPEG', 'CMYK'), picture_of_any_kind('JPEG', 'L'), picture_of_any_kind('PNG', 'L'),
+               picture_of_any_kind('PNG', 'P'), picture_of_any_kind('BMP'), picture_of_any_kind('TIFF')]
+    path = write(tmp_path, [(0, image) for image in images])
+    assert check_records(path, progress=False).count == len(images)
+    config = dict(input_size=16, crop_ratio=1.0, inter_method=AUTO, rgb_mean=[0.0] * 3, rgb_std=[1.0] * 3)
+    batch = next(validation_batches(check_records(path, progress=False), config, len(images), 1).epoch(0))
+    for found, image in zip(batch.data.asnumpy(), images):
+        expected = center_crop(read_image(image), config).transpose(2, 0, 1)
+        assert np.abs(found - expected).max() <= 16
+
+
+def test_a_side_that_opencv_does_not_warp_is_found_where_packing_did_not_look(tmp_path):
+    """Records of before packing refused it have a manifest that says nothing about sides."""
+    path = with_manifest(write(tmp_path, [(0, jpeg()), (1, jpeg(size=(32_768, 8)))]))
+    assert 'record 1 (counted from 0, key 1) is 32768x8 pixels: at most' in fault_of(path)
 
 
 def test_content_false_skips_the_images(tmp_path):

@@ -245,6 +245,15 @@ def test_an_image_is_set_upright(tmp_path, orientation):
     assert orientation == 1 or 0x0112 not in Image.open(io.BytesIO(packed)).getexif()
 
 
+def test_a_side_that_opencv_does_not_warp_is_refused_by_name(tmp_path):
+    save(tmp_path / 'in' / 'class' / 'fine.png')
+    save(tmp_path / 'in' / 'class' / 'panorama.png', size=(32_767, 8))
+    assert 'panorama.png is 32767x8 pixels: at most' in fault_of(tmp_path / 'in', tmp_path / 'one')
+    # What is packed was looked at, so that the check need not.
+    pack_images(tmp_path / 'in', tmp_path / 'one', skip_bad=True, progress=False)
+    assert json.loads((tmp_path / 'one.json').read_text())['max_side'] == 32_766
+
+
 def test_broken_exif_does_not_lose_the_image(tmp_path):
     image = encoded(picture(), 'JPEG', exif=b'Exif\0\0MM\0\x2a\xff\xff\xff\xff')
     assert pack_one(tmp_path, image, name='a.jpg')[0] == image

@@ -1,3 +1,4 @@
+import os
 import re
 import shutil
 import subprocess
@@ -90,7 +91,8 @@ def test_the_symbol_needs_nothing_of_this_package(run, tiny_records, tmp_path):
 
 def test_predict_names_the_class_of_pictures(run, tiny_records, tmp_path, capsys):
     _, images, labels = tiny_records
-    paths = [tmp_path / f'{label}.png' for label in range(3)]
+    # Names of any bytes, which OpenCV would end the process on.
+    paths = [tmp_path / os.fsdecode(f'{label}'.encode() + b'\xe9.png') for label in range(3)]
     for label, path in enumerate(paths):
         path.write_bytes(encode(images[label]))
     for artefact in artefacts(run):
