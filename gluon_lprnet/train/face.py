@@ -51,8 +51,8 @@ class LandmarkConfig(NetworkTrainingConfig):
         # "when the number of channels is multiplied by 0.5"
         'paper-half': dict(lr=4e-4, lr_mode='step', lr_decay=0.5, lr_decay_epoch=(15,)),
         # Of the networks in gluon_lprnet/weights: first on small pictures, at a steady rate, then on larger ones.
-        'shipped-start': dict(_SHIPPED, input_size=64, num_epochs=8, lr=3e-3, lr_mode='constant', warmup_epochs=1),
-        'shipped': dict(_SHIPPED, input_size=96, num_epochs=4, lr=2e-3),
+        'shipped-start': dict(_SHIPPED, input_size=64, num_epochs=14, lr=3e-3, lr_mode='constant', warmup_epochs=1),
+        'shipped': dict(_SHIPPED, input_size=96, num_epochs=12, lr=2e-3),
     }
 
     num_classes: int = field(init=False, default=ONE_JAW)
