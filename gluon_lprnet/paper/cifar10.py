@@ -16,7 +16,7 @@ class Experiment(NamedTuple):
     Attributes
     ----------
     title : str
-    rows : tuple of Row
+    rows : tuple of :class:`~gluon_lprnet.paper.grid.Row`
         ``printed``: accuracy in percent and parameters.
     reference : str
         Name of the row the others are compared with, seed by seed.
