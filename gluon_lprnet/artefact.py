@@ -1,8 +1,6 @@
 """Trained networks as files: written as symbol and params, loaded from these or from a checkpoint."""
 import json
-import os
 import re
-import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,6 +11,7 @@ from mxnet import gluon
 from . import checkpoint
 from .graph import trace
 from .utils.errors import InputError
+from .utils.files import folder_aside, publish, write_errors, write_file
 from .zoo import get_model, list_models
 from .zoo.pretrained import find_card, split_tag
 
@@ -89,14 +88,15 @@ def relative_difference(found, expected):
 def write_symbol(symbol, params, prefix):
     """Write ``PREFIX-symbol.json`` and ``PREFIX-0000.params``, as MXNet itself does."""
     auxiliary = set(symbol.list_auxiliary_states())
-    symbol.save(f'{prefix}-symbol.json')
-    mx.nd.save(f'{prefix}-0000.params', {('aux:' if name in auxiliary else 'arg:') + name: value
-                                         for name, value in params.items()})
+    with write_errors(prefix):
+        symbol.save(f'{prefix}-symbol.json')
+        mx.nd.save(f'{prefix}-0000.params', {('aux:' if name in auxiliary else 'arg:') + name: value
+                                             for name, value in params.items()})
 
 
 def write_description(description, prefix):
     """Write ``PREFIX.json``."""
-    Path(f'{prefix}.json').write_text(json.dumps(description, indent=1) + '\n')
+    write_file(f'{prefix}.json', json.dumps(description, indent=1) + '\n')
 
 
 @contextmanager
@@ -111,23 +111,13 @@ def whole_files(folder, written):
     InputError
         If ``folder`` cannot be written to.
     """
-    folder = Path(folder)
-    scratch = folder / '.export.part'
-    try:
-        shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir(parents=True)
-        try:
-            yield scratch
-            files = sorted(scratch.iterdir(), key=lambda file: (_is_loaded_by(file), file.name))
+    with folder_aside(folder, 'export') as scratch:
+        yield scratch
+        files = sorted(scratch.iterdir(), key=lambda file: (_is_loaded_by(file), file.name))
+        with write_errors(folder):
             for file in filter(_is_loaded_by, files):
-                (folder / file.name).unlink(missing_ok=True)
-            for file in files:
-                os.replace(file, folder / file.name)
-                written.append(folder / file.name)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
-    except OSError as error:
-        raise InputError(f'{folder} cannot be written to: {error.strerror}.') from error
+                (Path(folder) / file.name).unlink(missing_ok=True)
+        written.extend(publish(files, folder))
 
 
 def _is_loaded_by(file):

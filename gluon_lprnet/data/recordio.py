@@ -22,7 +22,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ..utils.errors import InputError
-from ..utils.files import folder_aside, make_folder, publish
+from ..utils.files import folder_aside, make_folder, publish, write_errors
 from ..utils.signals import exit_on_sigterm
 
 _MAGIC = 0xced7230a
@@ -219,12 +219,10 @@ def write_records(prefix, samples, classes=None, details=None, overwrite=False, 
         if '\n' in name:
             raise InputError(f'The name of the class {name!r} contains a line break: rename it.')
     folder, name = os.path.split(prefix)
-    with exit_on_sigterm(), contextlib.ExitStack() as stack:
-        with disk_errors(prefix):
-            aside = stack.enter_context(folder_aside(folder or '.', name))
+    with exit_on_sigterm(), folder_aside(folder or '.', name) as aside:
         part = str(aside / name)
         count, label_width, size = _write_rec(part, prefix, samples)
-        with disk_errors(prefix):
+        with write_errors(f'{prefix}.rec'):
             length = os.path.getsize(f'{part}.rec')
             # MXNet does not notice when the last buffered bytes cannot be written.
             if length != size:
@@ -255,7 +253,7 @@ def write_records(prefix, samples, classes=None, details=None, overwrite=False, 
 def _write_rec(part, prefix, samples):
     """Write ``part.rec`` and ``part.idx``; returns the count, the label width and the size of the .rec."""
     count, width, size = 0, None, 0
-    with disk_errors(prefix):
+    with write_errors(f'{prefix}.rec'):
         writer = mx.recordio.MXIndexedRecordIO(f'{part}.idx', f'{part}.rec', 'w')
     try:
         for label, image in samples:
@@ -267,12 +265,12 @@ def _write_rec(part, prefix, samples):
                 raise InputError(f'Sample {count} (counted from 0) has {np.size(label)} label(s), those '
                                  f'before it {width}: all need the same number.')
             width = np.size(label)
-            with disk_errors(prefix):
+            with write_errors(f'{prefix}.rec'):
                 writer.write_idx(count, _pack(label, count, image))
                 size = writer.tell()
             count += 1
     finally:
-        with disk_errors(prefix):
+        with write_errors(f'{prefix}.rec'):
             writer.close()
     if not count:
         raise InputError(f'{prefix}.rec: there are no images to pack.')
@@ -283,16 +281,6 @@ def _pack(label, key, image):
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', DeprecationWarning)  # MXNet calls ndarray.tostring
         return mx.recordio.pack(mx.recordio.IRHeader(0, label, key, 0), image)
-
-
-@contextlib.contextmanager
-def disk_errors(prefix):
-    try:
-        yield
-    except (mx.base.MXNetError, OSError) as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise InputError(f'{prefix}.rec and its companions cannot be written: {reason}. Check the '
-                         'disk\'s free space and the folder\'s permissions.') from error
 
 
 def check_prefix(prefix, overwrite):

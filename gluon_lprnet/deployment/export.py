@@ -20,6 +20,7 @@ from ..evaluate.classification import evaluate_classification
 from ..evaluate.landmarks import evaluate_landmarks
 from ..graph import as_block, trace
 from ..utils.errors import InputError
+from ..utils.files import write_errors
 from ..utils.flags import positive_float, positive_int
 from ..utils.text import render_table
 from ..utils.timing import interleaved_milliseconds
@@ -247,7 +248,8 @@ def _write_quantized(model, format, prefix):
         return mxnet_function(net), os.path.getsize(f'{prefix}-0000.params')
     onnx, _ = require_onnx()
     onnx.checker.check_model(model, full_check=True)
-    onnx.save(model, f'{prefix}.onnx')
+    with write_errors(prefix):
+        onnx.save(model, f'{prefix}.onnx')
     return onnx_function(f'{prefix}.onnx'), os.path.getsize(f'{prefix}.onnx')
 
 

@@ -11,6 +11,7 @@ import mxnet as mx
 import numpy as np
 
 from ..utils.errors import InputError
+from ..utils.files import write_errors
 
 __all__ = ['require_onnx', 'write_onnx', 'run_onnx']
 
@@ -78,7 +79,8 @@ def write_onnx(symbol, params, image_shape, path):
     used = {name for node in graph.node for name in node.input}
     _replace(graph.initializer, [constant for constant in graph.initializer if constant.name in used])
     onnx.checker.check_model(model, full_check=True)
-    onnx.save(model, str(path))
+    with write_errors(path):
+        onnx.save(model, str(path))
 
 
 def run_onnx(path, data):

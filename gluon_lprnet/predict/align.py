@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from ..data.images import EXTENSIONS, encode_image, is_image_file
 from ..utils.errors import InputError
-from ..utils.files import write_file
+from ..utils.files import make_folder, write_errors, write_file
 from ..utils.flags import non_negative_int, positive_int
 from .detectors import HaarDetector, YuNetDetector, read_picture
 from .face_alignment import Aligner, draw_faces
@@ -86,8 +86,51 @@ def _read_boxes(file):
     return boxes
 
 
-def _align_picture(aligner, source, boxes, boxes_file, out):
-    """Write one picture with its landmarks; returns its entry of the JSON."""
+class _Results:
+    """What is found, in two forms: ``landmarks.jsonl``, a line as soon as it is known, and ``landmarks.json``."""
+
+    def __init__(self, out, network):
+        self.path, self._lines = out / 'landmarks.json', out / 'landmarks.jsonl'
+        self._found = {'network': str(network), 'images': [], 'videos': []}
+        write_file(self._lines, '')
+
+    @property
+    def images(self):
+        return self._found['images']
+
+    @property
+    def videos(self):
+        return self._found['videos']
+
+    def add_image(self, entry):
+        self.images.append(entry)
+        self._add_line(entry)
+
+    def add_frame(self, video, frame):
+        """``video`` is the entry that the frame is added to."""
+        video['frames'].append(frame)
+        self._add_line({'video': video['video'], **frame})
+
+    def write(self):
+        write_file(self.path, json.dumps(self._found) + '\n')
+
+    def _add_line(self, entry):
+        # Opened for each line, so that a kill or a full disk loses no other one.
+        with write_errors(self._lines), open(self._lines, 'a', encoding='utf-8') as file:
+            file.write(json.dumps(entry) + '\n')
+
+
+def _check_free(sources, out, overwrite):
+    """Refuse to replace the results of another run, or a file of the user, unless ``overwrite``."""
+    names = ['landmarks.json', 'landmarks.jsonl', *(source.name for source in sources)]
+    existing = [name for name in names if os.path.lexists(out / name)]
+    if existing and not overwrite:
+        raise InputError(f'--out {out} holds {existing[0]}' + (f' and {len(existing) - 1} more' if existing[1:] else '')
+                         + ' of what this would write: give another folder, or --overwrite.')
+
+
+def _align_picture(aligner, source, boxes, boxes_file):
+    """The picture with its landmarks (BGR), and its entry of the JSON."""
     picture = read_picture(source.path)
     height, width = picture.shape[:2]
     given = None
@@ -101,10 +144,7 @@ def _align_picture(aligner, source, boxes, boxes_file, out):
                                  f'outside of its {width}x{height} pixels.')
     faces = aligner(picture, given)
     draw_faces(picture, faces)
-    target = out / source.name
-    target.parent.mkdir(parents=True, exist_ok=True)
-    write_file(target, encode_image(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), target.suffix))
-    return {'image': source.name, 'width': width, 'height': height, 'faces': faces}
+    return picture, {'image': source.name, 'width': width, 'height': height, 'faces': faces}
 
 
 def _native_path(path):
@@ -116,10 +156,9 @@ def _native_path(path):
                          ) from None
 
 
-def _align_video(aligner, source, camera, limit, out, entry):
-    """Write a video with landmarks, and its frames' faces into ``entry``, as far as it comes."""
-    target = out / source.name
-    written = _native_path(target)
+def _align_video(aligner, source, camera, limit, target, entry, results):
+    """Write a video with landmarks to ``target``, and its frames' faces into ``entry``, as far as it comes."""
+    native = _native_path(target)
     capture = cv2.VideoCapture(camera if source.path is None else _native_path(source.path))
     writer = None
     try:
@@ -135,16 +174,16 @@ def _align_video(aligner, source, camera, limit, out, entry):
                 if not there:
                     break
                 if writer is None:
-                    target.parent.mkdir(parents=True, exist_ok=True)
+                    make_folder(target.parent)
                     code = cv2.VideoWriter_fourcc(*('MJPG' if target.suffix == '.avi' else 'mp4v'))
-                    writer = cv2.VideoWriter(written, code, rate, picture.shape[1::-1])
+                    writer = cv2.VideoWriter(native, code, rate, picture.shape[1::-1])
                     if not writer.isOpened():
                         raise InputError(f'{target} cannot be written: OpenCV has no encoder for it here.')
                     entry.update(width=picture.shape[1], height=picture.shape[0], frames_per_second=rate)
                 faces = aligner(picture)
                 draw_faces(picture, faces)
                 writer.write(picture)
-                entry['frames'].append({'frame': len(entry['frames']), 'faces': faces})
+                results.add_frame(entry, {'frame': len(entry['frames']), 'faces': faces})
                 bar.update()
     finally:
         # An interrupted video is still closed as one that can be played.
@@ -153,18 +192,28 @@ def _align_video(aligner, source, camera, limit, out, entry):
             writer.release()
     if not entry['frames']:
         raise InputError(f'{source.path or f"--camera {camera}"} gives no frame.')
+    # OpenCV does not say that a disk is full.
+    written = cv2.VideoCapture(native)
+    count = int(written.get(cv2.CAP_PROP_FRAME_COUNT)) if written.isOpened() else 0
+    written.release()
+    if count < len(entry['frames']):
+        raise InputError(f'{target}: only {count} of {len(entry["frames"])} frames could be written. Check the free '
+                         'space of the disk.')
 
 
 def add_commands(commands):
     align = commands.add_parser(
         'align', help='landmarks of the faces in pictures, videos or of a camera',
         description='Find faces and their 68 landmarks. DIR gets the pictures and videos with the landmarks drawn, '
-                    'and landmarks.json. Exit status 1 if a source could not be read; the others are done. '
-                    'Ctrl-C ends a video early and keeps what is done.')
+                    'landmarks.json, and the same as it comes in landmarks.jsonl, a line for each picture or frame. '
+                    'Exit status 1 if a source could not be read; the others are done. Ctrl-C or SIGTERM ends a video '
+                    'early and keeps what is done.')
     align.add_argument('network', help='run folder, checkpoint folder or -symbol.json')
     align.add_argument('sources', nargs='+', metavar='SOURCE',
                        help=f'picture, folder of pictures, video, or {_CAMERA}')
     align.add_argument('--out', default='aligned', metavar='DIR', help='folder to write to (default: %(default)s)')
+    align.add_argument('--overwrite', action='store_true',
+                       help='replace what an earlier run wrote there; its pictures of other names stay')
     where = align.add_mutually_exclusive_group()
     where.add_argument('--boxes', metavar='FILE.json',
                        help="boxes of the landmarks instead of a detector's, for pictures: "
@@ -182,29 +231,31 @@ def _run(args):
     if out.exists() and not out.is_dir():
         raise InputError(f'--out {out} is a file: give a folder.')
     pictures, videos = _find_sources(args.sources, out)
+    _check_free(pictures + videos, out, args.overwrite)
     boxes = None
     if args.boxes:
         if videos:
             raise InputError(f'--boxes is for pictures, and {videos[0].path or _CAMERA} is a video.')
         boxes = _read_boxes(args.boxes)
     aligner = Aligner(args.network, YuNetDetector(args.detector) if args.detector else HaarDetector())
-    found = {'network': str(args.network), 'images': [], 'videos': []}
+    results = _Results(out, args.network)
     faults = 0
-    out.mkdir(parents=True, exist_ok=True)
     try:
         for source in tqdm(pictures, 'pictures', unit='picture', leave=False, disable=None):
             try:
-                entry = _align_picture(aligner, source, boxes, args.boxes, out)
+                picture, entry = _align_picture(aligner, source, boxes, args.boxes)
             except InputError as error:
                 faults += 1
                 tqdm.write(f'{error}', file=sys.stderr)
                 continue
-            found['images'].append(entry)
+            target = out / source.name
+            write_file(target, encode_image(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), target.suffix))
+            results.add_image(entry)
             tqdm.write(f'{source.name}: {_count(len(entry["faces"]))}')
         for source in videos:
             entry = {'video': source.name, 'frames': []}
             try:
-                _align_video(aligner, source, args.camera, args.frames, out, entry)
+                _align_video(aligner, source, args.camera, args.frames, out / source.name, entry, results)
             except InputError as error:
                 faults += 1
                 print(error, file=sys.stderr)
@@ -214,15 +265,13 @@ def _run(args):
                     raise
             finally:
                 if entry['frames']:
-                    found['videos'].append(entry)
+                    results.videos.append(entry)
                     counts = [len(frame['faces']) for frame in entry['frames']]
                     print(f'{source.name}: {len(counts)} frames, {_count(sum(counts))}, in '
                           f'{sum(map(bool, counts))} of the frames')
     finally:
-        scratch = out / 'landmarks.json.part'
-        scratch.write_text(json.dumps(found) + '\n')
-        os.replace(scratch, out / 'landmarks.json')
-        print(f'Written: {out / "landmarks.json"}; pictures: {len(found["images"])}, videos: {len(found["videos"])}'
+        results.write()
+        print(f'Written: {results.path}; pictures: {len(results.images)}, videos: {len(results.videos)}'
               + (f', not done (named above): {faults}' if faults else ''))
     return 1 if faults else 0
 

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Union
 
+import mxnet as mx
+
 from .errors import InputError
 
 __all__ = ['folder_aside', 'lock', 'make_folder', 'publish', 'whole', 'write_errors', 'write_file']
@@ -64,24 +66,39 @@ def whole(path: PathLike) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def folder_aside(parent: PathLike, name: str) -> Iterator[Path]:
-    """As a context: an empty folder in ``parent``, which is made if it is missing; removed at the end of the block."""
+    """As a context: an empty folder in ``parent``, which is made if it is missing; removed at the end of the block.
+
+    Raises
+    ------
+    InputError
+        If it cannot be made.
+    """
     make_folder(parent)
-    with tempfile.TemporaryDirectory(prefix=f'.{name}.partial-', dir=parent) as folder:
-        yield Path(folder)
+    with write_errors(parent):
+        folder = tempfile.TemporaryDirectory(prefix=f'.{name}.partial-', dir=parent)
+    with folder as path:
+        yield Path(path)
 
 
 def publish(files: Iterable[Path], folder: PathLike) -> list[Path]:
-    """Flush files (or folders of files) to the disk and move them into ``folder``, in this order; their new paths."""
+    """Flush files (or folders of files) to the disk and move them into ``folder``, in this order; their new paths.
+
+    Raises
+    ------
+    InputError
+        If that is not possible.
+    """
     files = list(files)
-    for file in files:
-        if file.is_dir():
-            os.sync()
-        else:
-            _flush(file)
     targets = [Path(folder) / file.name for file in files]
-    for file, target in zip(files, targets):
-        os.replace(file, target)
-    _flush(Path(folder))
+    with write_errors(folder):
+        for file in files:
+            if file.is_dir():
+                os.sync()
+            else:
+                _flush(file)
+        for file, target in zip(files, targets):
+            os.replace(file, target)
+        _flush(Path(folder))
     return targets
 
 
@@ -103,14 +120,15 @@ def make_folder(path: PathLike) -> None:
 
 @contextlib.contextmanager
 def write_errors(path: PathLike) -> Iterator[None]:
-    """Raise an InputError that names ``path`` for every OSError of the block."""
+    """Raise an InputError that names ``path`` for every OSError of the block, and for MXNet's of its files."""
     try:
         yield
-    except OSError as error:
-        if isinstance(error, BrokenPipeError):
-            raise
-        raise InputError(f'{os.fspath(path)} cannot be written: {error.strerror or error}. Check the free space of the '
-                         'disk and the permissions of the folder.') from error
+    except BrokenPipeError:
+        raise
+    except (OSError, mx.base.MXNetError) as error:
+        reason = getattr(error, 'strerror', None) or str(error).strip().splitlines()[-1]
+        raise InputError(f'{os.fspath(path)} cannot be written: {reason}. Check the free space of the disk and the '
+                         'permissions of the folder.') from error
 
 
 @contextlib.contextmanager

@@ -1,5 +1,11 @@
 """The align command on real photos and generated videos, with a network of a known answer."""
 import json
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -12,6 +18,7 @@ from gluon_lprnet.data.faces.datasets import read_faces
 from gluon_lprnet.predict import align, detectors, face_alignment
 from gluon_lprnet.utils.errors import InputError
 
+ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope='module')
 def network(tmp_path_factory):
@@ -38,7 +45,7 @@ def photo(annotated):
 def run(network, tmp_path, capsys):
     """Run align into ``tmp_path / 'out'``: exit status, contents of landmarks.json, standard output and error."""
     def run(*argv):
-        status = command(align, 'align', network, *argv, '--out', tmp_path / 'out')
+        status = command(align, 'align', network, *argv, '--out', tmp_path / 'out', '--overwrite')
         return status, json.loads((tmp_path / 'out' / 'landmarks.json').read_text()), *capsys.readouterr()
     return run
 
@@ -221,7 +228,7 @@ class Camera:
 
 def test_the_camera_runs_until_interrupted_or_for_some_frames(run, tmp_path, monkeypatch):
     real = cv2.VideoCapture
-    monkeypatch.setattr(cv2, 'VideoCapture', Camera)
+    monkeypatch.setattr(cv2, 'VideoCapture', lambda source: (Camera if isinstance(source, int) else real)(source))
     status, found, *_ = run('camera', '--camera', '2', '--frames', '4')
     assert not status and len(found['videos'][0]['frames']) == 4
     assert run('camera')[0] == 1
@@ -229,8 +236,71 @@ def test_the_camera_runs_until_interrupted_or_for_some_frames(run, tmp_path, mon
     status, found, output, _ = run('camera', '--camera', '2')
     assert not status and len(found['videos'][0]['frames']) == 5
     assert 'camera.mp4: 5 frames, no face found' in output
-    monkeypatch.setattr(cv2, 'VideoCapture', real)
     assert len(frames_of(tmp_path / 'out' / 'camera.mp4')[0]) == 5
+
+
+def lines_of(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.mark.parametrize('sent', [signal.SIGTERM, signal.SIGKILL])
+def test_what_is_done_stays_when_the_command_is_ended(network, tmp_path, sent):
+    write_video(tmp_path / 'clip.mp4', [np.full((48, 64, 3), 50, 'uint8')] * 3000)
+    cv2.imwrite(str(tmp_path / 'a.png'), np.zeros((20, 20, 3), 'uint8'))
+    process = subprocess.Popen([sys.executable, '-m', 'gluon_lprnet', 'align', str(network), str(tmp_path / 'a.png'),
+                                str(tmp_path / 'clip.mp4'), '--out', str(tmp_path / 'out')], cwd=ROOT,
+                               stdout=subprocess.DEVNULL)
+    lines = tmp_path / 'out' / 'landmarks.jsonl'
+    try:
+        while not lines.exists() or lines.read_text().count('\n') < 4:
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(sent)
+        process.wait(120)
+    finally:
+        process.kill()
+    picture, *frames = lines_of(lines)
+    assert picture == {'image': 'a.png', 'width': 20, 'height': 20, 'faces': []} and len(frames) >= 3
+    assert frames == [{'video': 'clip.mp4', 'frame': number, 'faces': []} for number in range(len(frames))]
+    if sent == signal.SIGTERM:
+        assert process.returncode == 128 + sent and len(frames) < 3000
+        found = json.loads((tmp_path / 'out' / 'landmarks.json').read_text())
+        assert found['images'] == [picture] and len(found['videos'][0]['frames']) == len(frames)
+        assert len(frames_of(tmp_path / 'out' / 'clip.mp4')[0]) == len(frames)
+
+
+def test_results_are_not_replaced_unless_asked(network, tmp_path):
+    for name in ('a.png', 'b.png'):
+        cv2.imwrite(str(tmp_path / name), np.zeros((20, 20, 3), 'uint8'))
+    out = tmp_path / 'new' / 'out'
+    assert not command(align, 'align', network, tmp_path / 'a.png', '--out', out)
+    assert [entry['image'] for entry in lines_of(out / 'landmarks.jsonl')] == ['a.png']
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    with pytest.raises(InputError, match='out holds landmarks.json and 1 more of what .* or --overwrite'):
+        command(align, 'align', network, tmp_path / 'b.png', '--out', out)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert not command(align, 'align', network, tmp_path / 'b.png', '--out', out, '--overwrite')
+    assert [entry['image'] for entry in lines_of(out / 'landmarks.jsonl')] == ['b.png']
+    # Nor is a picture of the user.
+    (tmp_path / 'theirs').mkdir()
+    (tmp_path / 'theirs' / 'a.png').write_text('a photo')
+    with pytest.raises(InputError, match='theirs holds a.png of what'):
+        command(align, 'align', network, tmp_path / 'a.png', '--out', tmp_path / 'theirs')
+    assert [path.name for path in (tmp_path / 'theirs').iterdir()] == ['a.png']
+
+
+def test_a_full_disk_loses_nothing_that_was_done(network, tmp_path):
+    cv2.imwrite(str(tmp_path / 'a.png'), np.zeros((20, 20, 3), 'uint8'))
+    cv2.imwrite(str(tmp_path / 'b.png'), np.random.default_rng(0).integers(0, 256, (200, 200, 3), 'uint8'))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
+    try:
+        with pytest.raises(InputError, match='b.png cannot be written: File too large'):
+            command(align, 'align', network, tmp_path / 'a.png', tmp_path / 'b.png', '--out', tmp_path / 'out')
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [entry['image'] for entry in lines_of(tmp_path / 'out' / 'landmarks.jsonl')] == ['a.png']
+    assert {path.name for path in (tmp_path / 'out').iterdir()} == {'a.png', 'landmarks.json', 'landmarks.jsonl'}
 
 
 @pytest.mark.parametrize('content, message', [
