@@ -11,7 +11,7 @@ from mxnet import gluon
 from . import checkpoint
 from .graph import trace
 from .utils.errors import InputError
-from .utils.files import folder_aside, publish, write_errors, write_file
+from .utils.files import folder_aside, publish, write_errors
 from .zoo import get_model, list_models
 from .zoo.pretrained import find_card, split_tag
 
@@ -96,7 +96,8 @@ def write_symbol(symbol, params, prefix):
 
 def write_description(description, prefix):
     """Write ``PREFIX.json``."""
-    write_file(f'{prefix}.json', json.dumps(description, indent=1) + '\n')
+    with write_errors(prefix):
+        Path(f'{prefix}.json').write_text(json.dumps(description, indent=1) + '\n')
 
 
 @contextmanager

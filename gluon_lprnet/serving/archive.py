@@ -1,6 +1,5 @@
 """``python -m gluon_lprnet archive``: an exported network as a model archive (.mar) of multi-model-server."""
 import json
-import os
 import re
 import zipfile
 from pathlib import Path
@@ -10,6 +9,7 @@ from ..data import images
 from ..data.faces import landmarks
 from ..predict.detectors import CORRECTIONS
 from ..utils.errors import InputError
+from ..utils.files import whole
 from . import handler
 
 __all__ = ['archive']
@@ -64,20 +64,15 @@ def archive(artefact, out):
     manifest = {'specificationVersion': '1.0', 'implementationVersion': '1.0', 'modelServerVersion': '1.0',
                 'runtime': 'python', 'engine': {'engineName': 'MXNet'},
                 'model': {'modelName': name, 'handler': 'handler.py:handle', 'modelVersion': '1.0'}}
-    target, scratch = out / f'{name}.mar', out / f'.{name}.mar.part'
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with zipfile.ZipFile(scratch, 'w', zipfile.ZIP_DEFLATED) as mar:
-            mar.writestr('MAR-INF/MANIFEST.json', json.dumps(manifest, indent=1))
-            mar.writestr('description.json', json.dumps(description, indent=1))
-            # The handler, and what it has of the package.
-            for module in (handler, images, landmarks):
-                mar.write(module.__file__, Path(module.__file__).name)
-            mar.write(artefact, 'network-symbol.json')
-            mar.write(params, 'network-0000.params')
-        os.replace(scratch, target)
-    except OSError as error:
-        raise InputError(f'{out} cannot be written to: {error.strerror}.') from error
+    target = out / f'{name}.mar'
+    with whole(target) as scratch, zipfile.ZipFile(scratch, 'w', zipfile.ZIP_DEFLATED) as mar:
+        mar.writestr('MAR-INF/MANIFEST.json', json.dumps(manifest, indent=1))
+        mar.writestr('description.json', json.dumps(description, indent=1))
+        # The handler, and what it has of the package.
+        for module in (handler, images, landmarks):
+            mar.write(module.__file__, Path(module.__file__).name)
+        mar.write(artefact, 'network-symbol.json')
+        mar.write(params, 'network-0000.params')
     return target
 
 

@@ -302,7 +302,7 @@ def test_what_cannot_be_archived_is_named(artefacts, tmp_path):
         with pytest.raises(InputError, match=message):
             archive(path, tmp_path / 'out')
     (tmp_path / 'file').write_text('')
-    with pytest.raises(InputError, match='cannot be written'):
+    with pytest.raises(InputError, match='is not a folder'):
         archive(artefacts[0], tmp_path / 'file')
 
 
