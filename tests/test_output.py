@@ -49,6 +49,15 @@ def test_a_place_that_is_a_file(tmp_path, capsys):
         assert 'file' in error and 'Traceback' not in error, argv
 
 
+def test_the_digits_do_not_replace_records_of_that_name(tmp_path, capsys):
+    (tmp_path / 'val.rec').write_text('of the user')
+    assert main(['digits', str(tmp_path)]) == 2
+    assert 'val.rec exist(s) already: give --overwrite, or another FOLDER' in capsys.readouterr().err
+    assert os.listdir(tmp_path) == ['val.rec'] and (tmp_path / 'val.rec').read_text() == 'of the user'
+    assert not main(['digits', str(tmp_path), '--overwrite'])
+    assert (tmp_path / 'val.rec').stat().st_size > 10_000
+
+
 @pytest.mark.parametrize('message, shown', [
     ('`quality` is 200', '--quality is 200'), ('give `skip_bad`', 'give --skip-bad'), ('`prefix` x', '--out x'),
     ('a name with a ` in it', 'a name with a ` in it')])

@@ -6,14 +6,14 @@ import numpy as np
 
 from ..utils.errors import InputError
 from ..utils.files import write_file
-from .recordio import write_records
+from .recordio import check_prefix, write_records
 
 SIDE = 32
 VALIDATION_IMAGES = 397
 PICTURES = 10
 
 
-def pack_digits(folder, seed=0):
+def pack_digits(folder, seed=0, overwrite=False):
     """Pack the digits as ``train.rec``, ``val.rec`` and ten held-out images.
 
     The 8x8 pixels with 16 gray levels are enlarged to 32x32 RGB and stored as PNG. The split is random, by
@@ -22,8 +22,10 @@ def pack_digits(folder, seed=0):
     Parameters
     ----------
     folder : path
-        Created if it does not exist; files of the same names are replaced.
+        Created if it does not exist.
     seed : int
+    overwrite : bool
+        Replace files of the same names.
 
     Returns
     -------
@@ -33,12 +35,15 @@ def pack_digits(folder, seed=0):
     Raises
     ------
     InputError
-        If scikit-learn is not installed.
+        If scikit-learn is not installed, or there are records of the same names.
     """
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise InputError('the digits are part of scikit-learn: pip install scikit-learn.') from error
+    # Somebody's records may have these names.
+    for name in ('train', 'val'):
+        check_prefix(Path(folder) / name, overwrite)
     digits = load_digits()
     order = np.random.default_rng(seed).permutation(len(digits.target))
     samples = [(int(digits.target[index]), _png(digits.images[index])) for index in order]
@@ -48,7 +53,7 @@ def pack_digits(folder, seed=0):
     names = [str(name) for name in digits.target_names]
     counts = []
     for name, part in (('train', samples[VALIDATION_IMAGES:]), ('val', samples[:VALIDATION_IMAGES])):
-        _, count, _ = write_records(Path(folder) / name, part, classes=names, overwrite=True)
+        _, count, _ = write_records(Path(folder) / name, part, classes=names, overwrite=overwrite)
         counts.append(count)
     return tuple(counts)
 
@@ -57,11 +62,12 @@ def add_commands(commands):
     parser = commands.add_parser('digits',
                                  help="pack scikit-learn's handwritten digits, for a quick start without a download")
     parser.add_argument('folder', help='where train.rec, val.rec and held_out/ are written')
-    parser.set_defaults(run=_run)
+    parser.add_argument('--overwrite', action='store_true', help='replace existing files')
+    parser.set_defaults(run=_run, flags={'prefix': 'FOLDER'})
 
 
 def _run(args):
-    train, val = pack_digits(args.folder)
+    train, val = pack_digits(args.folder, overwrite=args.overwrite)
     print(f'{args.folder}: {train} digits for training, {val} for validation, {PICTURES} of these as pictures')
 
 
