@@ -732,7 +732,7 @@ def test_command(trained, records, tmp_path, capsys):
         assert text in printed
     with pytest.raises(InputError, match='tuning holds checkpoints'):
         run(*flags)
-    with pytest.raises(InputError, match='--lr .was 0.02, is 0.5. would bend it'):
+    with pytest.raises(InputError, match='.lr. .was 0.02, is 0.5. would change'):
         run(*flags, '--resume', '--lr', '0.5')
     (tmp_path / 'out' / f'{name}-symbol.json').unlink()
     assert not run(*flags, '--resume')
@@ -749,7 +749,7 @@ def test_command_refuses(trained, records, tmp_path):
         run(trained, *out, '--calibrate', records, '--images', '16')
     with pytest.raises(InputError, match='no layer was replaced'):
         run(trained, *out, '--energy', '1')
-    with pytest.raises(InputError, match='--resume: there is no whole checkpoint'):
+    with pytest.raises(InputError, match='.resume.: there is no whole checkpoint'):
         run(trained, *out, '--tune-epochs', '1', '--rec-train', records, '--rec-val', records, '--resume')
     assert not (tmp_path / 'out' / 'mobilenetv1_x0.25-compressed-symbol.json').exists()
     for flags in (('--budget', '2.5'), ('--rank', '*dsc2_*=one'), ('--rank', '1/4', '--latency', '0.5')):
