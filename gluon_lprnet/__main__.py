@@ -7,6 +7,7 @@ import sys
 
 from . import __version__, complexity
 from .compression import command as compression
+from .compression import originals
 from .data import digits, integrity, pack
 from .data.faces import drawn, pose_synthesis
 from .data.faces import records as face_records
@@ -26,7 +27,7 @@ from .zoo import symbols
 # Each module adds the parsers of its commands and sets `run`, a function of the parsed arguments.
 _COMMAND_MODULES = (tables, table6, complexity, symbols, digits, drawn, pose_synthesis, integrity, journal,
                     evaluation, prediction, nme, align, detectors, export, archive, server, soak, compare, compression,
-                    cifar10, figure2)
+                    originals, cifar10, figure2)
 # `pack KIND`: each module adds the parser of a kind of data set.
 _PACK_MODULES = (pack, face_records)
 

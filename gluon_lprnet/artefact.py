@@ -17,7 +17,8 @@ from .zoo.pretrained import find_card, split_tag
 
 # What a user of the network must know besides its weights; written next to symbol and params.
 DESCRIPTION_KEYS = ('task', 'model', 'num_classes', 'small_image', 'rank', 'no_residual', 'no_l2_norm', 'l2_norm_scale',
-                    'input_size', 'crop_ratio', 'inter_method', 'crop_scale', 'rgb_mean', 'rgb_std', 'class_names')
+                    'activation', 'padding', 'input_size', 'crop_ratio', 'inter_method', 'crop_scale', 'rgb_mean',
+                    'rgb_std', 'class_names')
 
 # Largest difference of a written network from the one in memory, relative to its largest output. In float32 the two may
 # normalize in different forms; a network of another precision is written in float32.
@@ -35,8 +36,9 @@ def model_arguments(config):
     for switch in ('residual', 'l2_norm'):
         if config[f'no_{switch}']:
             arguments[switch] = False
-    if config.get('l2_norm_scale'):
-        arguments['l2_norm_scale'] = config['l2_norm_scale']
+    for switch in ('l2_norm_scale', 'activation', 'padding'):
+        if config.get(switch):
+            arguments[switch] = config[switch]
     return arguments
 
 

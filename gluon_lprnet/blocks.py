@@ -19,19 +19,36 @@ __all__ = ['ConvBNReLU', 'SConv', 'DSC', 'LPR', 'InvertedResidual', 'ShuffleNetV
            'ShuffleNetV2Unit', 'ShuffleNetV2DownUnit', 'normalize_in_rank_space', 'plain_form', 'resolve_rank']
 
 
+ACTIVATIONS = ('relu', 'relu6')
+PADDINGS = ('symmetric', 'tensorflow')
+
+
+class OneSidedConv2D(nn.Conv2D):
+    """A 3x3 convolution of stride 2 with one row of zeros below and one column of zeros on the right."""
+
+    def hybrid_forward(self, F, x, weight, bias=None):
+        return super().hybrid_forward(F, F.pad(x, mode='constant', pad_width=(0, 0, 0, 0, 0, 1, 0, 1)), weight, bias)
+
+
 class ConvBNReLU(nn.HybridSequential):
     """A bias-free convolution with batch normalization and, unless ``activation`` is None, an activation.
 
-    Padding keeps the size of the feature map at stride 1.
+    Padding keeps the size of the feature map at stride 1. At stride 2 it is the same on all sides (``'symmetric'``) or,
+    for even sizes, on the right and below only (``'tensorflow'``, which calls it SAME).
     """
 
     def __init__(self, channels: int, kernel: int, stride: int = 1, groups: int = 1, in_channels: int = 0,
-                 activation: Optional[str] = 'relu', **kwargs: Any) -> None:
+                 activation: Optional[str] = 'relu', padding: str = 'symmetric', **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        if padding not in PADDINGS:
+            raise InputError(f'padding {padding!r} is unknown: give {" or ".join(map(repr, PADDINGS))}.')
+        if activation not in (None, *ACTIVATIONS):
+            raise InputError(f'activation {activation!r} is unknown: give {" or ".join(map(repr, ACTIVATIONS))}.')
+        one_sided = padding == 'tensorflow' and stride == 2 and kernel == 3
         with self.name_scope():
-            self.add(nn.Conv2D(channels, kernel, stride, kernel // 2, groups=groups, use_bias=False,
-                               in_channels=in_channels),
-                     nn.BatchNorm(in_channels=channels))
+            self.add((OneSidedConv2D if one_sided else nn.Conv2D)(
+                channels, kernel, stride, 0 if one_sided else kernel // 2, groups=groups, use_bias=False,
+                in_channels=in_channels), nn.BatchNorm(in_channels=channels))
             if activation == 'relu6':
                 self.add(ReLU6())
             elif activation is not None:
@@ -45,9 +62,11 @@ class ReLU6(HybridBlock):
         return F.clip(x, 0, 6)
 
 
-def depthwise(channels: int, stride: int = 1, activation: Optional[str] = 'relu') -> ConvBNReLU:
+def depthwise(channels: int, stride: int = 1, activation: Optional[str] = 'relu',
+              padding: str = 'symmetric') -> ConvBNReLU:
     """The depthwise 3x3 convolution D of equation (2) with batch normalization."""
-    return ConvBNReLU(channels, 3, stride, groups=channels, in_channels=channels, activation=activation)
+    return ConvBNReLU(channels, 3, stride, groups=channels, in_channels=channels, activation=activation,
+                      padding=padding)
 
 
 class SConv(ConvBNReLU):
@@ -60,11 +79,12 @@ class SConv(ConvBNReLU):
 class DSC(nn.HybridSequential):
     """Depthwise separable convolution, equation (4): depthwise 3x3, then pointwise."""
 
-    def __init__(self, in_channels: int, channels: int, stride: int = 1, **kwargs: Any) -> None:
+    def __init__(self, in_channels: int, channels: int, stride: int = 1, activation: str = 'relu',
+                 padding: str = 'symmetric', **kwargs: Any) -> None:
         super().__init__(**kwargs)
         with self.name_scope():
-            self.add(depthwise(in_channels, stride),
-                     ConvBNReLU(channels, 1, in_channels=in_channels))
+            self.add(depthwise(in_channels, stride, activation, padding),
+                     ConvBNReLU(channels, 1, in_channels=in_channels, activation=activation))
 
 
 def resolve_rank(rank: Union[int, float], channels: int) -> int:

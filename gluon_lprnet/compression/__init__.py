@@ -1,8 +1,9 @@
 """A trained network's depthwise separable convolutions turned into LPR modules, without training from scratch."""
 from .network import compress
+from .originals import import_mobilenetv1
 from .ranks import Budget, ByLayer, Energy, Fraction, Latency, Rank
 from .report import LayerReport, Report
 from .tuning import distill, distillation_loss
 
 __all__ = ['compress', 'Fraction', 'Rank', 'Energy', 'Budget', 'Latency', 'ByLayer', 'Report', 'LayerReport',
-           'distill', 'distillation_loss']
+           'import_mobilenetv1', 'distill', 'distillation_loss']

@@ -28,15 +28,17 @@ LAYOUT = (
 class MobileNetV1(Network):
     """The layout, with ``module`` where the stride is 1 and input and output are equally wide, and DSC elsewhere.
 
-    ``places`` limits this to some of those modules, numbered from 0 to 7.
+    ``places`` limits this to some of those modules, numbered from 0 to 7. ``activation`` and ``padding``, of
+    :class:`gluon_lprnet.blocks.ConvBNReLU`, are those of the other modules and of the first convolution.
     """
 
-    def __init__(self, module, width, classes, small_image, places=range(8)):
+    def __init__(self, module, width, classes, small_image, places=range(8), activation='relu', padding='symmetric'):
         super().__init__()
         with self.name_scope():
             self.features = nn.HybridSequential()
             in_channels = scale_channels(STEM_CHANNELS, width)
-            self.features.add(ConvBNReLU(in_channels, 3, 1 if small_image else 2, in_channels=3))
+            self.features.add(ConvBNReLU(in_channels, 3, 1 if small_image else 2, in_channels=3,
+                                         activation=activation, padding=padding))
             place = itertools.count()
             for row in without_first_down_sampling(LAYOUT) if small_image else LAYOUT:
                 channels = scale_channels(row.channels, width)
@@ -44,15 +46,16 @@ class MobileNetV1(Network):
                     if row.stride == 1 and in_channels == channels and next(place) in places:
                         self.features.add(module(channels))
                     else:
-                        self.features.add(DSC(in_channels, channels, row.stride))
+                        self.features.add(DSC(in_channels, channels, row.stride, activation, padding))
                     in_channels = channels
             self.features.add(nn.GlobalAvgPool2D(), nn.Flatten())
             self.output = nn.Dense(classes, in_units=in_channels)
 
 
 @register(widths=(0.25, 0.5, 0.75, 1.0), any_width=True)
-def mobilenetv1(width=1.0, classes=1000, small_image=False):
-    return MobileNetV1(lambda channels: DSC(channels, channels), width, classes, small_image)
+def mobilenetv1(width=1.0, classes=1000, small_image=False, activation='relu', padding='symmetric'):
+    return MobileNetV1(lambda channels: DSC(channels, channels, activation=activation), width, classes, small_image,
+                       activation=activation, padding=padding)
 
 
 @register(widths=(0.25, 0.5, 0.75, 1.0, 1.25, 1.5), any_width=True, rank_denominators=(4, 16))

@@ -91,6 +91,9 @@ def get_model(name: str, classes: Optional[int] = None, pretrained: Union[bool, 
         Width multiplier, unless the name has it.
     rank, residual, l2_norm, l2_norm_scale
         LPR networks only: see :class:`gluon_lprnet.blocks.LPR`.
+    activation, padding
+        ``mobilenetv1`` only: ``'relu6'`` and ``'tensorflow'`` are those of its authors' trained networks; see
+        :class:`gluon_lprnet.blocks.ConvBNReLU`.
 
     Returns
     -------

