@@ -72,7 +72,7 @@ class RecordSummary(NamedTuple):
 
 
 def check_records(rec_path, idx_path=None, num_classes=None, label_width=1, content=True, workers=None,
-                  progress=True, write_index=False):
+                  write_index=False):
     """Check a ``.rec`` file of images, its index and its labels, without MXNet's native reader.
 
     The structure of every record, the index and the labels are always checked. The content is
@@ -97,8 +97,6 @@ def check_records(rec_path, idx_path=None, num_classes=None, label_width=1, cont
     workers : int, optional
         Processes that decode; by default as many as CPUs, fewer for a small file. More than one
         needs the caller's main module to be importable (``if __name__ == '__main__':``).
-    progress : bool
-        Show progress bars where standard error is a terminal.
     write_index : bool
         If there is no index, write one, with the keys 0, 1, ..., once the structure was found to be sound.
 
@@ -126,7 +124,7 @@ def check_records(rec_path, idx_path=None, num_classes=None, label_width=1, cont
         size_of(idx_path, 'every .rec needs its .idx: copy it too, or have "check" write it anew with `write_index`')
     try:
         with open(rec_path, 'rb') as file:
-            offsets, labels = _scan(file.fileno(), rec_path, size, label_width, progress)
+            offsets, labels = _scan(file.fileno(), rec_path, size, label_width)
         if write_index:
             # As MXNet's tools/rec2idx.py numbers records, and as they were packed here.
             write_file(idx_path, ''.join(f'{key}\t{offset}\n' for key, offset in enumerate(offsets)))
@@ -136,16 +134,16 @@ def check_records(rec_path, idx_path=None, num_classes=None, label_width=1, cont
         if content:
             manifest = _load_manifest(rec_path)
             if manifest is None:
-                _check_images(_image_fault, rec_path, offsets, keys, workers, progress)
+                _check_images(_image_fault, rec_path, offsets, keys, workers)
                 verified = 'every image decoded alike by Pillow and by MXNet'
             else:
-                _check_checksum(rec_path, manifest['rec'], progress)
+                _check_checksum(rec_path, manifest['rec'])
                 verified = 'CRC-32 of the .rec equals the manifest\'s'
                 if idx_path == own_idx_path:
-                    _check_checksum(idx_path, manifest['idx'], progress)
+                    _check_checksum(idx_path, manifest['idx'])
                     verified = 'CRC-32 of the .rec and the .idx equal the manifest\'s'
                 if manifest.get('max_side', math.inf) > MAX_SIDE:
-                    _check_images(_size_fault, rec_path, offsets, keys, workers, progress)
+                    _check_images(_size_fault, rec_path, offsets, keys, workers)
     except OSError as error:
         raise InputError(f'{error.filename or rec_path} cannot be read: '
                          f'{error.strerror or error}.') from error
@@ -188,12 +186,12 @@ def class_names(rec_path):
     return [name.encode('utf-8', 'surrogateescape').decode('utf-8', 'replace') for name in names]
 
 
-def _scan(fd, rec_path, size, label_width, progress):
+def _scan(fd, rec_path, size, label_width):
     """Walk over all records; returns their byte offsets (n,) and labels (n, label_width)."""
     offsets, labels = [], []
     wanted = HEADER.size + 4 * label_width
     offset = 0
-    with tqdm(desc='structure', total=size, unit='B', unit_scale=True, disable=None if progress else True,
+    with tqdm(desc='structure', total=size, unit='B', unit_scale=True, disable=None,
               leave=False) as bar:
         while offset < size:
             try:
@@ -300,19 +298,19 @@ def _load_manifest(rec_path):
     return manifest
 
 
-def _check_checksum(path, expected, progress):
+def _check_checksum(path, expected):
     remedy = ('Copy the file again; if it was changed on purpose, remove the manifest '
               f'{beside(path, ".json")} to have every image decoded instead.')
     size = os.path.getsize(path)
     if size != expected['bytes']:
         raise InputError(f'{path} has {size} bytes, and had {expected["bytes"]} when it was packed. {remedy}')
-    crc = file_crc32(path, progress)
+    crc = file_crc32(path)
     if crc != expected['crc32']:
         raise InputError(f'{path} is damaged: its CRC-32 is {crc}, and was {expected["crc32"]} when it was '
                          f'packed. {remedy}')
 
 
-def _check_images(fault_of, rec_path, offsets, keys, workers, progress):
+def _check_images(fault_of, rec_path, offsets, keys, workers):
     """Look at every image; ``fault_of`` says of one (bytes) what is wrong with it, or None."""
     if workers is None:
         # The work is estimated from the bytes, since an image may have 1 KB or 100 KB.
@@ -323,7 +321,7 @@ def _check_images(fault_of, rec_path, offsets, keys, workers, progress):
              for first in range(0, len(offsets), _IMAGES_PER_TASK))
     faults = []
     with tqdm(desc='images', total=len(offsets), unit='image', unit_scale=True,
-              disable=None if progress else True, leave=False) as bar:
+              disable=None, leave=False) as bar:
         for count, found in map_in_processes(_find_faults, tasks, workers):
             faults += found
             bar.update(count)

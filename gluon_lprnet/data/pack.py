@@ -55,7 +55,7 @@ class PackSummary(NamedTuple):
 
 
 def pack_images(source, prefix, resize=480, quality=95, workers=None, skip_bad=False, shuffle=True, seed=0,
-                root=None, overwrite=False, progress=True):
+                root=None, overwrite=False):
     """Pack photos into ``prefix.rec`` with its index, classes and manifest.
 
     Every image is decoded completely, rotated by its EXIF orientation, converted to 8-bit RGB (16 bits
@@ -97,8 +97,6 @@ def pack_images(source, prefix, resize=480, quality=95, workers=None, skip_bad=F
         The folder that the paths of a list are relative to; by default the folder of the list.
     overwrite : bool
         Replace existing files with the same prefix.
-    progress : bool
-        Show progress bars where standard error is a terminal.
 
     Returns
     -------
@@ -125,7 +123,7 @@ def pack_images(source, prefix, resize=480, quality=95, workers=None, skip_bad=F
                   resize, quality) for first in range(0, len(order), _IMAGES_PER_TASK))
         results = itertools.chain.from_iterable(map_in_processes(_convert_files, tasks, workers))
         for i, (image, reason) in zip(order, tqdm(results, desc='packing', total=len(order), unit='image',
-                                                  disable=None if progress else True, leave=False)):
+                                                  disable=None, leave=False)):
             if reason is not None:
                 skipped.append((source.paths[i], reason))
             elif skip_bad or not skipped:  # after a failure the others are still checked, but not written
@@ -139,7 +137,7 @@ def pack_images(source, prefix, resize=480, quality=95, workers=None, skip_bad=F
 
     details = {'resize': resize, 'quality': quality, 'shuffle': shuffle, 'seed': seed if shuffle else None,
                'skipped': skipped, 'max_side': MAX_SIDE, 'ignored': source.ignored}
-    rec_path, count, size = write_records(prefix, convert_all(), source.classes, details, overwrite, progress)
+    rec_path, count, size = write_records(prefix, convert_all(), source.classes, details, overwrite)
     return PackSummary(rec_path, count, size, source.classes, skipped, source.ignored)
 
 

@@ -97,12 +97,12 @@ def label_fault(label):
     return None
 
 
-def file_crc32(path, progress=True):
+def file_crc32(path):
     """Compute the CRC-32 of a file as 8 hexadecimal digits, using a few megabytes of memory."""
     crc, block = 0, memoryview(bytearray(1 << 22))
     with open(path, 'rb', buffering=0) as file, \
             tqdm(desc=f'CRC-32 of {os.path.basename(path)}', total=os.path.getsize(path), unit='B',
-                 unit_scale=True, disable=None if progress else True, leave=False) as bar:
+                 unit_scale=True, disable=None, leave=False) as bar:
         while True:
             length = file.readinto(block)
             if not length:
@@ -180,7 +180,7 @@ def split_payload(payload):
 _EXTENSIONS = ('.rec', '.idx', '.classes.txt', '.json')
 
 
-def write_records(prefix, samples, classes=None, details=None, overwrite=False, progress=True):
+def write_records(prefix, samples, classes=None, details=None, overwrite=False):
     """Write records, index, classes and manifest, all or nothing.
 
     Parameters
@@ -197,8 +197,6 @@ def write_records(prefix, samples, classes=None, details=None, overwrite=False, 
         Further entries of the manifest; read after all samples, so the samples may add to it.
     overwrite : bool
         Replace existing files with the same prefix.
-    progress : bool
-        Show a progress bar where standard error is a terminal.
 
     Returns
     -------
@@ -237,7 +235,7 @@ def write_records(prefix, samples, classes=None, details=None, overwrite=False, 
                         'classes': None if classes is None else list(classes), **(details or {})}
             for kind in ('rec', 'idx'):
                 path = f'{part}.{kind}'
-                manifest[kind] = {'bytes': os.path.getsize(path), 'crc32': file_crc32(path, progress)}
+                manifest[kind] = {'bytes': os.path.getsize(path), 'crc32': file_crc32(path)}
             with open(f'{part}.json', 'w', encoding='utf-8') as file:
                 json.dump(manifest, file, indent=1)
             # An older manifest goes first and the new one comes last: none ever stands beside a .rec that

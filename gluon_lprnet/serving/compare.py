@@ -90,8 +90,8 @@ def compare(network, paths, resize=0, quality=95):
         if not sound:
             raise InputError('None of the pictures can be read:' + ''.join(f'\n  {path} {reason}'
                                                                            for path, reason in unreadable))
-        write_records(os.path.join(scratch, 'packed'), packed, progress=False)
-        records = check_records(os.path.join(scratch, 'packed.rec'), progress=False)
+        write_records(os.path.join(scratch, 'packed'), packed)
+        records = check_records(os.path.join(scratch, 'packed.rec'))
         batches = validation_batches(records, description, _BATCH_SIZE, threads=1).epoch(0)
         # The iterator's memory is another context's.
         evaluated = [net(batch.data.as_in_context(mx.cpu())).softmax().asnumpy() for batch in batches]

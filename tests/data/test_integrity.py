@@ -69,13 +69,13 @@ def with_manifest(rec_path):
 
 def fault_of(*args, **kwargs):
     with pytest.raises(InputError) as caught:
-        check_records(*args, progress=False, **kwargs)
+        check_records(*args, **kwargs)
     return str(caught.value)
 
 
 def test_a_sound_file_passes_and_is_summed_up(tmp_path):
     path = ten(tmp_path)
-    summary = check_records(path, num_classes=3, progress=False)
+    summary = check_records(path, num_classes=3)
     assert summary.path == path
     assert summary.count == 10
     assert summary.size == os.path.getsize(path)
@@ -94,7 +94,7 @@ def test_landmark_records_are_read_and_checked(tmp_path):
     path = write(tmp_path, [(row, jpeg(i)) for i, row in enumerate(points)])
     assert np.array_equal([label for label, _ in read_records(path)], points)
     assert [image for _, image in read_records(path)] == [jpeg(i) for i in range(4)]
-    summary = check_records(path, label_width=6, progress=False)
+    summary = check_records(path, label_width=6)
     assert (summary.label_min, summary.label_max) == (points.min(), points.max())
     assert '`label_width` 6' in fault_of(path)
     assert '`label_width` 6' in fault_of(path, label_width=4)
@@ -124,7 +124,7 @@ def test_a_record_that_mxnet_split_is_one_record(tmp_path):
         at += 8 + ((word & 0x1fffffff) + 3) // 4 * 4
     assert kinds == [0, 1, 2, 2, 3, 0]  # else this test shows nothing
     assert list(read_records(path)) == samples
-    assert check_records(path, progress=False).count == 3
+    assert check_records(path).count == 3
     # The third part claims to be a whole record.
     at = content.index(MAGIC, content.index(b'text') + 4)
     word, = struct.unpack_from('<I', content, at + 4)
@@ -229,7 +229,7 @@ def test_the_index_of_another_file_is_refused(tmp_path):
 def test_an_index_may_be_in_any_order_and_its_keys_name_the_records(tmp_path):
     path = ten(tmp_path)
     change_index(tmp_path / 'set.idx', lambda lines: [f'9{line}' for line in reversed(lines)])
-    assert check_records(path, progress=False).count == 10
+    assert check_records(path).count == 10
     assert 'record 2 (counted from 0, key 92) has the label 2' in fault_of(path, num_classes=2)
 
 
@@ -265,7 +265,7 @@ def test_an_image_of_a_format_that_mxnet_does_not_decode_is_found(tmp_path):
         Image.new('RGB', (8, 8)).save(file, kind)
         return file.getvalue()
 
-    assert check_records(write(tmp_path, [(0, encoded('PNG'))]), progress=False).count == 1
+    assert check_records(write(tmp_path, [(0, encoded('PNG'))])).count == 1
     message = fault_of(write(tmp_path, [(0, encoded('PNG')), (0, encoded('WEBP'))]))
     assert 'record 1 ' in message and 'WEBP' in message and '1 of 2' in message
 
@@ -295,9 +295,9 @@ def test_images_that_mxnet_reads_as_prediction_does_are_sound(tmp_path):
     images += [picture_of_any_kind('JPEG', 'CMYK'), picture_of_any_kind('JPEG', 'L'), picture_of_any_kind('PNG', 'L'),
                picture_of_any_kind('PNG', 'P'), picture_of_any_kind('BMP'), picture_of_any_kind('TIFF')]
     path = write(tmp_path, [(0, image) for image in images])
-    assert check_records(path, progress=False).count == len(images)
+    assert check_records(path).count == len(images)
     config = dict(input_size=16, crop_ratio=1.0, inter_method=AUTO, rgb_mean=[0.0] * 3, rgb_std=[1.0] * 3)
-    batch = next(validation_batches(check_records(path, progress=False), config, len(images), 1).epoch(0))
+    batch = next(validation_batches(check_records(path), config, len(images), 1).epoch(0))
     for found, image in zip(batch.data.asnumpy(), images):
         expected = center_crop(read_image(image), config).transpose(2, 0, 1)
         assert np.abs(found - expected).max() <= 16
@@ -311,7 +311,7 @@ def test_a_side_that_opencv_does_not_warp_is_found_where_packing_did_not_look(tm
 
 def test_content_false_skips_the_images(tmp_path):
     path = write(tmp_path, [(0, b'no image')])
-    assert check_records(path, content=False, progress=False).verified == 'not verified'
+    assert check_records(path, content=False).verified == 'not verified'
     assert '1 of 1 images' in fault_of(path)
 
 
@@ -327,7 +327,7 @@ def test_worker_processes_find_the_same_as_one(tmp_path):
 
 def test_any_changed_bit_is_found_by_the_manifest(tmp_path):
     path = with_manifest(ten(tmp_path))
-    assert 'CRC-32' in check_records(path, progress=False).verified
+    assert 'CRC-32' in check_records(path).verified
     with open(path, 'rb') as file:
         content = file.read()
     # In the entropy-coded data of a JPEG, where it decodes to other pixels without any complaint.
@@ -336,10 +336,10 @@ def test_any_changed_bit_is_found_by_the_manifest(tmp_path):
     message = fault_of(path)
     assert path in message and 'CRC-32' in message
     patch(path, at, content[at:at + 1])
-    check_records(path, progress=False)
+    check_records(path)
     os.rename(tmp_path / 'set.json', tmp_path / 'unused.json')
     patch(path, at, bytes([content[at] ^ 1]))
-    check_records(path, progress=False)  # what the manifest is for: decoding does not see it
+    check_records(path)  # what the manifest is for: decoding does not see it
 
 
 def test_a_reordered_index_differs_from_the_manifest(tmp_path):
@@ -359,7 +359,7 @@ def test_a_damaged_manifest_is_refused_and_a_stranger_is_not_read(tmp_path):
     path = ten(tmp_path)
     manifest = tmp_path / 'set.json'
     manifest.write_text('{"nodes": []}')
-    assert 'decoded' in check_records(path, progress=False).verified
+    assert 'decoded' in check_records(path).verified
     for text, expected in (('{', 'not JSON'),
                            (json.dumps({'format': MANIFEST_FORMAT, 'version': 99}), 'version 99'),
                            (json.dumps({'format': MANIFEST_FORMAT, 'version': 1}), 'lacks')):
@@ -420,8 +420,7 @@ def test_the_command_fails_with_the_message_alone(tmp_path, capsys):
 
 
 def test_cifar10_is_sound(shared_data):
-    summary = check_records(shared_data / 'cifar10' / 'test.rec', num_classes=10, content=False,
-                            progress=False)
+    summary = check_records(shared_data / 'cifar10' / 'test.rec', num_classes=10, content=False)
     assert summary.count == 10000
     assert set(summary.class_counts.values()) == {1000}
 
@@ -437,7 +436,7 @@ def test_the_structure_of_a_large_file_takes_little_memory(tmp_path):
         rec.truncate()
 
     tracemalloc.start()
-    summary = check_records(tmp_path / 'large.rec', content=False, progress=False)
+    summary = check_records(tmp_path / 'large.rec', content=False)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert summary.count == count and summary.size > 2**32

@@ -64,7 +64,7 @@ def pack_one(tmp_path, image, name='a.png', **kwargs):
     path = tmp_path / 'in' / 'class' / name
     path.parent.mkdir(parents=True)
     path.write_bytes(image)
-    pack_images(tmp_path / 'in', tmp_path / 'one', progress=False, **kwargs)
+    pack_images(tmp_path / 'in', tmp_path / 'one', **kwargs)
     (label, packed), = read_back(tmp_path / 'one')
     assert label == 0
     return packed, mx.image.imdecode(packed).asnumpy()
@@ -83,7 +83,7 @@ def assert_like(pixels, expected, tolerance=3):
 
 def fault_of(*args, **kwargs):
     with pytest.raises(InputError) as caught:
-        pack_images(*args, progress=False, **kwargs)
+        pack_images(*args, **kwargs)
     return str(caught.value)
 
 
@@ -95,7 +95,7 @@ def names_in(folder):
 
 def test_class_folders_are_labelled_in_sorted_order(tmp_path):
     source = class_folders(tmp_path / 'in')
-    summary = pack_images(source, tmp_path / 'set', shuffle=False, progress=False)
+    summary = pack_images(source, tmp_path / 'set', shuffle=False)
     assert summary.count == 12
     assert summary.classes == ['ant', 'bee', 'cat']
     assert (tmp_path / 'set.classes.txt').read_text() == 'ant\nbee\ncat\n'
@@ -107,7 +107,7 @@ def test_class_folders_are_labelled_in_sorted_order(tmp_path):
 
 def test_the_manifest_describes_the_files(tmp_path):
     source = class_folders(tmp_path / 'in')
-    pack_images(source, tmp_path / 'set', resize=32, quality=90, seed=5, progress=False)
+    pack_images(source, tmp_path / 'set', resize=32, quality=90, seed=5)
     manifest = json.loads((tmp_path / 'set.json').read_text())
     for kind in ('rec', 'idx'):
         content = (tmp_path / f'set.{kind}').read_bytes()
@@ -116,7 +116,7 @@ def test_the_manifest_describes_the_files(tmp_path):
     assert manifest['classes'] == ['ant', 'bee', 'cat']
     assert [manifest[name] for name in ('resize', 'quality', 'shuffle', 'seed')] == [32, 90, True, 5]
     assert manifest['skipped'] == [] and manifest['ignored'] == []
-    assert 'CRC-32' in check_records(tmp_path / 'set.rec', num_classes=3, progress=False).verified
+    assert 'CRC-32' in check_records(tmp_path / 'set.rec', num_classes=3).verified
 
 
 def test_image_record_iter_reads_the_images_with_their_labels(tmp_path):
@@ -125,7 +125,7 @@ def test_image_record_iter_reads_the_images_with_their_labels(tmp_path):
             path = tmp_path / 'in' / f'class{label}' / f'{i}.png'
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.new('RGB', (32, 32), colour).save(path)
-    pack_images(tmp_path / 'in', tmp_path / 'set', progress=False)
+    pack_images(tmp_path / 'in', tmp_path / 'set')
     batch = next(mx.io.ImageRecordIter(path_imgrec=str(tmp_path / 'set.rec'), data_shape=(3, 32, 32),
                                        path_imgidx=str(tmp_path / 'set.idx'), batch_size=9,
                                        preprocess_threads=1, verbose=False))
@@ -139,7 +139,7 @@ def test_the_bytes_depend_on_the_seed_and_not_on_the_workers(tmp_path):
     source = class_folders(tmp_path / 'in', images=20)
 
     def digest(name, **kwargs):
-        pack_images(source, tmp_path / name, resize=24, progress=False, **kwargs)
+        pack_images(source, tmp_path / name, resize=24, **kwargs)
         return [hashlib.sha256((tmp_path / (name + extension)).read_bytes()).hexdigest()
                 for extension in ('.rec', '.idx', '.json', '.classes.txt')]
 
@@ -250,7 +250,7 @@ def test_a_side_that_opencv_does_not_warp_is_refused_by_name(tmp_path):
     save(tmp_path / 'in' / 'class' / 'panorama.png', size=(32_767, 8))
     assert 'panorama.png is 32767x8 pixels: at most' in fault_of(tmp_path / 'in', tmp_path / 'one')
     # What is packed was looked at, so that the check need not.
-    pack_images(tmp_path / 'in', tmp_path / 'one', skip_bad=True, progress=False)
+    pack_images(tmp_path / 'in', tmp_path / 'one', skip_bad=True)
     assert json.loads((tmp_path / 'one.json').read_text())['max_side'] == 32_766
 
 
@@ -295,7 +295,7 @@ def test_skip_bad_leaves_damaged_images_out_and_says_so(tmp_path, capsys):
     for path, reason in skipped:
         assert path in output.err and DAMAGED[path] in reason
     assert [label for label, _ in read_back(tmp_path / 'set')] == [0] * 4 + [1] * 4 + [2] * 4
-    assert check_records(tmp_path / 'set.rec', progress=False).count == 12
+    assert check_records(tmp_path / 'set.rec').count == 12
 
 
 def test_nothing_but_damaged_images_is_no_set(tmp_path):
@@ -355,7 +355,7 @@ def test_names_in_any_bytes_are_packed(tmp_path):
 def test_an_mxnet_list(tmp_path):
     class_folders(tmp_path / 'in')
     (tmp_path / 'in' / 'set.lst').write_text('7\t2.000000\tcat/1.jpg\n3\t0.000000\tant/0.jpg\n')
-    summary = pack_images(tmp_path / 'in' / 'set.lst', tmp_path / 'set', shuffle=False, progress=False)
+    summary = pack_images(tmp_path / 'in' / 'set.lst', tmp_path / 'set', shuffle=False)
     assert summary.classes is None and not (tmp_path / 'set.classes.txt').exists()
     assert read_back(tmp_path / 'set') == [(2, (tmp_path / 'in/cat/1.jpg').read_bytes()),
                                            (0, (tmp_path / 'in/ant/0.jpg').read_bytes())]
@@ -364,16 +364,16 @@ def test_an_mxnet_list(tmp_path):
 def test_an_mxnet_list_with_several_labels(tmp_path):
     class_folders(tmp_path / 'in')
     (tmp_path / 'set.lst').write_text('0\t0.5\t-1\tcat/1.jpg\n1\t2\t3.25\tant/0.jpg\n')
-    pack_images(tmp_path / 'set.lst', tmp_path / 'set', root=tmp_path / 'in', shuffle=False, progress=False)
+    pack_images(tmp_path / 'set.lst', tmp_path / 'set', root=tmp_path / 'in', shuffle=False)
     assert [list(label) for label, _ in read_back(tmp_path / 'set')] == [[0.5, -1], [2, 3.25]]
-    assert check_records(tmp_path / 'set.rec', label_width=2, progress=False).count == 2
+    assert check_records(tmp_path / 'set.rec', label_width=2).count == 2
 
 
 def test_a_text_list(tmp_path):
     save(tmp_path / 'in' / 'a b.jpg')
     save(tmp_path / 'in' / 'c.jpg', seed=1)
     (tmp_path / 'list.txt').write_text(f'a b.jpg 1\n\n{tmp_path / "in" / "c.jpg"}\t0\n')
-    pack_images(tmp_path / 'list.txt', tmp_path / 'set', root=tmp_path / 'in', shuffle=False, progress=False)
+    pack_images(tmp_path / 'list.txt', tmp_path / 'set', root=tmp_path / 'in', shuffle=False)
     assert read_back(tmp_path / 'set') == [(1, (tmp_path / 'in' / 'a b.jpg').read_bytes()),
                                            (0, (tmp_path / 'in' / 'c.jpg').read_bytes())]
 
@@ -414,7 +414,7 @@ def test_lists_made_in_windows(tmp_path, name, lines, encoding):
     class_folders(tmp_path / 'in')
     text = '\r\n'.join(lines) + '\r\n'
     (tmp_path / name).write_bytes((('\ufeff' if '16' in encoding else '') + text).encode(encoding))
-    assert pack_images(tmp_path / name, tmp_path / 'set', resize=0, shuffle=False, progress=False).count == 2
+    assert pack_images(tmp_path / name, tmp_path / 'set', resize=0, shuffle=False).count == 2
     assert list(read_records(tmp_path / 'set.rec')) == [
         (label, (tmp_path / 'in' / folder / '0.jpg').read_bytes()) for label, folder in enumerate(('ant', 'bee'))]
 
@@ -424,7 +424,7 @@ def test_a_name_may_hold_a_backslash_or_end_with_a_comma(tmp_path):
     for name in ('a\\b.jpg', 'c,'):
         shutil.copy(tmp_path / 'in' / 'ant' / '0.jpg', tmp_path / name)
     (tmp_path / 'list.txt').write_text('a\\b.jpg 0\nc, 1\n')
-    assert pack_images(tmp_path / 'list.txt', tmp_path / 'set', progress=False).count == 2
+    assert pack_images(tmp_path / 'list.txt', tmp_path / 'set').count == 2
 
 
 @pytest.mark.parametrize('content', ['a.jpg 0\n'.encode('utf-16-le'), b'\xff\xfea', b'\x00\x01\x02'])
@@ -443,8 +443,8 @@ def test_labels_that_float32_does_not_hold():
 
 
 def test_a_folder_that_is_missing_is_made(tmp_path):
-    pack_images(class_folders(tmp_path / 'in'), tmp_path / 'a' / 'b' / 'set', progress=False)
-    assert check_records(tmp_path / 'a' / 'b' / 'set.rec', progress=False).count == 12
+    pack_images(class_folders(tmp_path / 'in'), tmp_path / 'a' / 'b' / 'set')
+    assert check_records(tmp_path / 'a' / 'b' / 'set.rec').count == 12
 
 
 def test_a_list_of_nothing_or_with_a_wrong_root(tmp_path):
@@ -459,29 +459,29 @@ def test_a_list_of_nothing_or_with_a_wrong_root(tmp_path):
 
 def test_existing_files_need_overwrite(tmp_path):
     source = class_folders(tmp_path / 'in')
-    pack_images(source, tmp_path / 'set', progress=False)
+    pack_images(source, tmp_path / 'set')
     before = (tmp_path / 'set.rec').read_bytes()
     assert f'{tmp_path / "set.rec"}, ' in fault_of(source, tmp_path / 'set', seed=1)
     assert (tmp_path / 'set.rec').read_bytes() == before
-    pack_images(source, tmp_path / 'set', seed=1, overwrite=True, progress=False)
+    pack_images(source, tmp_path / 'set', seed=1, overwrite=True)
     assert (tmp_path / 'set.rec').read_bytes() != before
-    check_records(tmp_path / 'set.rec', progress=False)
+    check_records(tmp_path / 'set.rec')
 
 
 def test_a_failed_overwrite_leaves_the_old_files(tmp_path):
     source = class_folders(tmp_path / 'in')
-    pack_images(source, tmp_path / 'set', progress=False)
+    pack_images(source, tmp_path / 'set')
     before = names_in(tmp_path)
     (source / 'ant' / 'zero.jpg').touch()
     assert 'zero.jpg' in fault_of(source, tmp_path / 'set', overwrite=True)
     assert names_in(tmp_path) == before
-    assert check_records(tmp_path / 'set.rec', progress=False).count == 12
+    assert check_records(tmp_path / 'set.rec').count == 12
 
 
 def test_an_old_file_of_classes_does_not_stay(tmp_path):
-    pack_images(class_folders(tmp_path / 'in'), tmp_path / 'set', progress=False)
+    pack_images(class_folders(tmp_path / 'in'), tmp_path / 'set')
     (tmp_path / 'list.txt').write_text('in/ant/0.jpg 5\n')
-    pack_images(tmp_path / 'list.txt', tmp_path / 'set', overwrite=True, progress=False)
+    pack_images(tmp_path / 'list.txt', tmp_path / 'set', overwrite=True)
     assert not (tmp_path / 'set.classes.txt').exists()
 
 
@@ -511,7 +511,7 @@ def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path, limit, images, exp
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
     try:
         with pytest.raises(InputError) as caught:
-            write_records(tmp_path / 'set', images, progress=False)
+            write_records(tmp_path / 'set', images)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert str(tmp_path / 'set') in str(caught.value) and expected in str(caught.value)
@@ -554,7 +554,7 @@ def test_a_signal_leaves_nothing_behind(tmp_path, sent, phase):
 def test_write_records_takes_arrays_that_another_program_encoded(tmp_path):
     pixels = [np.full((16, 16, 3), value, np.uint8) for value in (10, 120, 250)]
     samples = ((np.int64(label), pack.encode_jpeg(image)) for label, image in enumerate(pixels))
-    rec_path, count, size = write_records(tmp_path / 'set', samples, classes=['a', 'b', 'c'], progress=False,
+    rec_path, count, size = write_records(tmp_path / 'set', samples, classes=['a', 'b', 'c'],
                                           details={'origin': 'arrays'})
     assert (rec_path, count, size) == (str(tmp_path / 'set.rec'), 3, os.path.getsize(tmp_path / 'set.rec'))
     for number, (label, image) in enumerate(read_back(tmp_path / 'set')):
@@ -565,9 +565,9 @@ def test_write_records_takes_arrays_that_another_program_encoded(tmp_path):
 
 def test_write_records_takes_landmarks(tmp_path):
     points = np.random.RandomState(0).randn(3, 136)
-    write_records(tmp_path / 'set', [(row, encoded(picture(), 'JPEG')) for row in points], progress=False)
+    write_records(tmp_path / 'set', [(row, encoded(picture(), 'JPEG')) for row in points])
     assert np.array_equal([label for label, _ in read_back(tmp_path / 'set')], points.astype(np.float32))
-    assert check_records(tmp_path / 'set.rec', label_width=136, progress=False).count == 3
+    assert check_records(tmp_path / 'set.rec', label_width=136).count == 3
 
 
 @pytest.mark.parametrize('labels, expected', [([0, float('nan')], 'Sample 1 .*not finite'),
@@ -579,7 +579,7 @@ def test_write_records_takes_landmarks(tmp_path):
 def test_write_records_refuses_a_label_that_is_not_sound(tmp_path, labels, expected):
     image = encoded(picture(), 'JPEG')
     with pytest.raises(InputError, match=expected):
-        write_records(tmp_path / 'set', ((label, image) for label in labels), progress=False)
+        write_records(tmp_path / 'set', ((label, image) for label in labels))
     assert names_in(tmp_path) == []
 
 
@@ -589,13 +589,13 @@ def test_write_records_leaves_nothing_when_the_samples_fail(tmp_path):
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        write_records(tmp_path / 'set', samples(), progress=False)
+        write_records(tmp_path / 'set', samples())
     assert names_in(tmp_path) == []
 
 
 def test_a_class_with_a_line_break_is_refused(tmp_path):
     with pytest.raises(InputError, match='line break'):
-        write_records(tmp_path / 'set', [(0, b'image')], classes=['a\nb'], progress=False)
+        write_records(tmp_path / 'set', [(0, b'image')], classes=['a\nb'])
 
 
 # Photos
@@ -608,8 +608,8 @@ def test_photos(tmp_path):
         (tmp_path / 'in' / name).mkdir(parents=True)
         for photo in sorted(os.listdir(os.path.join(source, name)))[:20]:
             shutil.copy(os.path.join(source, name, photo), tmp_path / 'in' / name)
-    pack_images(tmp_path / 'in', tmp_path / 'set', resize=128, shuffle=False, progress=False)
-    summary = check_records(tmp_path / 'set.rec', num_classes=10, progress=False)
+    pack_images(tmp_path / 'in', tmp_path / 'set', resize=128, shuffle=False)
+    summary = check_records(tmp_path / 'set.rec', num_classes=10)
     assert summary.class_counts == dict.fromkeys(range(10), 20)
     paths = sorted((tmp_path / 'in').glob('*/*'))
     for path, (label, image) in zip(paths, read_back(tmp_path / 'set')):

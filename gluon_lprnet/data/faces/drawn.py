@@ -64,7 +64,7 @@ def draw_face(rng):
     return _photographed(image, rng), landmarks, fit
 
 
-def draw_faces(folder, count=2000, seed=0, workers=None, progress=True):
+def draw_faces(folder, count=2000, seed=0, workers=None):
     """Write drawn faces in the layout of 300W-LP, ``train`` and a fifth as many in ``test``.
 
     Yaw is uniform from -90 to 90 degrees, pitch and roll from -25 to 25. The same seed gives the same files,
@@ -80,8 +80,6 @@ def draw_faces(folder, count=2000, seed=0, workers=None, progress=True):
         Not negative.
     workers : int, optional
         Processes; by default as many as CPUs, fewer for few faces.
-    progress : bool
-        Show a progress bar where standard error is a terminal.
 
     Returns
     -------
@@ -101,7 +99,7 @@ def draw_faces(folder, count=2000, seed=0, workers=None, progress=True):
                  for number, (part, total) in enumerate(zip(('train', 'test'), counts))
                  for first in range(0, total, _FACES_PER_TASK))
         results = itertools.chain.from_iterable(map_in_processes(_draw_files, tasks, workers))
-        for _ in tqdm(results, desc='drawing', total=sum(counts), unit='face', disable=None if progress else True,
+        for _ in tqdm(results, desc='drawing', total=sum(counts), unit='face', disable=None,
                       leave=False):
             pass
     return counts

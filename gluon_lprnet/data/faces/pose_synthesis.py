@@ -180,7 +180,7 @@ class ProfileSummary(NamedTuple):
     skipped: list
 
 
-def profile_faces(source, layout, folder, copies=3, seed=0, workers=None, skip_bad=False, progress=True):
+def profile_faces(source, layout, folder, copies=3, seed=0, workers=None, skip_bad=False):
     """Write a data set's faces, and copies of them turned to large poses, in the layout of 300W-LP.
 
     ``NAME_0`` is the face as it is, ``NAME_1`` and so on are turned: the range from the face's own angle to 90
@@ -208,8 +208,6 @@ def profile_faces(source, layout, folder, copies=3, seed=0, workers=None, skip_b
         be importable (``if __name__ == '__main__':``).
     skip_bad : bool
         Skip invalid faces and report them, instead of failing.
-    progress : bool
-        Show a progress bar where standard error is a terminal.
 
     Returns
     -------
@@ -231,7 +229,7 @@ def profile_faces(source, layout, folder, copies=3, seed=0, workers=None, skip_b
         results = itertools.chain.from_iterable(map_in_processes(_profile_files, tasks, workers))
         sources = turned = 0
         for (face, _), (count, fault) in zip(jobs, tqdm(results, desc='profiling', total=len(jobs), unit='face',
-                                                        disable=None if progress else True, leave=False)):
+                                                        disable=None, leave=False)):
             if fault:
                 faults.append((face.image, fault))
             else:

@@ -174,7 +174,7 @@ def check_face_records(rec_path):
 
 
 def pack_faces(sources, layout, prefix, size=224, scale=2.0, quality=95, workers=None, skip_bad=False, shuffle=True,
-               seed=0, overwrite=False, progress=True, part='all'):
+               seed=0, overwrite=False, part='all'):
     """Pack faces into ``prefix.rec`` with its index and manifest.
 
     The square is shrunk to `size` pixels, never enlarged; outside the photo its border is repeated. Photos are
@@ -196,7 +196,7 @@ def pack_faces(sources, layout, prefix, size=224, scale=2.0, quality=95, workers
         The square's side in units of the longer side of the landmarks' box.
     quality : int
         JPEG quality, 1 to 100.
-    workers, skip_bad, shuffle, seed, overwrite, progress
+    workers, skip_bad, shuffle, seed, overwrite
         As for :func:`gluon_lprnet.data.pack.pack_images`.
     part : str
         A key of :data:`PARTS`: ``held-out`` are a twentieth of the pictures, to choose by, ``rest`` the others. Chance
@@ -217,7 +217,7 @@ def pack_faces(sources, layout, prefix, size=224, scale=2.0, quality=95, workers
                  seed=(seed, 0, 2**32 - 1))
     sources = [sources] if isinstance(sources, (str, os.PathLike)) else list(sources)
     skipped = []
-    faces = [face for face in _read_sources(sources, layout, skipped, progress) if PARTS[part](face)]
+    faces = [face for face in _read_sources(sources, layout, skipped) if PARTS[part](face)]
     if shuffle:
         np.random.RandomState(seed).shuffle(faces)
     total = len(faces) + len(skipped)
@@ -228,7 +228,7 @@ def pack_faces(sources, layout, prefix, size=224, scale=2.0, quality=95, workers
                  for first in range(0, len(faces), _FACES_PER_TASK))
         results = itertools.chain.from_iterable(map_in_processes(_convert_faces, tasks, workers))
         for face, (sample, reason) in zip(faces, tqdm(results, desc='packing', total=len(faces), unit='face',
-                                                      disable=None if progress else True, leave=False)):
+                                                      disable=None, leave=False)):
             if reason is not None:
                 skipped.append((face.image, reason))
             elif skip_bad or not skipped:  # after a failure the others are still checked, but not written
@@ -242,7 +242,7 @@ def pack_faces(sources, layout, prefix, size=224, scale=2.0, quality=95, workers
     details = {'layout': layout, 'sources': _names(sources), 'size': size, 'scale': scale, 'quality': quality,
                'shuffle': shuffle, 'seed': seed if shuffle else None, 'part': part, 'skipped': skipped,
                'max_side': MAX_SIDE}
-    rec_path, count, written = write_records(prefix, convert_all(), None, details, overwrite, progress)
+    rec_path, count, written = write_records(prefix, convert_all(), None, details, overwrite)
     return FaceSummary(rec_path, count, written, skipped)
 
 
@@ -259,7 +259,7 @@ def _names(sources):
     return [os.path.basename(os.path.abspath(source)) for source in sources]
 
 
-def _read_sources(sources, layout, faults, progress):
+def _read_sources(sources, layout, faults):
     names = _names(sources)
     if len(set(names)) < len(names):
         raise InputError(f'The sources {", ".join(map(os.fspath, sources))} have the same last part of their paths, by '
@@ -267,7 +267,7 @@ def _read_sources(sources, layout, faults, progress):
     faces = []
     for source, name in zip(sources, names):
         bar = tqdm(read_faces(source, layout, faults), desc=f'reading {name}', unit='face',
-                   disable=None if progress else True, leave=False)
+                   disable=None, leave=False)
         faces.extend(face if len(sources) == 1 else face._replace(name=f'{name}/{face.name}') for face in bar)
     return faces
 

@@ -189,7 +189,7 @@ def test_order_seed_and_workers(tmp_path):
     folder = some_faces(tmp_path / 'set', 40)
 
     def names(prefix, **options):
-        pack_faces(folder, 'aflw2000-3d', tmp_path / prefix, progress=False, **options)
+        pack_faces(folder, 'aflw2000-3d', tmp_path / prefix, **options)
         return [record.name for record in read_face_records(tmp_path / f'{prefix}.rec')]
 
     kept = names('kept', shuffle=False, workers=1)
