@@ -7,6 +7,7 @@ import contextlib
 import io
 import math
 import os
+from typing import Any, Union
 
 import cv2
 import numpy as np
@@ -18,6 +19,8 @@ except ImportError:
     pillow_heif = None
 else:
     pillow_heif.register_heif_opener()
+
+PathLike = Union[str, 'os.PathLike[str]']
 
 # Above it, Pillow itself warns of a decompression bomb.
 MAX_PIXELS = 89_478_485
@@ -49,7 +52,7 @@ class ImageTooLarge(ImageError):
     """A picture of more than MAX_PIXELS, or with a side above MAX_SIDE."""
 
 
-def is_image_file(path):
+def is_image_file(path: PathLike) -> bool:
     """Whether a file of a folder is one of its pictures: by its extension, and without one by its first bytes."""
     name = os.path.basename(path)
     extension = os.path.splitext(name)[1]
@@ -67,7 +70,7 @@ def is_image_file(path):
     return True
 
 
-def read_image(source, upright=True):
+def read_image(source: Union[PathLike, bytes], upright: bool = True) -> np.ndarray:
     """Read a picture.
 
     The first frame of an animation; 16 bits scaled to 8; transparency laid on white; other color spaces (gray, palette,
@@ -96,7 +99,7 @@ def read_image(source, upright=True):
     return np.asarray(rgb(turned_upright(picture) if upright else picture))
 
 
-def read_file(path):
+def read_file(path: PathLike) -> bytes:
     """The bytes of a file, or ImageError."""
     try:
         with open(path, 'rb') as file:
@@ -107,7 +110,7 @@ def read_file(path):
         raise ImageError(f'cannot be read: {error.strerror or error}') from None
 
 
-def decode_image(image):
+def decode_image(image: bytes) -> Image.Image:
     """Decode a picture completely, or not at all.
 
     Parameters
@@ -173,7 +176,7 @@ def _scale_transparent_color(picture):
         picture.info['transparency'] = tuple(part >> 8 for part in color)
 
 
-def check_image_size(image):
+def check_image_size(image: bytes) -> None:
     """Raise ImageTooLarge for a picture (bytes) above the limits, ImageError for one without a header."""
     _open(io.BytesIO(image))
 
@@ -184,7 +187,7 @@ def _check_size(width, height):
                             'taken, shrink it first')
 
 
-def turned_upright(picture):
+def turned_upright(picture: Image.Image) -> Image.Image:
     """A Pillow picture turned as its EXIF says; the same one if it says nothing."""
     # Broken EXIF says nothing about the pixels, and Pillow raises nearly anything on it.
     with contextlib.suppress(Exception):
@@ -192,7 +195,7 @@ def turned_upright(picture):
     return picture
 
 
-def is_turned(picture):
+def is_turned(picture: Image.Image) -> bool:
     """Whether :func:`turned_upright` would change a Pillow picture."""
     try:
         return picture.getexif().get(0x0112) in range(2, 9)
@@ -200,7 +203,7 @@ def is_turned(picture):
         return False
 
 
-def rgb(picture):
+def rgb(picture: Image.Image) -> Image.Image:
     """A Pillow picture of any mode as 8-bit RGB: 16 bits scaled, transparency laid on white; or ImageError."""
     if picture.mode.startswith('I'):
         deep = np.asarray(picture)
@@ -221,7 +224,7 @@ def rgb(picture):
     return picture if picture.mode == 'RGB' else picture.convert('RGB')
 
 
-def resize(pixels, size, inter_method=AUTO):
+def resize(pixels: np.ndarray, size: tuple[int, int], inter_method: int = AUTO) -> np.ndarray:
     """Resize a picture.
 
     Parameters
@@ -249,12 +252,12 @@ def resize(pixels, size, inter_method=AUTO):
     return cv2.resize(pixels, size, interpolation=interpolation)
 
 
-def shorter_side(description):
+def shorter_side(description: dict[str, Any]) -> int:
     """To how many pixels a network's description has the shorter side resized before the crop."""
     return math.ceil(description['input_size'] / description['crop_ratio'])
 
 
-def center_crop(pixels, description):
+def center_crop(pixels: np.ndarray, description: dict[str, Any]) -> np.ndarray:
     """The part of a picture that a classification network sees: resized by its shorter side, then the center.
 
     Parameters
@@ -284,7 +287,7 @@ def center_crop(pixels, description):
     return pixels[top:top + size, left:left + size]
 
 
-def normalize(crop, description):
+def normalize(crop: np.ndarray, description: dict[str, Any]) -> np.ndarray:
     """A crop (height, width, 3) uint8 as a network's input (3, height, width) float32.
 
     ``description`` has ``rgb_mean`` and ``rgb_std``, on the scale 0 to 255.
@@ -294,7 +297,7 @@ def normalize(crop, description):
     return (np.ascontiguousarray(crop.transpose(2, 0, 1)) - mean) / std
 
 
-def encode_jpeg(pixels, quality=95):
+def encode_jpeg(pixels: np.ndarray, quality: int = 95) -> bytes:
     """Encode a picture as JPEG.
 
     Parameters
@@ -313,7 +316,7 @@ def encode_jpeg(pixels, quality=95):
     return encoded.tobytes()
 
 
-def encode_image(pixels, extension):
+def encode_image(pixels: np.ndarray, extension: str) -> bytes:
     """Encode a picture in the format of a file's extension; as JPEG where Pillow does not write that one.
 
     Parameters

@@ -4,6 +4,7 @@ import json
 import os
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, Optional
 
@@ -13,7 +14,7 @@ from tqdm import tqdm
 
 from ..artefact import load_network
 from ..data.batches import validation_batches
-from ..data.images import EXTENSIONS, ImageError, is_image_file, read_file
+from ..data.images import EXTENSIONS, ImageError, PathLike, is_image_file, read_file
 from ..data.integrity import check_records
 from ..data.pack import convert_file
 from ..data.recordio import write_records
@@ -45,15 +46,15 @@ class Compared(NamedTuple):
         Pictures that were left out, and why.
     """
 
-    paths: list
+    paths: list[str]
     evaluate: np.ndarray
     predict: np.ndarray
     server: Optional[np.ndarray]
     without_server: Optional[str]
-    unreadable: list
+    unreadable: list[tuple[str, str]]
 
 
-def compare(network, paths, resize=0, quality=95):
+def compare(network: PathLike, paths: Sequence[PathLike], resize: int = 0, quality: int = 95) -> Compared:
     """Ask a classification network about pictures in every way there is.
 
     Parameters
