@@ -95,9 +95,10 @@ def main(argv=None):
 
 def _run(parser, argv):
     args = parser.parse_args(argv)
-    if hasattr(sys.stdout, 'reconfigure'):
-        # Names of files may be of any bytes.
-        sys.stdout.reconfigure(errors='backslashreplace')
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, 'reconfigure'):
+            # Names of files may be of any bytes.
+            stream.reconfigure(errors='backslashreplace')
     try:
         with exit_on_sigterm():
             return args.run(args)

@@ -158,7 +158,7 @@ def test_bad_pictures_are_named(run, tmp_path, capsys, content, message):
     path = tmp_path / 'x.jpg'
     if content:
         path.write_bytes(content)
-    assert main(['predict', str(run), str(path)]) == 2
+    assert main(['predict', str(run), str(path)]) == 1
     error = capsys.readouterr().err
     assert message in error and 'x.jpg' in error
 
