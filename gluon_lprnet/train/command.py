@@ -29,6 +29,17 @@ def contexts_of(config):
     return [mx.gpu(number) for number in range(config.num_gpus)] or [mx.cpu()]
 
 
+def _begin_bfloat16():
+    """Let MXNet's AMP cast operators to bfloat16, for the rest of the process."""
+    amp.init(target_dtype='bfloat16')
+    try:
+        mx.nd.Convolution(mx.nd.ones((1, 3, 8, 8)), mx.nd.ones((4, 3, 3, 3)), no_bias=True, kernel=(3, 3),
+                          num_filter=4).wait_to_read()
+    except mx.MXNetError as error:
+        raise InputError('`dtype` bfloat16 needs a processor with AVX-512: MXNet has no such convolution for this '
+                         'one. Take float32.') from error
+
+
 def check_batches(count, config, contexts):
     """Refuse batches of ``count`` images that do not fill an update, or cannot be split over the devices."""
     for size in (min(config.batch_size, count), count % config.batch_size):
@@ -107,7 +118,7 @@ def train(config, build_task, resume=False):
         check_same_curve(config, found)
     mx.random.seed(config.seed)
     if config.dtype == 'bfloat16':
-        amp.init(target_dtype='bfloat16')
+        _begin_bfloat16()
     # What a resumed training started from need not be there any more.
     task = build_task(dataclasses.replace(config, start_from=None) if found else config)
 

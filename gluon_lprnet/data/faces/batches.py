@@ -50,20 +50,33 @@ class FaceAugmentation:
     dark: float = 0.0
     mirror: bool = True
 
-    def matrix(self, rng, landmarks, size, crop_scale):
-        """A random map (2, 3) from the picture of a face with ``landmarks`` (68, 2) to a crop of ``size`` pixels.
+    def matrix(self, rng, box, landmarks, size, crop_scale):
+        """A random map (2, 3) from a picture to a crop of ``size`` pixels.
 
-        The square is that of :func:`~gluon_lprnet.data.faces.landmarks.crop_matrix` about the box of the landmarks once
-        they are turned, as it is for a face that was photographed so; then it is scaled and shifted.
+        Parameters
+        ----------
+        rng : numpy.random.Generator
+        box : array (4,)
+            Of the face, which the square is about that is then turned, scaled and shifted.
+        landmarks : array (68, 2)
+            Where faces are turned far, the square is about the box of the turned landmarks instead, as it is for a
+            face that was photographed so.
+        size : int
+        crop_scale : float
         """
         limit = self.roll if self.turned and rng.random() < self.turned else self.rotation
         angle = math.radians(rng.uniform(-limit, limit))
-        turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
-        crop = crop_matrix(landmark_box(landmarks @ turn.T), size, crop_scale)
         scale = 1 + rng.uniform(-self.scale, self.scale)
         shift = rng.uniform(-self.shift, self.shift, 2) * size
         center = (size - 1) / 2
-        return np.column_stack([scale * crop[:, :2] @ turn, scale * (crop[:, 2] - center) + center + shift])
+        turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+        if self.turned:
+            crop = crop_matrix(landmark_box(landmarks @ turn.T), size, crop_scale)
+            linear, offset = crop[:, :2] @ turn, crop[:, 2] - center
+        else:
+            crop = crop_matrix(box, size, crop_scale)
+            linear, offset = turn @ crop[:, :2], turn @ (crop[:, 2] - center)
+        return np.column_stack([scale * linear, scale * offset + center + shift])
 
     def look(self, rng, crop):
         """Color, blur and occlusion of a crop (size, size, 3) uint8."""
@@ -156,7 +169,7 @@ class FaceBatches:
         face, size = self.faces[index], self._input_size
         if self._augmentation:
             rng = np.random.default_rng((self._seed, epoch, index))
-            matrix = self._augmentation.matrix(rng, face.landmarks, size, self._crop_scale)
+            matrix = self._augmentation.matrix(rng, face.box, face.landmarks, size, self._crop_scale)
         else:
             matrix = crop_matrix(face.box, size, self._crop_scale)
         crop = warp_crop(face.pixels(), matrix, size)

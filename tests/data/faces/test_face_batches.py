@@ -123,7 +123,7 @@ def test_augmentation_stays_within_its_ranges():
     circle = 50 + 20 * np.column_stack([np.cos(around), np.sin(around)])
     angles, scales, shifts = [], [], []
     for seed in range(300):
-        matrix = augmentation.matrix(np.random.default_rng(seed), circle, size, 1.25)
+        matrix = augmentation.matrix(np.random.default_rng(seed), landmark_box(circle), circle, size, 1.25)
         angles.append(angle_of(matrix))
         scales.append(math.hypot(matrix[0, 0], matrix[1, 0]) / (size / (1.25 * 40)))
         shifts.extend(abs(transform(matrix, np.array([50.0, 50])) - centre) / size)
@@ -131,10 +131,25 @@ def test_augmentation_stays_within_its_ranges():
     assert 0.049 < np.max(shifts) <= 0.05 + 1e-3
 
 
+def test_the_square_of_a_face_that_is_turned_a_little_turns_with_it():
+    augmentation, size = FaceAugmentation(rotation=30, scale=0, shift=0), 112
+    landmarks = np.random.default_rng(0).uniform(0, 1, (68, 2)) * (100, 30)
+    box = landmark_box(landmarks) + (-2, 3, 5, 9)
+    plain = crop_matrix(box, size, 1.25)
+    for seed in range(20):
+        matrix = augmentation.matrix(np.random.default_rng(seed), box, landmarks, size, 1.25)
+        angle = angle_of(matrix)
+        about = cv2.getRotationMatrix2D(((size - 1) / 2,) * 2, -angle, 1)
+        expected = transform(about, transform(plain, landmarks))
+        np.testing.assert_allclose(transform(matrix, landmarks), expected, atol=1e-9)
+        assert 0 < abs(angle) <= 30
+
+
 def test_a_part_of_the_faces_is_turned_far_and_each_lies_in_its_own_box():
     augmentation, size = FaceAugmentation(rotation=10, roll=120, turned=0.5, scale=0, shift=0), 112
     landmarks = np.random.default_rng(0).uniform(0, 1, (68, 2)) * (100, 30)
-    matrices = [augmentation.matrix(np.random.default_rng(seed), landmarks, size, 1.25) for seed in range(1500)]
+    matrices = [augmentation.matrix(np.random.default_rng(seed), None, landmarks, size, 1.25)
+                for seed in range(1500)]
     angles = np.abs([angle_of(matrix) for matrix in matrices])
     # Half of them between 0 and 120 degrees, of which a twelfth are within 10.
     assert 0.42 < (angles > 10).mean() < 0.50 and 115 < angles.max() <= 120
