@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 
 from gluon_lprnet.__main__ import make_parser
-from gluon_lprnet.train import face, imagenet
+from gluon_lprnet.train.config import ClassificationConfig, LandmarkConfig
+from gluon_lprnet.train.config import make_parser as make_training_parser
 
 ROOT = Path(__file__).parents[1]
 GUIDES = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted((ROOT / 'docs').rglob('*.md'))]
-TRAININGS = {'train_imagenet.py': imagenet, 'train_face.py': face}
+TRAININGS = {'train_imagenet.py': ClassificationConfig, 'train_face.py': LandmarkConfig}
 
 # Stands for the program it is called as, and notes what it was called with.
 STAND_IN = """#!/bin/sh
@@ -43,7 +44,7 @@ def parse(call):
     if arguments[:2] == ['-m', 'gluon_lprnet']:
         return make_parser().parse_args(arguments[2:])
     if arguments[0] in TRAININGS:
-        return TRAININGS[arguments[0]].make_parser().parse_args(arguments[1:])
+        return make_training_parser(TRAININGS[arguments[0]], '').parse_args(arguments[1:])
     assert (ROOT / arguments[0]).is_file(), call
     return None
 
