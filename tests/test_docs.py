@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from gluon_lprnet.__main__ import make_parser
-from gluon_lprnet.train.config import ClassificationConfig, LandmarkConfig
+from gluon_lprnet.train.face import LandmarkConfig
 from gluon_lprnet.train.config import make_parser as make_training_parser
+from gluon_lprnet.train.imagenet import ClassificationConfig
 
 ROOT = Path(__file__).parents[1]
 GUIDES = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted((ROOT / 'docs').rglob('*.md'))]
