@@ -1,5 +1,7 @@
 """``python -m gluon_lprnet import``: networks that others have trained, as networks of this package to compress."""
+import os
 import zipfile
+from typing import Any, Union
 
 import mxnet as mx
 import numpy as np
@@ -17,7 +19,7 @@ BLOCKS = 13
 _PARTS = ('weight', 'zero', 'scale', 'bias')
 
 
-def import_mobilenetv1(path, input_size: int) -> tuple[HybridBlock, dict]:
+def import_mobilenetv1(path: Union[str, os.PathLike], input_size: int) -> tuple[HybridBlock, dict[str, Any]]:
     """MobileNetV1 as its authors trained it in 8 bits on ImageNet, from its arrays.
 
     Parameters
@@ -47,11 +49,12 @@ def import_mobilenetv1(path, input_size: int) -> tuple[HybridBlock, dict]:
     arrays = _read(path)
     first = _array(arrays, 'conv0_weight', path, (None, 3, 3, 3))
     width = len(first) / 32
-    config = {'task': 'classification', 'model': f'mobilenetv1_x{width:g}' if width != 1 else 'mobilenetv1_x1.0',
-              'num_classes': len(_array(arrays, 'output_bias', path, (None,))) - 1, 'small_image': False, 'rank': None,
-              'no_residual': False, 'no_l2_norm': False, 'l2_norm_scale': None, 'activation': 'relu6',
-              'padding': 'tensorflow', 'input_size': input_size, 'crop_ratio': 0.875, 'inter_method': BILINEAR,
-              'rgb_mean': [128.0] * 3, 'rgb_std': [128.0] * 3, 'class_names': None}
+    config: dict[str, Any] = {
+        'task': 'classification', 'model': f'mobilenetv1_x{width:g}' if width != 1 else 'mobilenetv1_x1.0',
+        'num_classes': len(_array(arrays, 'output_bias', path, (None,))) - 1, 'small_image': False, 'rank': None,
+        'no_residual': False, 'no_l2_norm': False, 'l2_norm_scale': None, 'activation': 'relu6',
+        'padding': 'tensorflow', 'input_size': input_size, 'crop_ratio': 0.875, 'inter_method': BILINEAR,
+        'rgb_mean': [128.0] * 3, 'rgb_std': [128.0] * 3, 'class_names': None}
     if config['num_classes'] < 1:
         raise InputError(f'{path}: output_bias has no class besides the background.')
     with mx.name.NameManager():
