@@ -26,7 +26,7 @@ from tqdm import tqdm
 from gluon_lprnet.complexity import count
 from gluon_lprnet.compression import Budget, Fraction, compress, import_mobilenetv1
 from gluon_lprnet.predict.classification import preprocess
-from gluon_lprnet.train import options
+from gluon_lprnet.train.config import rank
 from gluon_lprnet.utils.flags import positive_int
 from gluon_lprnet.utils.text import render_table
 
@@ -50,7 +50,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('arrays')
     parser.add_argument('--input-size', type=positive_int, required=True)
-    parser.add_argument('--ranks', type=options.rank, nargs='+', default=[1 / 8, 1 / 4], help='fractions of the width')
+    parser.add_argument('--ranks', type=rank, nargs='+', default=[1 / 8, 1 / 4], help='fractions of the width')
     parser.add_argument('--budgets', type=float, nargs='+', default=[], help='fractions of the multiply-adds')
     parser.add_argument('--calibrate', nargs='+', required=True, metavar='FOLDER')
     parser.add_argument('--photos', type=positive_int, default=500)

@@ -19,7 +19,8 @@ from gluon_lprnet.artefact import model_arguments
 from gluon_lprnet.complexity import count
 from gluon_lprnet.paper import cifar10, figure2, networks
 from gluon_lprnet.paper.grid import Result, Row
-from gluon_lprnet.train import imagenet
+from gluon_lprnet.train.config import make_parser, parse
+from gluon_lprnet.train.imagenet import ClassificationConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -96,8 +97,9 @@ def test_every_row_is_a_network_of_its_own(width):
         names = [row.name for row in experiment.rows]
         assert len(set(names)) == len(names) and experiment.reference in names
         for row in experiment.rows:
-            flags = imagenet.make_parser().parse_args(row.flags.split())
-            assert get_model(flags.model, **model_arguments({**vars(flags), 'num_classes': 10})) is not None
+            arguments = ['--preset', 'table4', *row.flags.split(), '--save-dir', 'nowhere']
+            config, _ = parse(make_parser(ClassificationConfig, None), ClassificationConfig, arguments)
+            assert get_model(config.model, **model_arguments(config.to_dict())) is not None
 
 
 def test_networks_of_the_experiments_are_not_in_the_zoo():
@@ -191,7 +193,9 @@ def test_stopped_runs_go_on(tiny_records, tmp_path):
 def test_a_row_that_fails_leaves_the_others(tiny_records, tmp_path, capsys, monkeypatch):
     def broken(width):
         experiment = cifar10.table4(width)
-        rows = tuple(row._replace(flags=row.flags + ' --lr 1e30') if row.name == 'table4_lpr_x0.25' else row
+        # Each step multiplies the weights by -999.
+        diverging = ' --lr 1000 --wd 1 --batch-size 2'
+        rows = tuple(row._replace(flags=row.flags + diverging) if row.name == 'table4_lpr_x0.25' else row
                      for row in experiment.rows)
         return experiment._replace(rows=rows)
     monkeypatch.setitem(cifar10.EXPERIMENTS, 'table4', broken)
