@@ -35,7 +35,7 @@ ORIGIN = {
     'dlib': 0,
     # Not documented. Aligners of others find the points 1.0 / 0.9 pixels too far right and down if they are read from
     # 0. So does one trained here, with pictures flipped at random, which cannot learn a shift to one side: its points
-    # of the test part are 0.3 pixels to the left of these read from 1, so 1.3 of those read from 0 (300-W: 0.6 from 1).
+    # of the test part are 0.3 pixels to the left of these read from 1, so 1.3 of those read from 0 (300-W: 0.7 from 1).
     'ytf68': 1,
     # Made for this project, in OpenCV's coordinates.
     'aflw': 0,
