@@ -34,8 +34,9 @@ face: $(VENV)/installed
 	    --out $(FACES)/figures
 	@echo "Drawn faces: figures in $(FACES)/figures, exported network in $(FACES)/run/export."
 
+# One process for each core; the tests of a file share what they set up.
 test: $(VENV)/installed
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n auto --dist loadfile
 
 # Lines and branches of this process; what tests start as processes of their own is not among them.
 coverage: $(VENV)/installed

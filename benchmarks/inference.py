@@ -60,9 +60,8 @@ VISIT = 0.02
 # What a process of a runtime does: a loader takes the prefix of a network's files and an input, and gives a pass.
 
 def load_mxnet(prefix, data):
-    import mxnet as mx
-
     import gluon_lprnet  # noqa: F401  before MXNet
+    import mxnet as mx
     if Path(f'{prefix}.operators').exists():
         from gluon_lprnet.deployment.operators import load_library
         load_library()
@@ -254,9 +253,8 @@ class Worker:
 
 def write_networks(folder, width, args):
     """The files of each network at a width; dict from (runtime, network) to their prefix."""
+    import gluon_lprnet  # before MXNet
     import mxnet as mx
-
-    import gluon_lprnet
     from gluon_lprnet.deployment.onnx import write_onnx
     from gluon_lprnet.deployment.operators import with_operators
     from gluon_lprnet.deployment.reparametrize import reparametrize

@@ -14,11 +14,11 @@ import sys
 os.environ.setdefault('OMP_NUM_THREADS', str(max(1, len(os.sched_getaffinity(0)) - 1)))
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
+import gluon_lprnet  # before MXNet
 import mxnet as mx
 from mxnet import autograd, gluon
 from tabulate import tabulate
 
-import gluon_lprnet
 from gluon_lprnet.blocks import normalize_in_rank_space
 from gluon_lprnet.utils.timing import interleaved_milliseconds
 

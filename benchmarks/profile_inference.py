@@ -168,10 +168,10 @@ def main():
     parser.add_argument('--width', type=float, default=1.0)
     parser.add_argument('--input-size', type=int, default=224)
     args = parser.parse_args()
+    import gluon_lprnet  # noqa: F401  before MXNet
     import mxnet as mx
     from tabulate import tabulate
 
-    import gluon_lprnet  # noqa: F401  before MXNet
     multiply_adds, memory, cache = machine_limits()
     print(f'One thread: {multiply_adds / 1e9:.0f}G multiply-adds a second, {memory / 1e9:.0f} GB/s in memory, '
           f'{cache / 1e9:.0f} GB/s in cache')

@@ -1,4 +1,7 @@
 """LPRNet: lightweight deep networks by low-rank pointwise residual convolution, in MXNet Gluon."""
+from pathlib import Path
+from typing import TYPE_CHECKING, Union
+
 from ._compat import import_mxnet
 
 import_mxnet()
@@ -6,11 +9,15 @@ import_mxnet()
 from .blocks import LPR  # noqa: E402  MXNet must have been imported through _compat first
 from .zoo import get_model, list_models  # noqa: E402
 
+if TYPE_CHECKING:
+    from .predict.classification import Classifier
+    from .predict.face_alignment import FaceAligner
+
 __version__ = '0.1.0'
-__all__ = ['LPR', 'get_model', 'list_models', 'load', 'compress', 'deploy', '__version__']
+__all__ = ['LPR', 'get_model', 'list_models', 'load', 'FaceAligner', 'compress', 'deploy', '__version__']
 
 
-def load(network):
+def load(network: Union[str, Path]) -> 'Union[Classifier, FaceAligner]':
     """A trained network that takes pictures as they come.
 
     Parameters
@@ -20,15 +27,21 @@ def load(network):
 
     Returns
     -------
-    gluon_lprnet.predict.classification.Classifier
-        Call its ``predict(images)``.
+    gluon_lprnet.predict.classification.Classifier or gluon_lprnet.predict.face_alignment.FaceAligner
+        By what the network was trained for. Call its ``predict(images)``.
     """
+    from .artefact import load_network
     from .predict.classification import Classifier
-    return Classifier(network)
+    from .predict.face_alignment import FaceAligner
+    is_of_landmarks = load_network(network)[1].get('task') == 'landmarks'
+    return FaceAligner(network) if is_of_landmarks else Classifier(network)
 
 
 def __getattr__(name):
     # Imported on first use: they need the trainer, which a network of the zoo does not.
+    if name == 'FaceAligner':
+        from .predict.face_alignment import FaceAligner
+        return FaceAligner
     if name == 'compress':
         from .compression import compress
         return compress

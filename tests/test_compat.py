@@ -23,7 +23,7 @@ def test_importing_the_package_first_is_enough_and_silent():
 def test_public_names():
     result = run('import gluon_lprnet, sys; light = "gluon_lprnet.train" not in sys.modules; '
                  'print(light, *(getattr(gluon_lprnet, name).__name__ for name in gluon_lprnet.__all__[:-1]))')
-    assert result.stdout == 'True LPR get_model list_models compress deploy\n'
+    assert result.stdout == 'True LPR get_model list_models load FaceAligner compress deploy\n'
 
 
 @pytest.mark.parametrize('package, content, said', [

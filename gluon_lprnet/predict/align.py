@@ -9,12 +9,14 @@ from typing import NamedTuple, Optional
 import cv2
 from tqdm import tqdm
 
+from ..data.faces.landmarks import JAWS
 from ..data.images import EXTENSIONS, encode_image, is_image_file
 from ..utils.errors import InputError
 from ..utils.files import make_folder, write_errors, write_file
 from ..utils.flags import non_negative_int, positive_int
+from .classification import split_network
 from .detectors import HaarDetector, YuNetDetector, read_picture
-from .face_alignment import Aligner, draw_faces
+from .face_alignment import DEFAULT, Aligner, draw_faces
 
 _VIDEOS = ('.mp4', '.avi', '.mov', '.mkv', '.webm', '.m4v', '.mpg', '.mpeg')
 _CAMERA = 'camera'
@@ -208,9 +210,14 @@ def add_commands(commands):
                     'landmarks.json, and the same as it comes in landmarks.jsonl, a line for each picture or frame. '
                     'Exit status 1 if a source could not be read; the others are done. Ctrl-C or SIGTERM ends a video '
                     'early and keeps what is done.')
-    align.add_argument('network', help='run folder, checkpoint folder or -symbol.json')
     align.add_argument('sources', nargs='+', metavar='SOURCE',
                        help=f'picture, folder of pictures, video, or {_CAMERA}')
+    align.add_argument('--network', metavar='NETWORK',
+                       help='trained network of the package, run or checkpoint folder, or -symbol.json '
+                            f'(default: {DEFAULT})')
+    align.add_argument('--jaw', choices=JAWS, default='3d',
+                       help='of a network that knows both: that of the head, also where it is hidden, or the visible '
+                            'contour (default: %(default)s)')
     align.add_argument('--out', default='aligned', metavar='DIR', help='folder to write to (default: %(default)s)')
     align.add_argument('--overwrite', action='store_true',
                        help='replace what an earlier run wrote there; its pictures of other names stay')
@@ -230,15 +237,19 @@ def _run(args):
     out = Path(args.out)
     if out.exists() and not out.is_dir():
         raise InputError(f'--out {out} is a file: give a folder.')
-    pictures, videos = _find_sources(args.sources, out)
+    network, sources = split_network(args.sources, args.network, 'align')
+    network = network or DEFAULT
+    if not sources:
+        raise InputError('there is no picture or video to align: name one.')
+    pictures, videos = _find_sources(sources, out)
     _check_free(pictures + videos, out, args.overwrite)
     boxes = None
     if args.boxes:
         if videos:
             raise InputError(f'--boxes is for pictures, and {videos[0].path or _CAMERA} is a video.')
         boxes = _read_boxes(args.boxes)
-    aligner = Aligner(args.network, YuNetDetector(args.detector) if args.detector else HaarDetector())
-    results = _Results(out, args.network)
+    aligner = Aligner(network, YuNetDetector(args.detector) if args.detector else HaarDetector(), args.jaw)
+    results = _Results(out, network)
     faults = 0
     try:
         for source in tqdm(pictures, 'pictures', unit='picture', leave=False, disable=None):

@@ -247,6 +247,8 @@ def add_commands(commands):
 
 def _run(args):
     network, images = split_network(args.images, args.network, 'predict')
+    if not images:
+        raise InputError('there is no picture to predict: name one.')
     paths = find_images(images)
     own = {key: getattr(args, key) for key in ('input_size', 'crop_ratio', 'rgb_mean', 'rgb_std')
            if getattr(args, key) is not None}

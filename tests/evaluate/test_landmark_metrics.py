@@ -198,5 +198,5 @@ def test_files_at_fault_are_named(network, face_set, tiny_records, tmp_path):
     image = image[:4 + int.from_bytes(image[4:6], 'big')]
     assert cv2.imdecode(np.frombuffer(image, 'uint8'), cv2.IMREAD_COLOR) is None
     write_records(tmp_path / 'undecodable', [(label, image)])
-    with pytest.raises(InputError, match='face 0.png cannot be decoded'):
+    with pytest.raises(InputError, match='record 0 .* is not an image of a known format'):
         command(nme, 'nme', network, '--rec', tmp_path / 'undecodable.rec')

@@ -372,7 +372,7 @@ def test_yunet_boxes_in_pixels_of_the_picture(run, tmp_path, monkeypatch):
 def test_networks_that_give_nan_are_named(photo, tmp_path, monkeypatch):
     aligner = face_alignment.Aligner(make_network(tmp_path), detectors.HaarDetector())
     monkeypatch.setattr(face_alignment, 'predict_landmarks',
-                        lambda net, description, faces: np.full((len(faces), 68, 2), np.nan))
+                        lambda net, description, faces, jaws: np.full((len(faces), 68, 2), np.nan))
     with pytest.raises(InputError, match='lprnet_mobilenet_x0.25-symbol.json gives NaN'):
         aligner(photo)
 

@@ -137,7 +137,7 @@ def test_what_is_no_network_is_named(files, network, message):
 
 def test_a_landmark_network_names_no_classes(artefacts):
     with pytest.raises(InputError, match='is a landmark network'):
-        gluon_lprnet.load(artefacts[1])
+        Classifier(artefacts[1])
 
 
 def test_a_folder_without_pictures_is_named(artefacts, tmp_path):

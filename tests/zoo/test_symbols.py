@@ -84,5 +84,5 @@ def test_a_folder_that_is_none(tmp_path):
     with pytest.raises(InputError, match='nowhere is not a folder'):
         symbols.differences(tmp_path / 'nowhere')
     (tmp_path / 'file').write_text('')
-    with pytest.raises(InputError, match='cannot be written to'):
+    with pytest.raises(InputError, match='file is not a folder'):
         symbols.write(tmp_path / 'file')
