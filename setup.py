@@ -60,7 +60,7 @@ setup(
         'serving': ['multi-model-server==1.1.11'],
         'heif': ['pillow-heif'],
         'onnx': ['onnx>=1.16,<1.19', 'onnxruntime>=1.18,<1.21'],
-        'test': ['pytest', 'pytest-xdist', 'gluoncv', 'scikit-learn', 'tensorboardX', 'onnx>=1.16,<1.19', 'onnxruntime>=1.18,<1.21',
-                 'multi-model-server==1.1.11', 'selenium', 'PyYAML'],
+        'test': ['pytest', 'pytest-xdist', 'gluoncv', 'scikit-learn', 'tensorboardX', 'onnx>=1.16,<1.19',
+                 'onnxruntime>=1.18,<1.21', 'multi-model-server==1.1.11', 'selenium', 'PyYAML'],
     },
 )
