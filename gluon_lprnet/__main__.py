@@ -15,7 +15,7 @@ from .deployment import export
 from .evaluate import classification as evaluation
 from .evaluate import nme
 from .paper import cifar10, figure2, table6, tables
-from .predict import align, detectors
+from .predict import align, detectors, publish
 from .predict import classification as prediction
 from .serving import archive, compare, server, soak
 from .train import journal
@@ -26,8 +26,8 @@ from .zoo import symbols
 
 # Each module adds the parsers of its commands and sets `run`, a function of the parsed arguments.
 _COMMAND_MODULES = (tables, table6, complexity, symbols, digits, drawn, pose_synthesis, integrity, journal,
-                    evaluation, prediction, nme, align, detectors, export, archive, server, soak, compare, compression,
-                    originals, cifar10, figure2)
+                    evaluation, prediction, publish, nme, align, detectors, export, archive, server, soak, compare,
+                    compression, originals, cifar10, figure2)
 # `pack KIND`: each module adds the parser of a kind of data set.
 _PACK_MODULES = (pack, face_records)
 

@@ -1,0 +1,103 @@
+"""``gluon-lprnet publish``: a trained classification network as weights with a card, as the package carries them."""
+import datetime
+import hashlib
+import json
+import platform
+from pathlib import Path
+from typing import Any, Optional, Union
+
+import mxnet as mx
+
+from ..artefact import load_network, model_arguments
+from ..checkpoint import find
+from ..data.batches import validation_batches
+from ..data.integrity import check_records
+from ..evaluate.classification import evaluate_classification
+from ..utils.errors import InputError
+from ..utils.files import write_file
+from ..utils.processes import available_cpus
+from ..zoo.pretrained import FOLDER
+from .classification import read_names
+
+# Of a configuration: where files were.
+_PLACES = ('save_dir', 'rec_train', 'rec_train_idx', 'rec_val', 'rec_val_idx', 'resume', 'start_from')
+
+
+def publish(run: Union[str, Path], tag: str, rec_test: str, facts: dict[str, Any], names: Optional[str] = None,
+            out: Union[str, Path] = FOLDER) -> Path:
+    """Write ``MODEL.TAG.params`` and its card ``MODEL.TAG.json``.
+
+    Parameters
+    ----------
+    run : path
+        Folder of a run or of a checkpoint.
+    tag : str
+        The data set's name, of letters, digits and ``_``, a letter first.
+    rec_test : str
+        RecordIO file that the accuracy on the card is measured on, from the weights as they are written.
+    facts : dict
+        Further entries of the card: ``data``, ``command``, ``license``.
+    names : path, optional
+        Names of the classes, as of :func:`~gluon_lprnet.predict.classification.read_names`.
+    out : path
+        Folder; files of the same name are replaced.
+
+    Returns
+    -------
+    Path
+        The card.
+
+    Raises
+    ------
+    InputError
+        If the run holds no complete checkpoint of a classification network, or the tag or a file is at fault.
+    """
+    if not tag.isidentifier():
+        raise InputError(f'`tag` {tag!r}: give letters, digits and _, a letter first.')
+    found = find(run)
+    if found is None:
+        raise InputError(f'{run} is neither a checkpoint nor a run with checkpoints.')
+    net, description = load_network(found.path)
+    if description.get('task') != 'classification':
+        raise InputError(f'{run} is not of a classification network.')
+    if names:
+        description['class_names'] = read_names(names, description.get('class_names'))
+    config = found.state['config']
+    out = Path(out)
+    params = out / f'{description["model"]}.{tag}.params'
+    write_file(params, lambda path: net.save_parameters(str(path)))
+    # What is measured is what is in the file.
+    net.load_parameters(str(params))
+    records = check_records(rec_test, num_classes=description['num_classes'])
+    accuracy = evaluate_classification(net, validation_batches(records, description, 50, 1), mx.cpu())
+    card = {
+        'name': params.stem, 'task': 'classification', 'keywords': model_arguments(config), 'description': description,
+        'sha256': hashlib.sha256(params.read_bytes()).hexdigest(), **facts,
+        'recipe': {key: value for key, value in config.items() if key not in _PLACES},
+        'accuracy': {Path(rec_test).stem: {'images': records.count, **accuracy}},
+        'machine': f'{available_cpus()} CPUs ({platform.processor() or platform.machine()})',
+        'date': datetime.date.today().isoformat(),
+    }
+    path = params.with_suffix('.json')
+    write_file(path, (json.dumps(card, indent=1, ensure_ascii=False) + '\n').encode())
+    return path
+
+
+def add_commands(commands):
+    parser = commands.add_parser(
+        'publish', help='a trained classification network as weights with a card, as the package carries them',
+        description='Write MODEL.TAG.params and MODEL.TAG.json, the card, with the accuracy on --rec-test.')
+    parser.add_argument('source', metavar='RUN', help='folder of a run or of a checkpoint')
+    parser.add_argument('--tag', required=True, help="the data set's name, as cifar10")
+    parser.add_argument('--rec-test', required=True, metavar='REC', help='RecordIO file to measure the accuracy on')
+    parser.add_argument('--data', required=True, help='what it was trained on, in words')
+    parser.add_argument('--command', required=True, help='the command that trained it')
+    parser.add_argument('--license', required=True, help='on what terms the pictures, and so the weights, may be used')
+    parser.add_argument('--names', metavar='FILE', help='names of the classes, as of predict')
+    parser.add_argument('--out', default=str(FOLDER), metavar='DIR', help='default: the folder of the package')
+    parser.set_defaults(run=_run, flags={'tag': '--tag'})
+
+
+def _run(args):
+    facts = {key: getattr(args, key) for key in ('data', 'command', 'license')}
+    print(publish(args.source, args.tag, args.rec_test, facts, args.names, args.out))

@@ -1,0 +1,44 @@
+"""A run becomes weights with a card, and these a network that answers as the run's own."""
+import json
+
+import mxnet as mx
+import numpy as np
+import pytest
+from conftest import epoch_records
+
+from gluon_lprnet import get_model, list_models
+from gluon_lprnet.__main__ import main
+from gluon_lprnet.artefact import load_network
+from gluon_lprnet.train import imagenet
+from gluon_lprnet.zoo import pretrained
+
+WORDS = ('--data', 'fifty pictures in three colors', '--command', 'python train_imagenet.py', '--license', 'free')
+
+
+def test_a_run_is_published(training_flags, tiny_records, tmp_path, monkeypatch, capsys):
+    assert imagenet.main(training_flags) == 0
+    run, shelf, rec = tmp_path / 'run', tmp_path / 'shelf', f'{tiny_records[0]}.rec'
+    (tmp_path / 'names.txt').write_text('rot\ngrün\nblau\n', encoding='utf-8')
+    command = ['publish', str(run), '--tag', 'colors', '--rec-test', rec, *WORDS, '--names',
+               str(tmp_path / 'names.txt'), '--out', str(shelf)]
+    assert not main(command)
+    monkeypatch.setattr(pretrained, 'FOLDER', shelf)
+    assert list_models(pretrained=True) == ['lprnet_mobilenet_x0.25.colors']
+    card, = pretrained.cards()
+    assert card.facts['accuracy']['tiny']['top1'] == pytest.approx(epoch_records(run)[-1]['val_top1'])
+    assert card.facts['accuracy']['tiny']['images'] == 50 and card.facts['license'] == 'free'
+    assert card.facts['recipe']['num_epochs'] == 3 and str(tmp_path) not in json.dumps(card.facts)
+    images = mx.nd.random.normal(shape=(2, 3, 16, 16))
+    own = load_network(run)[0](images).asnumpy()
+    net, description = load_network('lprnet_mobilenet_x0.25.colors')
+    assert np.ptp(own, axis=0).max() > 0
+    for published in (net, get_model('lprnet_mobilenet_x0.25', pretrained=True)):
+        assert np.abs(published(images).asnumpy() - own).max() < 1e-5
+    assert description['class_names'] == ['rot', 'grün', 'blau'] and description['input_size'] == 16
+
+
+@pytest.mark.parametrize('run, tag, message', [('nothing', 'colors', 'neither a checkpoint nor a run'),
+                                               ('nothing', '3d', '--tag')])
+def test_what_cannot_be_published_is_named(run, tag, message, tmp_path, capsys):
+    assert main(['publish', str(tmp_path / run), '--tag', tag, '--rec-test', 'none.rec', *WORDS]) == 2
+    assert message in capsys.readouterr().err
