@@ -71,7 +71,7 @@ def compress(net: HybridBlock, rank: Union[int, float, Ranks] = 1 / 8, layers: O
 
     Returns
     -------
-    tuple of (SymbolBlock, Report)
+    tuple of (SymbolBlock, gluon_lprnet.compression.Report)
         The network can be trained on; its parameters have gradients and its BatchNorms work as before.
 
     Raises

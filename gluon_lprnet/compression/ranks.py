@@ -138,14 +138,15 @@ class Budget(Ranks):
 class Latency(Ranks):
     """By layer: the ranks of least error for which the network is fast enough, measured here and now.
 
+    The time is that of the deployed form for one image; see
+    :func:`gluon_lprnet.compression.latency.median_milliseconds`.
+
     Attributes
     ----------
     share : float, optional
         At most this share of the original's time, above 0 and up to 1.
     milliseconds : float, optional
         In its place: at most so long.
-
-    Either is of the deployed form for one image; see :func:`gluon_lprnet.compression.latency.median_milliseconds`.
     """
 
     share: Optional[float] = None

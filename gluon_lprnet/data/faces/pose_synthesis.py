@@ -99,7 +99,7 @@ class Profiler:
 
     Attributes
     ----------
-    fit : Fit
+    fit : gluon_lprnet.data.faces.head_model.Fit
     points : ndarray (68, 3)
         x, y, depth in pixels of the landmarks as points of the head.
 
@@ -132,7 +132,7 @@ class Profiler:
             and no more than the resolution of the image supports.
         landmarks : ndarray (68, 2)
             In pixels of the image, hidden or not.
-        fit : Fit
+        fit : gluon_lprnet.data.faces.head_model.Fit
             Of the generic head.
         """
         if self._surface is None:
