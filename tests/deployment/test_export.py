@@ -151,7 +151,7 @@ def test_network_with_nan_is_refused(trained, tmp_path, monkeypatch):
 def test_bad_arguments(trained, tmp_path, capsys):
     (tmp_path / 'file').write_text('')
     assert main(['export', str(trained), '--out', str(tmp_path / 'file')]) == 2
-    assert 'cannot be written to' in capsys.readouterr().err
+    assert 'is not a folder' in capsys.readouterr().err
     assert main(['export', str(tmp_path / 'nothing'), '--out', str(tmp_path / 'out')]) == 2
     assert 'nothing' in capsys.readouterr().err
     assert not (tmp_path / 'out').exists()
