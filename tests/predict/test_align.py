@@ -265,8 +265,9 @@ def test_what_is_done_stays_when_the_command_is_ended(network, tmp_path, sent):
     if sent == signal.SIGTERM:
         assert process.returncode == 128 + sent and len(frames) < 3000
         found = json.loads((tmp_path / 'out' / 'landmarks.json').read_text())
-        assert found['images'] == [picture] and len(found['videos'][0]['frames']) == len(frames)
-        assert len(frames_of(tmp_path / 'out' / 'clip.mp4')[0]) == len(frames)
+        # The signal may come between the writing of the one and of the other.
+        assert found['images'] == [picture] and 0 <= len(found['videos'][0]['frames']) - len(frames) <= 1
+        assert 0 <= len(frames_of(tmp_path / 'out' / 'clip.mp4')[0]) - len(frames) <= 1
 
 
 def test_results_are_not_replaced_unless_asked(network, tmp_path):
