@@ -78,8 +78,8 @@ def add_description_flags(parser):
     """Flags that :func:`load_described` reads in addition to ``network``."""
     parser.add_argument('--input-size', type=positive_int, help='for a -symbol.json without a description')
     parser.add_argument('--crop-ratio', type=positive_float, help='the same (default: 0.875)')
-    parser.add_argument('--rgb-mean', type=real, nargs=3, help="likewise (default: ImageNet's)")
-    parser.add_argument('--rgb-std', type=real, nargs=3, help="likewise (default: ImageNet's)")
+    parser.add_argument('--rgb-mean', type=real, nargs=3, help="the same (default: ImageNet's)")
+    parser.add_argument('--rgb-std', type=real, nargs=3, help="the same (default: ImageNet's)")
 
 
 def load_described(args):

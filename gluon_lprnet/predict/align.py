@@ -39,7 +39,7 @@ def _find_sources(arguments, out):
         if argument == _CAMERA:
             videos.append(_Source('camera.mp4'))
         elif path.is_dir():
-            # What an earlier run wrote is no source, even if its folder lies in this one.
+            # What an earlier run wrote is not a source, even if its folder lies in this one.
             inside = [_Source(file.relative_to(path).as_posix(), file) for file in sorted(path.rglob('*'))
                       if is_image_file(file) and out.resolve() not in file.resolve().parents]
             if not inside:

@@ -51,6 +51,16 @@ def preprocess(path: Union[str, Path], description: dict[str, Any]) -> mx.nd.NDA
         raise InputError(f'{path} {error}.') from error
 
 
+def as_sequence(images: Any) -> Sequence[Any]:
+    """Pictures as a sequence, which one alone is not yet."""
+    return [images] if isinstance(images, (str, Path, bytes, np.ndarray)) else images
+
+
+def unreadable(image: Any, number: int, error: ImageError) -> InputError:
+    """The InputError of an ImageError: it names the file, or the picture's number."""
+    return InputError(f'{image if isinstance(image, (str, Path)) else f"picture {number}"} {error}.')
+
+
 def _prepared(pixels, description):
     return normalize(center_crop(pixels, description), description)
 
@@ -125,14 +135,11 @@ class Classifier:
         InputError
             For a picture that cannot be read, which is named.
         """
-        if isinstance(images, (str, Path, bytes, np.ndarray)):
-            images = [images]
+        pictures = as_sequence(images)
         results = []
-        for number, result in enumerate(self.stream(images, top_k)):
+        for number, result in enumerate(self.stream(pictures, top_k)):
             if isinstance(result, ImageError):
-                image = images[number]
-                name = image if isinstance(image, (str, Path)) else f'picture {number}'
-                raise InputError(f'{name} {result}.') from result
+                raise unreadable(pictures[number], number, result) from result
             results.append(result)
         return results
 

@@ -11,6 +11,7 @@ from ..data.faces.landmarks import JAWS
 from ..data.images import ImageError, read_image
 from ..evaluate.landmarks import load_landmark_network, predict_landmarks
 from ..utils.errors import InputError
+from .classification import as_sequence, unreadable
 from .detectors import Detection, HaarDetector
 
 # What is taken where no network is named.
@@ -148,20 +149,18 @@ class FaceAligner:
         InputError
             For a picture that cannot be read, which is named.
         """
-        if isinstance(images, (str, Path, bytes, np.ndarray)):
-            images = [images]
-        if boxes is not None and len(boxes) != len(images):
-            raise InputError(f'there are {len(images)} pictures and boxes of {len(boxes)}: give a list of boxes for '
+        pictures = as_sequence(images)
+        if boxes is not None and len(boxes) != len(pictures):
+            raise InputError(f'there are {len(pictures)} pictures and boxes of {len(boxes)}: give a list of boxes for '
                              'each.')
         return [self._faces(number, image, None if boxes is None else boxes[number])
-                for number, image in enumerate(images)]
+                for number, image in enumerate(pictures)]
 
     def _faces(self, number, image, boxes):
         try:
             pixels = image if isinstance(image, np.ndarray) else read_image(image)
         except ImageError as error:
-            name = image if isinstance(image, (str, Path)) else f'picture {number}'
-            raise InputError(f'{name} {error}.') from error
+            raise unreadable(image, number, error) from error
         with self._lock:
             found = self._aligner(cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), boxes)
         return [Face(np.array(face['box']), np.array(face['points']), face.get('score')) for face in found]

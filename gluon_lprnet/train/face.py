@@ -68,7 +68,8 @@ class LandmarkConfig(NetworkTrainingConfig):
 
     rec_train: tuple[str, ...] = setting(
         (), 'RecordIO files of `python -m gluon_lprnet pack faces` (required)', free=True, group='data', metavar='REC')
-    rec_val: tuple[str, ...] = setting((), 'likewise (required)', free=True, group='data', metavar='REC')
+    rec_val: tuple[str, ...] = setting(
+        (), 'the same, for validation (required)', free=True, group='data', metavar='REC')
     crop_scale: float = setting(CROP_SCALE, "side of the network's square over the longer side of the landmarks' box",
                                 0.5, 10, group='data')
 
