@@ -12,15 +12,14 @@ from tqdm import tqdm
 from ..data.faces.landmarks import JAWS
 from ..data.images import EXTENSIONS, encode_image, is_image_file
 from ..utils.errors import InputError
-from ..utils.files import make_folder, write_errors, write_file
+from ..utils.files import write_errors, write_file
 from ..utils.flags import non_negative_int, positive_int
 from .classification import split_network
 from .detectors import HaarDetector, YuNetDetector, read_picture
 from .face_alignment import DEFAULT, Aligner, draw_faces
+from .video import VIDEOS, align_video
 
-_VIDEOS = ('.mp4', '.avi', '.mov', '.mkv', '.webm', '.m4v', '.mpg', '.mpeg')
 _CAMERA = 'camera'
-_FRAMES_PER_SECOND = 25
 
 
 class _Source(NamedTuple):
@@ -49,11 +48,11 @@ def _find_sources(arguments, out):
             raise InputError(f'{path} does not exist: give pictures, folders of pictures, videos, or {_CAMERA}.')
         elif is_image_file(path):
             pictures.append(_Source(path.name, path))
-        elif extension in _VIDEOS:
+        elif extension in VIDEOS:
             videos.append(_Source(path.stem + ('.avi' if extension == '.avi' else '.mp4'), path))
         else:
             raise InputError(f'{path} has the extension of neither a picture ({", ".join(EXTENSIONS)}) nor a video '
-                             f'({", ".join(_VIDEOS)}).')
+                             f'({", ".join(VIDEOS)}).')
     sources = {}
     for source in pictures + videos:
         if source.name in sources:
@@ -149,60 +148,6 @@ def _align_picture(aligner, source, boxes, boxes_file):
     return picture, {'image': source.name, 'width': width, 'height': height, 'faces': faces}
 
 
-def _native_path(path):
-    """A video's path for OpenCV's native code, which ends the process on one that is not UTF-8."""
-    try:
-        return os.fsencode(path).decode()
-    except UnicodeDecodeError:
-        raise InputError(f'{path} has a name that is not UTF-8, which OpenCV does not take for a video: rename it.'
-                         ) from None
-
-
-def _align_video(aligner, source, camera, limit, target, entry, results):
-    """Write a video with landmarks to ``target``, and its frames' faces into ``entry``, as far as it comes."""
-    native = _native_path(target)
-    capture = cv2.VideoCapture(camera if source.path is None else _native_path(source.path))
-    writer = None
-    try:
-        if not capture.isOpened():
-            raise InputError(f'--camera {camera} does not open.' if source.path is None else
-                             f'{source.path} is not a video that can be read.')
-        rate = capture.get(cv2.CAP_PROP_FPS)
-        rate = rate if 0 < rate < 1000 else _FRAMES_PER_SECOND
-        known = max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT))) if source.path else 0
-        with tqdm(desc=source.name, total=limit or known or None, unit='frame', leave=False, disable=None) as bar:
-            while limit is None or len(entry['frames']) < limit:
-                there, picture = capture.read()
-                if not there:
-                    break
-                if writer is None:
-                    make_folder(target.parent)
-                    code = cv2.VideoWriter_fourcc(*('MJPG' if target.suffix == '.avi' else 'mp4v'))
-                    writer = cv2.VideoWriter(native, code, rate, picture.shape[1::-1])
-                    if not writer.isOpened():
-                        raise InputError(f'{target} cannot be written: OpenCV has no encoder for it here.')
-                    entry.update(width=picture.shape[1], height=picture.shape[0], frames_per_second=rate)
-                faces = aligner(picture)
-                draw_faces(picture, faces)
-                writer.write(picture)
-                results.add_frame(entry, {'frame': len(entry['frames']), 'faces': faces})
-                bar.update()
-    finally:
-        # An interrupted video is still closed as one that can be played.
-        capture.release()
-        if writer is not None:
-            writer.release()
-    if not entry['frames']:
-        raise InputError(f'{source.path or f"--camera {camera}"} gives no frame.')
-    # OpenCV does not say that a disk is full.
-    written = cv2.VideoCapture(native)
-    count = int(written.get(cv2.CAP_PROP_FRAME_COUNT)) if written.isOpened() else 0
-    written.release()
-    if count < len(entry['frames']):
-        raise InputError(f'{target}: only {count} of {len(entry["frames"])} frames could be written. Check the free '
-                         'space of the disk.')
-
-
 def add_commands(commands):
     align = commands.add_parser(
         'align', help='landmarks of the faces in pictures, videos or of a camera',
@@ -266,7 +211,7 @@ def _run(args):
         for source in videos:
             entry = {'video': source.name, 'frames': []}
             try:
-                _align_video(aligner, source, args.camera, args.frames, out / source.name, entry, results)
+                align_video(aligner, source.path, args.camera, args.frames, out / source.name, entry, results.add_frame)
             except InputError as error:
                 faults += 1
                 print(error, file=sys.stderr)
