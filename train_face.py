@@ -1,11 +1,6 @@
 #!/usr/bin/env python
 """Train a network of the zoo for 68 facial landmarks: python train_face.py --help"""
-import os
 import sys
-
-# OpenMP reads this when MXNet is loaded. One core is left for decoding, since spinning threads collapse as
-# soon as another one needs their core.
-os.environ.setdefault('OMP_NUM_THREADS', str(max(1, len(os.sched_getaffinity(0)) - 1)))
 
 from gluon_lprnet.train.face import main
 

@@ -11,7 +11,6 @@ import os
 import statistics
 import sys
 
-os.environ.setdefault('OMP_NUM_THREADS', str(max(1, len(os.sched_getaffinity(0)) - 1)))
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import gluon_lprnet  # before MXNet

@@ -1,19 +1,34 @@
-"""Makes MXNet 1.9.1 importable with current versions of NumPy and Python.
+"""Makes MXNet 1.9.1 importable with current versions of NumPy and Python, and sets its number of threads.
 
 MXNet 1.9.1 was released against NumPy 1.19 and reads aliases that NumPy has since removed
 (``np.bool`` and its siblings). They are restored before MXNet is imported; this module is
 imported by ``gluon_lprnet/__init__.py`` before anything else in the package.
 """
 import importlib
+import os
+import sys
 import warnings
+from types import ModuleType
 
 import numpy as np
 
 _REMOVED_ALIASES = {'bool': bool, 'int': int, 'float': float, 'object': object}
 
 
-def import_mxnet():
+def default_threads(processes: int = 1) -> int:
+    """OpenMP threads for each of several processes that train at the same time.
+
+    They share all cores but one, which is left for decoding images: OpenMP's threads spin while they wait for each
+    other, and training becomes several times slower as soon as one of them has to share its core.
+    """
+    return max(1, (len(os.sched_getaffinity(0)) - 1) // processes)
+
+
+def import_mxnet() -> ModuleType:
     """Import MXNet and return its module.
+
+    Unless the environment has ``OMP_NUM_THREADS``, it is set to :func:`default_threads` first. MXNet that was imported
+    before keeps its threads.
 
     Raises
     ------
@@ -28,6 +43,9 @@ def import_mxnet():
         # In vars() and not hasattr(): asking NumPy for a removed alias raises or warns.
         if alias not in vars(np):
             setattr(np, alias, builtin)
+    if 'mxnet' not in sys.modules:
+        # OpenMP reads this once, when MXNet is loaded, so it is decided here for every script and command.
+        os.environ.setdefault('OMP_NUM_THREADS', str(default_threads()))
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         try:

@@ -8,11 +8,12 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def run(code, stand_ins=None, flags=('-W', 'error')):
+def run(code, stand_ins=None, flags=('-W', 'error'), threads='1'):
     """Run code in a fresh Python, where the packages in folder ``stand_ins`` come before the real ones."""
     path = os.pathsep.join(str(folder) for folder in (stand_ins, ROOT) if folder)
+    environment = {name: value for name, value in os.environ.items() if name != 'OMP_NUM_THREADS'}
     return subprocess.run([sys.executable, *flags, '-c', code], capture_output=True, text=True, cwd='/',
-                          env=dict(os.environ, PYTHONPATH=path))
+                          env=dict(environment, PYTHONPATH=path, **({'OMP_NUM_THREADS': threads} if threads else {})))
 
 
 def test_importing_the_package_first_is_enough_and_silent():
@@ -37,3 +38,21 @@ def test_where_mxnet_cannot_work_one_sentence_says_what_to_do(tmp_path, package,
     result = run('import gluon_lprnet', tmp_path, flags=())
     last = result.stderr.strip().splitlines()[-1]
     assert result.returncode == 1 and last.startswith('ImportError: ') and said in last
+
+
+@pytest.mark.parametrize('threads, cores, script, expected', [
+    (None, 4, None, '3'), (None, 1, None, '1'), ('2', 4, None, '2'), (None, 4, 'train_imagenet.py', '3'),
+    (None, 4, 'train_face.py', '3')])
+def test_openmp_has_all_cores_but_one_unless_told_otherwise(threads, cores, script, expected):
+    start = f'import runpy; runpy.run_path({str(ROOT / script)!r})' if script else 'import gluon_lprnet'
+    result = run(f'import os; os.sched_getaffinity = lambda _: set(range({cores})); {start}; import ctypes; '
+                 'print(os.environ["OMP_NUM_THREADS"], ctypes.CDLL("libgomp.so.1").omp_get_max_threads())',
+                 flags=(), threads=threads)
+    assert result.stdout.split() == [expected, expected], result.stderr
+
+
+def test_mxnet_that_is_loaded_already_keeps_its_threads():
+    result = run('import os, warnings; warnings.simplefilter("ignore"); import numpy as np\n'
+                 'for name in ("bool", "int", "float", "object"): vars(np).setdefault(name, __builtins__.object)\n'
+                 'import mxnet, gluon_lprnet; print("OMP_NUM_THREADS" in os.environ)', flags=(), threads=None)
+    assert result.stdout == 'False\n', result.stderr

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from .. import checkpoint
+from .._compat import default_threads
 from ..artefact import model_arguments
 from ..complexity import count
 from ..train.config import check_same_curve, make_parser, parse
@@ -92,7 +93,7 @@ class Grid:
     def train(self, jobs, names):
         """Train the unfinished runs of the named rows; returns the runs that failed, as (folder, reason).
 
-        ``jobs`` runs at a time, each with an equal share of the cores. On Ctrl-C or SIGTERM the runs save a
+        ``jobs`` runs at a time, each with an equal share of the threads. On Ctrl-C or SIGTERM the runs save a
         checkpoint, and KeyboardInterrupt or SystemExit is raised: called again, each goes on from there.
         """
         # Seed by seed, so that finished rows can be compared early.
@@ -101,7 +102,7 @@ class Grid:
         epochs = {key: self._config(*key) for key in waiting}
         epochs = {key: config.num_epochs + config.tuning_epochs for key, config in epochs.items()}
         begun = {key: len(self._epochs(*key)) for key in waiting}
-        threads = max(1, len(os.sched_getaffinity(0)) // jobs)
+        threads = default_threads(jobs)
         running, failed = {}, []
         try:
             with exit_on_sigterm(), tqdm(total=sum(epochs.values()), initial=sum(begun.values()), unit='epoch',

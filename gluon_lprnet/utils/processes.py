@@ -23,10 +23,7 @@ def default_workers(count):
 
 def available_cpus():
     """The number of CPUs that this process may use."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not on macOS
-        return os.cpu_count() or 1
+    return len(os.sched_getaffinity(0))
 
 
 def map_in_processes(function, tasks, workers):
