@@ -1,4 +1,8 @@
+import errno
 import json
+import os
+import subprocess
+import sys
 
 import mxnet as mx
 import numpy as np
@@ -108,3 +112,70 @@ def test_unfinished_folder_is_no_checkpoint(tmp_path, trained):
     path.rename(path.with_name('.step-00000001.part'))
     assert checkpoint.newest(tmp_path) is None
     assert checkpoint.newest(tmp_path / 'nowhere') is None
+
+
+# Stand-ins for network and trainer, since MXNet does not survive a fork.
+_KILLED = '''
+import os, sys
+from pathlib import Path
+from gluon_lprnet import checkpoint
+
+class Written:
+    def save_parameters(self, path):
+        Path(path).write_bytes(b'parameters')
+    save_states = save_parameters
+
+def save(folder, step, note):
+    checkpoint.save(folder, Written(), Written(), {'step': step, 'note': note})
+
+def kill_at(moment):
+    calls = 0
+    def killing(function):
+        def call(*args, **kwargs):
+            nonlocal calls
+            calls += 1
+            if calls == moment:
+                os._exit(9)
+            return function(*args, **kwargs)
+        return call
+    for name in ('fsync', 'replace', 'rename', 'rmdir', 'unlink'):
+        setattr(os, name, killing(getattr(os, name)))
+
+moment = status = 1
+while status:
+    folder = Path(sys.argv[1]) / str(moment)
+    save(folder, 1, 'first')
+    save(folder, 2, 'old')
+    child = os.fork()
+    if not child:
+        kill_at(moment)
+        save(folder, 2, 'new')
+        os._exit(0)
+    status = os.waitpid(child, 0)[1]
+    note = checkpoint.newest(folder).state['note']
+    save(folder, 2, 'again')
+    save(folder, 3, 'next')
+    print(note, checkpoint.newest(folder).state['note'], *sorted(os.listdir(folder / 'checkpoints')))
+    moment += 1
+'''
+
+
+def test_a_kill_at_any_moment_of_a_save_loses_no_checkpoint(tmp_path):
+    done = subprocess.run([sys.executable, '-c', _KILLED, tmp_path], stdout=subprocess.PIPE, text=True, check=True)
+    notes, *others = zip(*(line.split() for line in done.stdout.splitlines()))
+    # The save flushes four files and two folders, renames two, and removes one.
+    assert len(notes) > 8 and set(notes) == {'old', 'new'} and notes[-1] == 'new'
+    assert [set(column) for column in others] == [{'next'}, {'step-00000002'}, {'step-00000003'}]
+
+
+def test_a_disk_that_is_full_leaves_the_checkpoint_before(tmp_path, trained, monkeypatch):
+    net, trainer, _ = trained
+    checkpoint.save(tmp_path, net, trainer, {'step': 1})
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    monkeypatch.setattr(trainer, 'save_states', full)
+    with pytest.raises(InputError, match='step-00000002 cannot be written: No space'):
+        checkpoint.save(tmp_path, net, trainer, {'step': 2})
+    assert [path.name for path in (tmp_path / 'checkpoints').iterdir()] == ['step-00000001']
+    assert checkpoint.newest(tmp_path).state['step'] == 1

@@ -12,6 +12,7 @@ from .. import checkpoint
 from ..blocks import L2_NORM_SCALES
 from ..data.batches import IMAGENET_MEAN, IMAGENET_STD
 from ..utils.errors import InputError
+from ..utils.files import write_file
 
 # Beyond these a number is a slip of the pen, and MXNet's own types overflow.
 _MOST = 2**31 - 1
@@ -169,7 +170,7 @@ class TrainingConfig:
     def save(self, **more):
         """Write ``config.json`` into the folder ``save_dir``, with what else describes the run."""
         text = json.dumps({**self.to_dict(), **more}, indent=1, sort_keys=True)
-        (Path(self.save_dir) / 'config.json').write_text(text + '\n')
+        write_file(Path(self.save_dir) / 'config.json', text + '\n')
 
     @property
     def input_dtype(self):

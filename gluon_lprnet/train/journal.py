@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 
 from ..utils.errors import InputError
+from ..utils.files import write_file
 
 
 class Journal:
@@ -30,9 +31,7 @@ class Journal:
 
     def _rewind(self, step):
         kept = [record for record in read_metrics(self.metrics_path) if record['step'] <= step]
-        scratch = self.metrics_path.with_suffix('.part')
-        scratch.write_text(''.join(json.dumps(record) + '\n' for record in kept))
-        scratch.replace(self.metrics_path)
+        write_file(self.metrics_path, ''.join(json.dumps(record) + '\n' for record in kept))
 
     def add(self, kind, step, epoch, **values):
         """Append one record of numbers."""
@@ -91,7 +90,7 @@ def read_epochs(run_dir):
 
 
 def draw_curves(run_dirs, path):
-    """Draw loss, validation metrics and learning rate by epoch, a colour a run.
+    """Draw loss, validation metrics and learning rate by epoch, a color a run.
 
     Parameters
     ----------
@@ -124,7 +123,7 @@ def draw_curves(run_dirs, path):
             metric, metric.replace('val_', 'validation ')))
         axis.grid(alpha=0.3)
     figure.axes[0].legend(fontsize='small')
-    figure.savefig(path, dpi=110)
+    write_file(path, lambda scratch: figure.savefig(scratch, dpi=110))
 
 
 def add_commands(commands):

@@ -92,10 +92,8 @@ def publish(files: Iterable[Path], folder: PathLike) -> list[Path]:
     targets = [Path(folder) / file.name for file in files]
     with write_errors(folder):
         for file in files:
-            if file.is_dir():
-                os.sync()
-            else:
-                _flush(file)
+            for part in (*file.rglob('*'), file):
+                _flush(part)
         for file, target in zip(files, targets):
             os.replace(file, target)
         _flush(Path(folder))
@@ -113,7 +111,8 @@ def make_folder(path: PathLike) -> None:
     try:
         os.makedirs(path, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
-        raise InputError(f'{error.filename} is not a folder: give another path.') from error
+        at_fault = next(each for each in (Path(path), *Path(path).parents) if os.path.lexists(each))
+        raise InputError(f'{at_fault} is not a folder: give another path.') from error
     except OSError as error:
         raise InputError(f'the folder {path} cannot be made: {error.strerror}.') from error
 

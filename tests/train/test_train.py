@@ -332,7 +332,7 @@ def test_a_second_training_in_a_folder_is_refused(training_flags, tmp_path, caps
     assert checkpoint.newest(tmp_path / 'run') is None
     (tmp_path / 'file').touch()
     assert imagenet.main([*training_flags, '--save-dir', str(tmp_path / 'file' / 'run')]) == 2
-    assert 'cannot be written to' in capsys.readouterr().err
+    assert f'{tmp_path / "file"} is not a folder: give another path' in capsys.readouterr().err
     assert imagenet.main([*training_flags, '--num-epochs', '2']) == 0
 
 
