@@ -11,7 +11,7 @@ from mxnet import gluon
 from . import checkpoint
 from .graph import trace
 from .utils.errors import InputError
-from .utils.files import folder_aside, publish, write_errors
+from .utils.files import folder_aside, put_in_place, write_errors
 from .zoo import get_model, list_models
 from .zoo.pretrained import find_card, split_tag
 
@@ -120,7 +120,7 @@ def whole_files(folder, written):
         with write_errors(folder):
             for file in filter(_is_loaded_by, files):
                 (Path(folder) / file.name).unlink(missing_ok=True)
-        written.extend(publish(files, folder))
+        written.extend(put_in_place(files, folder))
 
 
 def _is_loaded_by(file):

@@ -26,7 +26,7 @@ import mxnet as mx
 from mxnet import gluon
 
 from .utils.errors import InputError
-from .utils.files import folder_aside, lock, make_folder, publish, write_errors
+from .utils.files import folder_aside, lock, make_folder, put_in_place, write_errors
 
 PathLike = Union[str, 'os.PathLike[str]']
 
@@ -102,7 +102,7 @@ def save(run_dir: PathLike, net: gluon.HybridBlock, trainer: gluon.Trainer, stat
             # A folder cannot be renamed onto another; under this name the one before is still found.
             shutil.rmtree(before, ignore_errors=True)
             os.replace(final, before)
-        publish([scratch], folder)
+        put_in_place([scratch], folder)
     shutil.rmtree(before, ignore_errors=True)
     for _, path in _numbered(run_dir)[:-keep]:
         shutil.rmtree(path)

@@ -22,7 +22,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ..utils.errors import InputError
-from ..utils.files import folder_aside, make_folder, publish, write_errors
+from ..utils.files import folder_aside, make_folder, put_in_place, write_errors
 from ..utils.signals import exit_on_sigterm
 
 _MAGIC = 0xced7230a
@@ -244,7 +244,7 @@ def write_records(prefix, samples, classes=None, details=None, overwrite=False):
                 with contextlib.suppress(FileNotFoundError):
                     os.remove(prefix + extension)
             written = (Path(part + extension) for extension in _EXTENSIONS)
-            publish([path for path in written if path.exists()], folder or '.')
+            put_in_place([path for path in written if path.exists()], folder or '.')
     return f'{prefix}.rec', count, size
 
 

@@ -14,7 +14,7 @@ def percent(value, digits=2):
     return '-' if value is None else f'{100 * value:.{digits}f}'
 
 
-def table(results, threshold=THRESHOLD, format='text'):
+def nme_table(results, threshold=THRESHOLD, format='text'):
     """The results of :func:`gluon_lprnet.evaluate.landmarks.evaluate_sets` as a string, in one of ``FORMATS``."""
     rows = [{'set': name, 'network': label, **summarize(found.errors, found.yaw, threshold)}
             for name, networks in results.items() for label, found in networks.items()]
@@ -59,6 +59,6 @@ def add_commands(commands):
 def _run(args):
     recs = dict(zip(labels_of([Path(rec).stem for rec in args.rec], args.rec), args.rec))
     results = evaluate_sets(load_networks(args.networks), recs, args.mean_face, args.jaw)
-    print(table(results, args.threshold / 100, args.format))
+    print(nme_table(results, args.threshold / 100, args.format))
     if args.out:
         draw_all(results, recs, args.out)

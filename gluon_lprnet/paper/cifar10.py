@@ -7,7 +7,7 @@ from ..utils.errors import InputError
 from ..utils.files import write_file
 from ..utils.flags import non_negative_int, positive_float, positive_int
 from ..utils.text import render_table
-from .grid import Grid, Row, mean_and_deviation
+from .grid import ExperimentRow, Grid, mean_and_deviation
 
 
 class Experiment(NamedTuple):
@@ -16,7 +16,7 @@ class Experiment(NamedTuple):
     Attributes
     ----------
     title : str
-    rows : tuple of :class:`~gluon_lprnet.paper.grid.Row`
+    rows : tuple of :class:`~gluon_lprnet.paper.grid.ExperimentRow`
         ``printed``: accuracy in percent and parameters.
     reference : str
         Name of the row the others are compared with, seed by seed.
@@ -28,7 +28,7 @@ class Experiment(NamedTuple):
 
 
 def _row(name, title, model, flags='', printed=()):
-    return Row(name, title, f'--model {model} {flags}', printed)
+    return ExperimentRow(name, title, f'--model {model} {flags}', printed)
 
 
 def table4(width):
@@ -67,7 +67,7 @@ def choices(width):
             ('sqrt_width', 'learned scale of the L2 norm, starts at the root of the width')))), default.name)
 
 
-def rank(width):
+def ranks(width):
     """Table 3's ranks compared with MobileNetV1 at widths of about equal multiply-adds."""
     default = _row(f'lprnet_mobilenet_x{width}', 'LPRNet-MobileNet r = m/8', f'lprnet_mobilenet_x{width}')
     return Experiment(f'Ranks of LPRNet-MobileNet x{width} beside widths of MobileNetV1', (
@@ -78,10 +78,10 @@ def rank(width):
           for narrow in (round(share * width, 4) for share in (1, 0.8, 0.7, 0.6)))), default.name)
 
 
-EXPERIMENTS = {build.__name__: build for build in (table4, choices, rank)}
+EXPERIMENTS = {'table4': table4, 'choices': choices, 'rank': ranks}
 
 
-def table(experiment, results, format='text'):
+def accuracy_table(experiment, results, format='text'):
     """The experiment's table, as a string.
 
     Parameters
@@ -112,7 +112,7 @@ def table(experiment, results, format='text'):
                         'training, along with whatever else ran.'])
 
 
-def draw(experiment, results, path):
+def draw_accuracies(experiment, results, path):
     """Draw accuracy against multiply-adds, one curve per family of networks (the first word of a row's title).
 
     Parameters
@@ -183,9 +183,9 @@ def _run(args):
     grid = Grid(experiment.rows, flags, args.seeds, args.out)
     failed = grid.train(args.jobs, args.rows or names)
     results = grid.results()
-    print(table(experiment, results, args.format))
+    print(accuracy_table(experiment, results, args.format))
     if args.plot:
-        draw(experiment, results, args.plot)
+        draw_accuracies(experiment, results, args.plot)
     for folder, reason in failed:
         print(f'{folder} failed: {reason}', file=sys.stderr)
     return 1 if failed else 0

@@ -151,7 +151,7 @@ def mean_squared_errors(outputs):
     return by_channel.mean(axis=2), by_channel
 
 
-def draw(names, errors, by_channel, path):
+def draw_errors(names, errors, by_channel, path):
     """Figure 2: the errors as a matrix with their numbers, and by channel for each pair with the standard convolution.
 
     Parameters
@@ -238,7 +238,7 @@ def _run(args):
         errors, by_channel = mean_squared_errors(list(outputs.values()))
         square = float(np.mean(np.square(outputs[ORIGINAL], dtype='float64')))
     names = list(outputs)
-    draw(names, errors, by_channel, out / 'figure2.png')
+    draw_errors(names, errors, by_channel, out / 'figure2.png')
     write_file(out / 'figure2.json', json.dumps(
         {'top1': accuracies, 'mean_square_of_original': square, 'mse': {
             one: {other: errors[i, j] for j, other in enumerate(names)} for i, one in enumerate(names)}}, indent=1))

@@ -24,7 +24,7 @@ _TRAIN = 'import sys, gluon_lprnet.paper.networks; from gluon_lprnet.train.image
 _POLL_SECONDS = 1
 
 
-class Row(NamedTuple):
+class ExperimentRow(NamedTuple):
     """One line of an experiment.
 
     Attributes
@@ -69,7 +69,7 @@ class Grid:
 
     Parameters
     ----------
-    rows : sequence of Row
+    rows : sequence of ExperimentRow
     flags : sequence of str
         Flags of ``train_imagenet.py``, shared by all rows.
     seeds : sequence of int

@@ -31,7 +31,7 @@ _WARM_UP = 1
 _TITLE = 'Table 6: landmark networks on AFLW2000-3D, printed and measured; NME in percent, by |yaw| in degrees'
 
 
-class Printed(NamedTuple):
+class PrintedAlignment(NamedTuple):
     """A row of the paper: NME in percent by yaw and its mean, frames per second on one core, size in bytes."""
 
     name: str
@@ -43,12 +43,12 @@ class Printed(NamedTuple):
 
 # By the name of the network in the zoo. The other methods of the table are not implemented here.
 PRINTED = {
-    'lprnet_mobilenet_x0.25': Printed('LPRNet MobileNet x0.25', (2.58, 3.33, 5.81), 3.89, 95, '619K'),
-    'lprnet_mobilenet_x0.5': Printed('LPRNet MobileNet x0.5', (2.41, 3.15, 5.52), 3.69, 52, '1.6M'),
-    'shufflenetv2_x0.5': Printed('ShuffleNetv2 x0.5', (2.54, 3.32, 5.51), 3.79, 51, '3.3M'),
-    'shufflenetv1_x0.5': Printed('ShuffleNetv1 x0.5', (3.03, 4.01, 6.07), 4.37, 104, '2.1M'),
-    'mobilenetv2_x0.5': Printed('MobileNetv2 x0.5', (2.51, 3.15, 5.53), 3.73, 40, '2.3M'),
-    'mobilenetv1_x0.5': Printed('MobileNetv1 x0.5', (2.52, 3.21, 5.76), 3.85, 42, '2.5M'),
+    'lprnet_mobilenet_x0.25': PrintedAlignment('LPRNet MobileNet x0.25', (2.58, 3.33, 5.81), 3.89, 95, '619K'),
+    'lprnet_mobilenet_x0.5': PrintedAlignment('LPRNet MobileNet x0.5', (2.41, 3.15, 5.52), 3.69, 52, '1.6M'),
+    'shufflenetv2_x0.5': PrintedAlignment('ShuffleNetv2 x0.5', (2.54, 3.32, 5.51), 3.79, 51, '3.3M'),
+    'shufflenetv1_x0.5': PrintedAlignment('ShuffleNetv1 x0.5', (3.03, 4.01, 6.07), 4.37, 104, '2.1M'),
+    'mobilenetv2_x0.5': PrintedAlignment('MobileNetv2 x0.5', (2.51, 3.15, 5.53), 3.73, 40, '2.3M'),
+    'mobilenetv1_x0.5': PrintedAlignment('MobileNetv1 x0.5', (2.52, 3.21, 5.76), 3.85, 42, '2.5M'),
 }
 
 _SIZES = ('Bytes: the printed ones are "calculated from the compressed model" and follow no single rule. Measured: '
@@ -166,7 +166,7 @@ def measure(paths, rec, rounds=_ROUNDS):
     return rows
 
 
-def table(rows, format='text', rounds=_ROUNDS):
+def alignment_table(rows, format='text', rounds=_ROUNDS):
     """Measured rows (:func:`measure`) next to the printed ones, as a string in one of ``FORMATS``."""
     if format == 'json':
         return json.dumps({'title': _TITLE, 'notes': _notes(rows, rounds), 'rows': [
@@ -228,7 +228,7 @@ def add_commands(commands):
 
 
 def _run(args):
-    print(table(measure(args.networks, args.rec), args.format))
+    print(alignment_table(measure(args.networks, args.rec), args.format))
 
 
 if __name__ == '__main__':

@@ -12,7 +12,7 @@ from ..utils.text import FORMATS, integer, render_table
 from ..zoo import get_model
 from ..zoo.shufflenetv2 import CHANNELS as SHUFFLENETV2_CHANNELS
 
-__all__ = ['rows', 'table', 'follows', 'Comparison', 'Row', 'TABLE_NUMBERS']
+__all__ = ['compared_rows', 'complexity_table', 'follows', 'Comparison', 'Row', 'TABLE_NUMBERS']
 
 # Table 2: a module at S_F = 14, C_in = C_out = 256, k = 8 (r = C/k), e = 4.
 FEATURE_SIZE = 14
@@ -173,11 +173,11 @@ class Comparison(NamedTuple):
     deviation: Optional[float] = None
     follows: Optional[str] = None
 
-
-def compare(printed: str, counted: int) -> Comparison:
-    """The :class:`Comparison` of a printed number, as ``'2.3M'``, with a count."""
-    number, unit = _parse(printed)
-    return Comparison(printed, counted, counted / float(number * unit) - 1, follows(printed, counted))
+    @classmethod
+    def of(cls, printed: str, counted: int) -> 'Comparison':
+        """That of a printed number, such as ``'2.3M'``, with a count."""
+        number, unit = _parse(printed)
+        return cls(printed, counted, counted / float(number * unit) - 1, follows(printed, counted))
 
 
 def follows(printed: str, counted: int) -> str:
@@ -204,7 +204,7 @@ def _parse(printed):
     return Decimal(digits.replace(',', '')), unit
 
 
-def rows(number: int) -> list[dict[str, Any]]:
+def compared_rows(number: int) -> list[dict[str, Any]]:
     """The rows of one table.
 
     Parameters
@@ -244,14 +244,14 @@ def _compared(number, row):
         complexity = count(get_model(row.model))
         params = complexity.params
     return {'name': row.name, 'model': row.model,
-            'multiply_adds': compare(row.flops, complexity.multiply_adds),
-            'params': compare(row.params, params),
+            'multiply_adds': Comparison.of(row.flops, complexity.multiply_adds),
+            'params': Comparison.of(row.params, params),
             'note': row.note(complexity) if callable(row.note) else row.note}
 
 
-def table(number: int, format: str = 'text') -> str:
-    """One table as a string, in one of ``FORMATS``; see :func:`rows`."""
-    title, compared = _table(number).title, rows(number)
+def complexity_table(number: int, format: str = 'text') -> str:
+    """One table as a string, in one of ``FORMATS``; see :func:`compared_rows`."""
+    title, compared = _table(number).title, compared_rows(number)
     if format == 'json':
         return json.dumps({'title': title, 'rows': [
             {**row, 'multiply_adds': row['multiply_adds']._asdict(), 'params': row['params']._asdict()}
@@ -281,5 +281,5 @@ def add_commands(subparsers):
 
 
 def _run(args):
-    texts = [table(number, args.format) for number in args.numbers]
+    texts = [complexity_table(number, args.format) for number in args.numbers]
     print('[' + ',\n'.join(texts) + ']' if args.format == 'json' else '\n\n'.join(texts))

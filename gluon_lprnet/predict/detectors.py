@@ -169,7 +169,7 @@ def measure_detector(detect, faces):
     ----------
     detect : callable
         :class:`HaarDetector` or :class:`YuNetDetector`.
-    faces : iterable of gluon_lprnet.data.faces.datasets.Face
+    faces : iterable of gluon_lprnet.data.faces.datasets.AnnotatedFace
         Of pictures with one annotated face each; what is found elsewhere in them is not counted.
 
     Returns

@@ -15,7 +15,7 @@ import mxnet as mx
 
 from .errors import InputError
 
-__all__ = ['folder_aside', 'lock', 'make_folder', 'publish', 'whole', 'write_errors', 'write_file']
+__all__ = ['folder_aside', 'lock', 'make_folder', 'put_in_place', 'whole', 'write_errors', 'write_file']
 
 PathLike = Union[str, 'os.PathLike[str]']
 
@@ -61,7 +61,7 @@ def whole(path: PathLike) -> Iterator[Path]:
             return
         with folder_aside(target.parent, target.name) as folder:
             yield folder / target.name
-            publish([folder / target.name], target.parent)
+            put_in_place([folder / target.name], target.parent)
 
 
 @contextlib.contextmanager
@@ -80,7 +80,7 @@ def folder_aside(parent: PathLike, name: str) -> Iterator[Path]:
         yield Path(path)
 
 
-def publish(files: Iterable[Path], folder: PathLike) -> list[Path]:
+def put_in_place(files: Iterable[Path], folder: PathLike) -> list[Path]:
     """Flush files (or folders of files) to the disk and move them into ``folder``, in this order; their new paths.
 
     Raises

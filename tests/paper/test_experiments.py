@@ -18,7 +18,7 @@ from gluon_lprnet.__main__ import main
 from gluon_lprnet.artefact import model_arguments
 from gluon_lprnet.complexity import count
 from gluon_lprnet.paper import cifar10, figure2, networks
-from gluon_lprnet.paper.grid import Result, Row
+from gluon_lprnet.paper.grid import Result, ExperimentRow
 from gluon_lprnet.train.config import make_parser, parse
 from gluon_lprnet.train.imagenet import ClassificationConfig
 
@@ -214,10 +214,9 @@ def test_curve_of_ranks(tmp_path, monkeypatch):
     drawn, save = [], Figure.savefig
     monkeypatch.setattr(Figure, 'savefig', lambda figure, *args, **kwargs: (drawn.append(figure),
                                                                             save(figure, *args, **kwargs)))
-    experiment = cifar10.Experiment('title', (
-        Row('a', 'LPRNet r = m/4', ''), Row('b', 'LPRNet r = m/8', ''), Row('c', 'MobileNetV1 x0.5', ''),
-        Row('d', 'ShuffleNet x0.5', '')), 'a')
-    cifar10.draw(experiment, {
+    titles = {'a': 'LPRNet r = m/4', 'b': 'LPRNet r = m/8', 'c': 'MobileNetV1 x0.5', 'd': 'ShuffleNet x0.5'}
+    experiment = cifar10.Experiment('title', tuple(ExperimentRow(*row, '') for row in titles.items()), 'a')
+    cifar10.draw_accuracies(experiment, {
         'a': Result({0: 80.0, 1: 82.0}, 1, 10 ** 6, None), 'b': Result({0: 79.5}, 1, 700_000, None),
         'c': Result({1: 78.0, 2: 79.0, 4: 83.0}, 1, 1_300_000, None), 'd': Result({}, 1, 1, None)},
         tmp_path / 'curve.png')

@@ -80,7 +80,7 @@ def test_the_table_has_printed_measured_and_deviation(measured):
     row = dict(measured[0], bin_nme=[0.0258, 0.0666, 0.0581], mean_of_bins=0.0501666, fps=190.0, params_bytes=619000,
                zipped_bytes=309500)
     lines = [[cell.strip() for cell in line.split('|')[1:-1]]
-             for line in table6.table([row], 'markdown').splitlines() if line.startswith('|')]
+             for line in table6.alignment_table([row], 'markdown').splitlines() if line.startswith('|')]
     first = next(index for index, cells in enumerate(lines) if cells[0] == 'LPRNet MobileNet x0.25')
     assert lines[first][1:] == ['printed', '2.58', '3.33', '5.81', '3.89', '', '95', '619K', '']
     assert lines[first + 1][1:6] == ['measured', '2.58', '6.66', '5.81', '5.02']
@@ -90,7 +90,7 @@ def test_the_table_has_printed_measured_and_deviation(measured):
 
 def test_an_empty_bin_is_a_dash(measured):
     row = dict(measured[0], bin_nme=[0.03, 0.04, None], mean_of_bins=None)
-    text = table6.table([row], 'markdown')
+    text = table6.alignment_table([row], 'markdown')
     assert '| deviation | +16.3%' in text and 'None' not in text
 
 

@@ -12,7 +12,7 @@ from gluon_lprnet.utils.errors import InputError
 @pytest.fixture(scope='module')
 def table():
     """The rows of all tables by number and name in the paper."""
-    return {number: {row['name']: row for row in tables.rows(number)} for number in tables.TABLE_NUMBERS}
+    return {number: {row['name']: row for row in tables.compared_rows(number)} for number in tables.TABLE_NUMBERS}
 
 
 def run(*arguments):
@@ -104,7 +104,7 @@ def test_deviation(table):
 
 def test_unknown_table():
     with pytest.raises(InputError, match='no Table 4 .*2, 3, 5'):
-        tables.rows(4)
+        tables.compared_rows(4)
     with pytest.raises(InputError, match='no Table 4'):
         run('4')
 

@@ -9,7 +9,7 @@ import pytest
 
 from gluon_lprnet.utils import files
 from gluon_lprnet.utils.errors import InputError
-from gluon_lprnet.utils.files import folder_aside, lock, publish, whole, write_file
+from gluon_lprnet.utils.files import folder_aside, lock, put_in_place, whole, write_file
 
 
 @pytest.mark.parametrize('content', ['text', b'text', lambda path: path.write_text('text')])
@@ -65,7 +65,8 @@ def test_several_files_go_to_their_place_together(tmp_path):
     with folder_aside(tmp_path / 'out', 'net') as scratch:
         for name in ('b', 'a'):
             (scratch / name).write_text(name)
-        assert publish(sorted(scratch.iterdir()), tmp_path / 'out') == [tmp_path / 'out' / 'a', tmp_path / 'out' / 'b']
+        moved = put_in_place(sorted(scratch.iterdir()), tmp_path / 'out')
+    assert moved == [tmp_path / 'out' / 'a', tmp_path / 'out' / 'b']
     assert sorted(os.listdir(tmp_path / 'out')) == ['a', 'b']
 
 

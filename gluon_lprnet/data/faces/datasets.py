@@ -51,7 +51,7 @@ JAW = {
 LP_SETS = ('AFW', 'HELEN', 'IBUG', 'LFPW')
 
 
-class Face(NamedTuple):
+class AnnotatedFace(NamedTuple):
     """A face of a data set.
 
     Attributes
@@ -130,7 +130,7 @@ def read_faces(path, layout, faults):
 
     Yields
     ------
-    Face
+    AnnotatedFace
         Sorted by name.
 
     Raises
@@ -172,7 +172,7 @@ def _face(entry, jaw):
     box = landmark_box(points)
     if not (box[2:] > box[:2]).all():
         raise _Fault(entry.file, 'has all landmarks on one line: their box is empty')
-    return Face(entry.name, entry.image, points, box, pose, entry.identity, jaw)
+    return AnnotatedFace(entry.name, entry.image, points, box, pose, entry.identity, jaw)
 
 
 def _numbers(file, values, shape, what):

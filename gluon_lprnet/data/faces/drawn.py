@@ -64,7 +64,7 @@ def draw_face(rng):
     return _photographed(image, rng), landmarks, fit
 
 
-def draw_faces(folder, count=2000, seed=0, workers=None):
+def write_drawn_faces(folder, count=2000, seed=0, workers=None):
     """Write drawn faces in the layout of 300W-LP, ``train`` and a fifth as many in ``test``.
 
     Yaw is uniform from -90 to 90 degrees, pitch and roll from -25 to 25. The same seed gives the same files,
@@ -121,7 +121,7 @@ def add_commands(commands):
 
 
 def _run(args):
-    train, test = draw_faces(args.folder, args.count, args.seed, args.workers)
+    train, test = write_drawn_faces(args.folder, args.count, args.seed, args.workers)
     print(f'{Path(args.folder) / "train"}: {train} drawn faces; {Path(args.folder) / "test"}: {test}')
 
 

@@ -46,7 +46,7 @@ _WEIGHTS[JAW] = 0.1
 _FLIP = np.array([1.0, -1.0, -1.0])
 
 
-class Fit(NamedTuple):
+class PoseFit(NamedTuple):
     """The generic head placed on a face in an image, by scaled orthographic projection.
 
     Attributes
@@ -107,7 +107,7 @@ def fit_pose(landmarks):
 
     Returns
     -------
-    Fit
+    PoseFit
 
     Raises
     ------
@@ -135,8 +135,8 @@ def fit_pose(landmarks):
     start = np.concatenate([pose_of(np.stack([first, second, np.cross(first, second)])), [1, 0, 0]])
     found = least_squares(residuals, start).x
     matrix, scale = rotation(found[:3]), unit * found[3]
-    return Fit(pose_of(matrix), scale, center + unit * found[4:] - scale * matrix[:2] @ model_center,
-               scale * MODEL @ matrix[2])
+    return PoseFit(pose_of(matrix), scale, center + unit * found[4:] - scale * matrix[:2] @ model_center,
+                   scale * MODEL @ matrix[2])
 
 
 def _whole_model():

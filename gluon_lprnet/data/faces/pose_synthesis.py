@@ -26,7 +26,7 @@ from ...utils.processes import default_workers, map_in_processes
 from ...utils.text import listing
 from ..images import decode_image, encode_jpeg, read_file, rgb
 from .datasets import LAYOUTS, read_faces
-from .head_model import JAW, MODEL, Fit, fit_pose, mirror_points, rotation
+from .head_model import JAW, MODEL, PoseFit, fit_pose, mirror_points, rotation
 from .landmarks import landmark_box
 from .lp_layout import new_folder, write_face
 
@@ -99,7 +99,7 @@ class Profiler:
 
     Attributes
     ----------
-    fit : gluon_lprnet.data.faces.head_model.Fit
+    fit : gluon_lprnet.data.faces.head_model.PoseFit
     points : ndarray (68, 3)
         x, y, depth in pixels of the landmarks as points of the head.
 
@@ -132,7 +132,7 @@ class Profiler:
             and no more than the resolution of the image supports.
         landmarks : ndarray (68, 2)
             In pixels of the image, hidden or not.
-        fit : gluon_lprnet.data.faces.head_model.Fit
+        fit : gluon_lprnet.data.faces.head_model.PoseFit
             Of the generic head.
         """
         if self._surface is None:
@@ -157,8 +157,8 @@ class Profiler:
             image = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
             texture = (texture + 0.5) * factor - 0.5
         picture = _draw(image, texture, points, surface.triangles, side)
-        moved = Fit(np.array(pose, dtype='float64'), self.fit.scale * factor,
-                    (self.fit.translation - origin) * factor, self.fit.scale * factor * MODEL @ rotation(pose)[2])
+        moved = PoseFit(np.array(pose, dtype='float64'), self.fit.scale * factor,
+                        (self.fit.translation - origin) * factor, self.fit.scale * factor * MODEL @ rotation(pose)[2])
         return picture, (landmarks[:, :2] - origin) * factor, moved
 
 

@@ -52,7 +52,7 @@ class FaceRecord(NamedTuple):
     Attributes
     ----------
     name : str
-        As in :class:`gluon_lprnet.data.faces.datasets.Face`, after the source's name if several were packed.
+        As in :class:`gluon_lprnet.data.faces.datasets.AnnotatedFace`, after the source's name if several were packed.
     identity : str or None
     image : bytes
         The crop, encoded as JPEG.

@@ -34,7 +34,7 @@ def test_the_pose_is_that_of_the_landmarks():
 
 def test_the_seed_decides_and_the_workers_do_not(tmp_path):
     for name, seed, workers in (('one', 0, 1), ('two', 0, 2), ('other', 1, 1)):
-        drawn.draw_faces(tmp_path / name, 20, seed, workers)
+        drawn.write_drawn_faces(tmp_path / name, 20, seed, workers)
     one, two, other = ([(face.name, face.landmarks.tolist(), open(face.image, 'rb').read())
                         for face in read_faces(tmp_path / name / 'train', '300w-lp', [])]
                        for name in ('one', 'two', 'other'))
