@@ -18,7 +18,7 @@ from .zoo.pretrained import find_card, split_tag
 # What a user of the network must know besides its weights; written next to symbol and params.
 DESCRIPTION_KEYS = ('task', 'model', 'num_classes', 'small_image', 'rank', 'no_residual', 'no_l2_norm', 'l2_norm_scale',
                     'activation', 'padding', 'input_size', 'crop_ratio', 'inter_method', 'crop_scale', 'rgb_mean',
-                    'rgb_std', 'class_names')
+                    'rgb_std', 'class_names', 'class_ids')
 
 # Largest difference of a written network from the one in memory, relative to its largest output. In float32 the two may
 # normalize in different forms; a network of another precision is written in float32.

@@ -14,6 +14,7 @@ from mxnet import gluon
 
 from ..artefact import export_network
 from ..data.batches import ImageBatches, Normalization, paper_augmentation, validation_batches
+from ..data.classes import labels_of
 from ..data.integrity import check_records
 from ..deployment.reparametrize import deploy
 from ..evaluate.classification import add_description_flags, correct_in_top, evaluate_classification, load_described
@@ -172,7 +173,8 @@ def _run(args):
         images = ImageBatches(records['rec_train'], size, args.batch_size,
                               Normalization(description['rgb_mean'], description['rgb_std']), shuffle=True,
                               threads=args.num_data_workers, seed=args.seed, augmentation=paper_augmentation(
-                                  args.pad, args.min_random_scale, mirror=not args.no_mirror))
+                                  args.pad, args.min_random_scale, mirror=not args.no_mirror),
+                              labels=labels_of(description, args.rec_train))
         columns['tuned'] = fit(_tuning(net, original, args.temperature, images, validation),
                                _tuning_config(args, chosen), found)
     latencies = median_milliseconds([deploy(original), deploy(net)], shape)

@@ -4,6 +4,7 @@ from collections import namedtuple
 
 import mxnet as mx
 
+from .classes import labels_of
 from .images import BILINEAR, shorter_side
 
 # Those of ImageNet in 8-bit RGB, as used by GluonCV and MXNet's examples.
@@ -37,14 +38,17 @@ class ImageBatches:
     seed : int
     augmentation : dict
         Further arguments of ``mx.io.ImageRecordIter``; empty for the plain center crop.
+    labels : ndarray of int, optional
+        What a batch has in place of each label of the file: see :func:`gluon_lprnet.data.classes.labels_of`.
     """
 
     def __init__(self, records, input_size, batch_size, normalization, resize=-1, shuffle=False, threads=2, seed=0,
-                 augmentation=None):
+                 augmentation=None, labels=None):
         self.count = records.count
         # ImageRecordIter refuses a batch that is much larger than the set.
         self.batch_size = batch_size = min(batch_size, self.count)
         self._seed = seed
+        self._labels = None if labels is None else mx.nd.array(labels)
         self._arguments = dict(
             path_imgrec=records.path, path_imgidx=records.index_path, data_shape=(3, input_size, input_size),
             batch_size=batch_size, resize=resize, shuffle=shuffle, preprocess_threads=threads, verbose=False,
@@ -75,7 +79,8 @@ class ImageBatches:
         for number, batch in enumerate(iterator):
             if number >= start:
                 rows = self.batch_size - batch.pad
-                yield Batch(batch.data[0][:rows], batch.label[0][:rows])
+                label = batch.label[0][:rows]
+                yield Batch(batch.data[0][:rows], label if self._labels is None else self._labels.take(label))
 
 
 def paper_augmentation(pad=0, min_random_scale=1.0, max_random_scale=1.0,
@@ -110,11 +115,17 @@ def validation_batches(records, config, batch_size, threads, **order):
     records : gluon_lprnet.data.integrity.RecordSummary
     config : dict
         With ``input_size``, ``crop_ratio``, ``rgb_mean``, ``rgb_std`` and, unless it is that of an older network,
-        ``inter_method``.
+        ``inter_method``; with ``class_names`` (and ``class_ids``), the labels are the classes of these names.
     batch_size, threads : int
     order
         ``shuffle`` and ``seed`` of :class:`ImageBatches`, to train on such crops or take a sample of them.
+
+    Raises
+    ------
+    InputError
+        If the file has a class that ``config`` does not name.
     """
     return ImageBatches(records, config['input_size'], batch_size, Normalization(config['rgb_mean'], config['rgb_std']),
                         resize=shorter_side(config), threads=threads,
-                        augmentation=dict(inter_method=config.get('inter_method', BILINEAR)), **order)
+                        augmentation=dict(inter_method=config.get('inter_method', BILINEAR)),
+                        labels=labels_of(config, records.path), **order)

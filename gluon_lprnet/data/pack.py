@@ -3,7 +3,7 @@
 ``python -m gluon_lprnet pack images FOLDER --out PREFIX`` writes
 
 - ``PREFIX.rec``, ``PREFIX.idx``: the records and their index,
-- ``PREFIX.classes.txt``: the class of each label, one per line, label 0 first (class folders only),
+- ``PREFIX.classes.txt``: the class of each label, one per line, label 0 first (where classes have names),
 - ``PREFIX.json``: the manifest, with what was done, what was skipped, and the size and CRC-32 of the
   other two, with which ``check`` and training find any later damage.
 
@@ -39,7 +39,7 @@ class PackSummary(NamedTuple):
     size : int
         Bytes of the ``.rec`` file.
     classes : list of str or None
-        The class of each label, or None if unknown (a list file).
+        The class of each label, or None if unknown (a list file without ``classes``).
     skipped : list of (str, str)
         Skipped damaged images: path and reason.
     ignored : list of str
@@ -55,7 +55,7 @@ class PackSummary(NamedTuple):
 
 
 def pack_images(source, prefix, resize=480, quality=95, workers=None, skip_bad=False, shuffle=True, seed=0,
-                root=None, overwrite=False):
+                root=None, overwrite=False, classes=None):
     """Pack photos into ``prefix.rec`` with its index, classes and manifest.
 
     Every image is decoded completely, rotated by its EXIF orientation, converted to 8-bit RGB (16 bits
@@ -97,6 +97,10 @@ def pack_images(source, prefix, resize=480, quality=95, workers=None, skip_bad=F
         The folder that the paths of a list are relative to; by default the folder of the list.
     overwrite : bool
         Replace existing files with the same prefix.
+    classes : str or os.PathLike, optional
+        A text file with a class on each line, which gets the labels 0, 1, ... in this order: the name of its folder,
+        or ``FOLDER<TAB>NAME``; of lines ``n01440764 tench, Tinca tinca`` the first word. A folder must be in it, but
+        a class need not have a folder. It names the classes of a list, too.
 
     Returns
     -------
@@ -111,7 +115,7 @@ def pack_images(source, prefix, resize=480, quality=95, workers=None, skip_bad=F
     check_prefix(prefix, overwrite)
     check_ranges(resize=(resize, 0, 65500), quality=(quality, 1, 100), workers=(workers, 1, 1024),
                  seed=(seed, 0, 2**32 - 1))
-    source = read_source(os.fspath(source), root)
+    source = read_source(os.fspath(source), root, classes)
     order = np.arange(len(source.paths))
     if shuffle:
         np.random.RandomState(seed).shuffle(order)
@@ -187,6 +191,9 @@ def add_pack_kind(kinds):
                              'MXNet list (*.lst), or a text list with lines "path label"')
     parser.add_argument('--root',
                         help='the folder that the paths of a list are relative to (default: that of the list)')
+    parser.add_argument('--classes', metavar='FILE',
+                        help='text with a class on each line, label 0 first: order and names of the classes, for '
+                             'folders (FOLDER or FOLDER<TAB>NAME) and for lists')
     parser.add_argument('--resize', type=integer, default=480, metavar='N',
                         help='shrink photos so that the SHORTER side has N pixels (ImageNet: 480 for '
                              'training, 256 for validation); smaller photos are kept as they are, never '
@@ -217,7 +224,7 @@ def add_output_flags(parser):
 
 def _run_images(args):
     summary = pack_images(args.source, args.out, args.resize, args.quality, args.workers, args.skip_bad,
-                          args.shuffle, args.seed, args.root, args.overwrite)
+                          args.shuffle, args.seed, args.root, args.overwrite, args.classes)
     # Names go to standard error, which also prints those that are not valid UTF-8.
     if summary.ignored:
         print(f'{len(summary.ignored)} entries are not images and were ignored:\n{listing(summary.ignored)}',

@@ -1,19 +1,22 @@
 """The pictures and labels that ``pack images`` packs: class folders, MXNet lists, text lists."""
 import codecs
 import os
+import re
 from pathlib import PurePath
 from typing import NamedTuple, Optional
 
 import numpy as np
 
 from ..utils.errors import InputError
-from ..utils.text import integer, real
+from ..utils.text import integer, listing, real
 from .images import is_image_file
 from .recordio import label_fault
 
+_SYNSET = re.compile(r'(n\d{8}) ')
+
 
 class _Source(NamedTuple):
-    """Images to pack: `paths` are relative to `root`, `labels` are floats or float32 arrays."""
+    """Images to pack: `paths` are relative to `root`, `labels` are floats or float32 arrays, `classes` are names."""
 
     root: str
     paths: list
@@ -22,15 +25,16 @@ class _Source(NamedTuple):
     ignored: list
 
 
-def read_source(source, root):
+def read_source(source, root, classes=None):
+    """The pictures of a folder or a list, with the classes of a file, if that is given: see ``pack_images``."""
     if not os.path.exists(source):
         raise InputError(f'{source} does not exist: give a folder of class folders, or a list file.')
     try:
         if not os.path.isdir(source):
-            return _read_list(source, os.path.dirname(source) if root is None else os.fspath(root))
+            return _read_list(source, os.path.dirname(source) if root is None else os.fspath(root), classes)
         if root is not None:
             raise InputError(f'`root` is for a list, and {source} is a folder: omit it.')
-        return _read_folder(source)
+        return _read_folder(source, classes)
     except OSError as error:
         raise InputError(f'{error.filename or source} cannot be read: {error.strerror or error}.') from error
 
@@ -40,7 +44,29 @@ def _entries(folder):
         return sorted(entries, key=lambda entry: entry.name)
 
 
-def _read_folder(folder):
+def _read_classes(path):
+    """The folders and the names of classes, in the order of their labels, of a text file.
+
+    Its lines are ``FOLDER``, ``FOLDER<TAB>NAME`` or, as in ImageNet's ``LOC_synset_mapping.txt``,
+    ``n01440764 tench, Tinca tinca``, of which the first word is folder and name.
+    """
+    folders, names = [], []
+    for number, line in enumerate(_lines(path), 1):
+        if not line.strip():
+            continue
+        synset = _SYNSET.match(line)
+        folder, _, name = (part.strip() for part in (synset[1] if synset else line).partition('\t'))
+        for found, what in ((folders, folder), (names, name or folder)):
+            if what in found:
+                raise InputError(f'{path}: line {number}: {what} is on line {found.index(what) + 1} too. Mend the '
+                                 'line.')
+            found.append(what)
+    if not names:
+        raise InputError(f'{path} names no classes: write one on each line.')
+    return folders, names
+
+
+def _read_folder(folder, class_file):
     classes, paths, labels, ignored, unclassed = [], [], [], [], []
     for entry in _entries(folder):
         if entry.is_dir() and not entry.name.startswith('.'):
@@ -53,7 +79,12 @@ def _read_folder(folder):
                          'class: move each into a folder per class, or give a list file.')
     if not classes:
         raise InputError(f'{folder} holds no class folders: give the folder that has a folder per class.')
-    for label, name in enumerate(classes):
+    listed, names = _read_classes(class_file) if class_file else (classes, classes)
+    strange = [name for name in classes if name not in listed]
+    if strange:
+        raise InputError(f'{folder} has {len(strange)} class folder(s) that are not in {class_file}: '
+                         f'{listing(strange, 5).strip()}\nAdd them there, or move them away.')
+    for name in classes:
         before, folders = len(paths), 0
         for entry in _entries(os.path.join(folder, name)):
             path = os.path.join(name, entry.name)
@@ -62,15 +93,16 @@ def _read_folder(folder):
                 ignored.append(path)
             else:
                 paths.append(path)
-                labels.append(float(label))
+                labels.append(float(listed.index(name)))
         if len(paths) == before:
             remedy = (f' directly (the {folders} folders in it are not searched): name the folder whose '
                       'folders are the classes.' if folders else ': fill or remove it.')
             raise InputError(f'The class folder {os.path.join(folder, name)} holds no image{remedy}')
-    return _Source(folder, paths, labels, classes, ignored)
+    return _Source(folder, paths, labels, names, ignored)
 
 
-def _read_list(path, root):
+def _read_list(path, root, class_file):
+    names = _read_classes(class_file)[1] if class_file else None
     if not os.path.isdir(root or '.'):
         raise InputError(f'`root` {root} is not a folder: name the one that the paths of {path} start from.')
     parse = _parse_lst_line if path.endswith('.lst') else _parse_text_line
@@ -85,6 +117,8 @@ def _read_list(path, root):
             fault = label_fault(label)
             if fault:
                 raise ValueError(f'the label is {label}: {fault}')
+            if names and not (np.size(label) == 1 and label < len(names)):
+                raise ValueError(f'the label is {label}, and {class_file} names the classes 0 to {len(names) - 1}')
             if labels and np.size(label) != np.size(labels[0]):
                 raise ValueError(f'it has {np.size(label)} label(s), the lines before it '
                                  f'{np.size(labels[0])}')
@@ -100,7 +134,7 @@ def _read_list(path, root):
         labels.append(label)
     if not labels:
         raise InputError(f'{path} lists no images.')
-    return _Source(root, images, labels, None, [])
+    return _Source(root, images, labels, names, [])
 
 
 def _lines(path):

@@ -23,6 +23,7 @@ from ..data.integrity import check_records
 from ..evaluate.classification import correct_in_top, evaluate_classification
 from ..train.command import fit
 from ..train.config import TrainingConfig, check_same_curve
+from ..train.fine_tuning import fix_statistics
 from ..train.loop import TrainingTask
 from ..utils.errors import InputError
 from ..utils.files import folder_aside, write_file
@@ -83,15 +84,6 @@ def freeze(net):
     """Fix the parameters of ``net`` in training, including the statistics of BatchNorm."""
     fix_statistics(net)
     net.collect_params().setattr('grad_req', 'null')
-
-
-def fix_statistics(net):
-    """Make BatchNorm use its running statistics in training, without updating them."""
-    def fix(block):
-        if isinstance(block, nn.BatchNorm):
-            # The effect of the constructor's use_global_stats, on an existing layer.
-            block._kwargs['use_global_stats'] = True
-    net.apply(fix)
 
 
 class Features:

@@ -20,7 +20,7 @@ from ..zoo.pretrained import FOLDER
 from .classification import read_names
 
 # Of a configuration: where files were.
-_PLACES = ('save_dir', 'rec_train', 'rec_train_idx', 'rec_val', 'rec_val_idx', 'resume', 'start_from')
+_PLACES = ('save_dir', 'rec_train', 'rec_train_idx', 'rec_val', 'rec_val_idx', 'resume', 'init_from')
 
 
 def publish(run: Union[str, Path], tag: str, rec_test: str, facts: dict[str, Any], names: Optional[str] = None,
@@ -61,6 +61,8 @@ def publish(run: Union[str, Path], tag: str, rec_test: str, facts: dict[str, Any
     if description.get('task') != 'classification':
         raise InputError(f'{run} is not of a classification network.')
     if names:
+        # The records still have those of before.
+        description['class_ids'] = description.get('class_names')
         description['class_names'] = read_names(names, description.get('class_names'))
     config = found.state['config']
     out = Path(out)

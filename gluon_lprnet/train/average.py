@@ -30,8 +30,8 @@ class WeightAverage:
         decay = min(self._decay, step / (step + 9))
         for name, value in self._weights():
             average = self._values[name]
-            average *= decay
-            average += (1 - decay) * value.astype('float32', copy=False)
+            # In this form what stays the same keeps its last bit.
+            average += (1 - decay) * (value.astype('float32', copy=False) - average)
 
     def take(self):
         """Give the network the average."""

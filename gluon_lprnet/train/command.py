@@ -1,9 +1,11 @@
 """From a configuration to a finished run, and from flags to an exit status: what all trainings share."""
 import dataclasses
+import math
 import os
 import platform
 import signal
 import sys
+from contextlib import contextmanager
 
 import mxnet as mx
 from mxnet.contrib import amp
@@ -15,7 +17,8 @@ from ..utils.errors import InputError, in_flags
 from ..utils.signals import exit_on_sigterm
 from ..zoo import get_model
 from .config import check_same_curve, checkpoint_to_resume, make_parser, parse
-from .journal import start_log, stop_log
+from .fine_tuning import freeze, take_weights
+from .journal import LOGGER, start_log, stop_log
 from .loop import Interrupted, NonFiniteLoss, Run
 
 
@@ -52,41 +55,52 @@ def check_batches(count, config, contexts):
                          'Give at most as many.')
 
 
-def make_network(config, initializer, contexts):
-    """The network that a configuration describes, initialized, in its precision, hybridized."""
+def make_network(config, initializer, contexts, images, target):
+    """The network that a configuration describes, initialized, in its precision, hybridized.
+
+    Parameters
+    ----------
+    config : NetworkTrainingConfig
+    initializer : mx.init.Initializer
+        Of what ``init_from`` does not give.
+    contexts : list of mx.Context
+    images : int
+        Of an epoch.
+    target : str
+        What the network learns, in words.
+
+    Raises
+    ------
+    InputError
+        If there is no such network, or the configuration asks for what does not fit it.
+    """
     net = get_model(config.model, **model_arguments(config.to_dict()))
+    LOGGER.info('%s, %s parameters: %s, %s images, %s steps an epoch, %d%s epochs', config.model,
+                 f'{_size(net):,}', target, f'{images:,}', f'{_steps(images, config):,}', config.num_epochs,
+                 f' + {config.tuning_epochs} tuning' if config.tuning_epochs else '')
     net.initialize(initializer, ctx=contexts)
-    if config.start_from:
-        load_weights(net, config.start_from, contexts)
+    if config.init_from:
+        anew, unused = take_weights(net, config.init_from)
+        LOGGER.info('weights of %s; initialized anew: %s; not taken from there: %s', config.init_from,
+                     ', '.join(anew) or 'nothing', ', '.join(unused) or 'nothing')
+    if config.freeze:
+        frozen = freeze(net, config.freeze)
+        LOGGER.info('%d parameters stay as they are, %s to %s', len(frozen), frozen[0], frozen[-1])
+    net.features.collect_params().setattr('lr_mult', config.features_lr_mult)
     net.cast(config.input_dtype)
     normalize_in_rank_space(net, config.dtype == 'float32')
     net.hybridize(static_alloc=True, static_shape=True)
     return net
 
 
-def load_weights(net, run, contexts):
-    """Give the network the weights of another training.
+def _size(net):
+    """Numbers that are trained."""
+    return sum(math.prod(parameter.shape) for parameter in net.collect_params().values()
+               if parameter.grad_req != 'null')
 
-    Parameters
-    ----------
-    net : HybridBlock
-    run : path
-        Folder of a run, whose newest checkpoint is taken, or of a checkpoint.
-    contexts : list of mx.Context
 
-    Raises
-    ------
-    InputError
-        If there is no checkpoint, or if it is of another network.
-    """
-    found = checkpoint.find(run)
-    if found is None:
-        raise InputError(f'`start_from` {run} is neither a checkpoint nor a run with checkpoints.')
-    try:
-        net.load_parameters(found.params, ctx=contexts)
-    except (AssertionError, ValueError, mx.MXNetError) as error:
-        raise InputError(f'`start_from` {run} is a training of another network: '
-                         f'{str(error).strip().splitlines()[0]}') from error
+def _steps(images, config):
+    return math.ceil(math.ceil(images / config.batch_size) / config.accumulate)
 
 
 def train(config, build_task, resume=False):
@@ -116,29 +130,27 @@ def train(config, build_task, resume=False):
     found = checkpoint_to_resume(config.save_dir, resume)
     if found:
         check_same_curve(config, found)
-    mx.random.seed(config.seed)
-    if config.dtype == 'bfloat16':
-        _begin_bfloat16()
-    # What a resumed training started from need not be there any more.
-    task = build_task(dataclasses.replace(config, start_from=None) if found else config)
-
-    def export(metrics, logger):
+    with _opened(config.save_dir) as logger:
+        mx.random.seed(config.seed)
+        if config.dtype == 'bfloat16':
+            _begin_bfloat16()
+        # What a resumed training started from need not be there any more.
+        task = build_task(dataclasses.replace(config, init_from=None) if found else config)
+        metrics = _fit(task, config, logger, found)
         symbol = export_network(task.net, {**config.to_dict(), **task.description},
                                 os.path.join(config.save_dir, 'export'))
         logger.info('final validation: %s; exported %s',
                     ', '.join(f'{name} {value:.4f}' for name, value in metrics.items()), symbol)
-    return fit(task, config, found, export)
+        return metrics
 
 
-def fit(task, config, resume_from=None, finish=None):
+def fit(task, config, resume_from=None):
     """Train in the folder ``config.save_dir``, which gets the configuration and a log.
 
     Parameters
     ----------
     task, config, resume_from
         As :class:`gluon_lprnet.train.loop.Run` takes them.
-    finish : callable, optional
-        (validation metrics after the last epoch, logger), called when the training is at its end.
 
     Returns
     -------
@@ -152,15 +164,17 @@ def fit(task, config, resume_from=None, finish=None):
     NonFiniteLoss, Interrupted
         After the message went into the log.
     """
-    with checkpoint.only_user(config.save_dir):
-        config.save(**task.description)
-        logger = start_log(config.save_dir)
+    with _opened(config.save_dir) as logger:
+        return _fit(task, config, logger, resume_from)
+
+
+@contextmanager
+def _opened(save_dir):
+    """The logger of a training that has the folder for itself."""
+    with checkpoint.only_user(save_dir):
+        logger = start_log(save_dir)
         try:
-            _log_setting(logger, config, task)
-            metrics = Run(task, config, logger, resume_from).fit()
-            if finish:
-                finish(metrics, logger)
-            return metrics
+            yield logger
         except NonFiniteLoss as error:
             logger.error('%s', error)
             raise
@@ -171,8 +185,28 @@ def fit(task, config, resume_from=None, finish=None):
             stop_log(logger)
 
 
-def run_command(config_class, description, build_task, argv=None):
+def _fit(task, config, logger, resume_from):
+    config.save(**task.description)
+    # To the file alone.
+    logger.debug('configuration:%s', ''.join(f'\n  {name} {value}' for name, value in sorted(config.to_dict().items())))
+    logger.info('MXNet %s on %s, %s; engine %s, %s OpenMP threads', mx.__version__, task.contexts,
+                platform.processor() or platform.machine(),
+                os.environ.get('MXNET_ENGINE_TYPE', 'ThreadedEnginePerDevice'),
+                os.environ.get('OMP_NUM_THREADS', "MXNet's default of"))
+    return Run(task, config, logger, resume_from).fit()
+
+
+def run_command(config_class, description, train, argv=None):
     """A training script: parse, check, train, evaluate, export.
+
+    Parameters
+    ----------
+    config_class : type
+        Of a NetworkTrainingConfig.
+    description : str
+    train : callable
+        (config, resume) to anything.
+    argv : sequence of str, optional
 
     Returns
     -------
@@ -183,7 +217,7 @@ def run_command(config_class, description, build_task, argv=None):
     try:
         with exit_on_sigterm():
             config, found = parse(parser, config_class, argv)
-            train(config, build_task, resume=found is not None)
+            train(config, resume=found is not None)
         return 0
     except InputError as error:
         print(f'{parser.prog}: {in_flags(str(error), {})}', file=sys.stderr)
@@ -195,11 +229,3 @@ def run_command(config_class, description, build_task, argv=None):
     except KeyboardInterrupt:
         # Before the first step there is nothing to save.
         return 128 + signal.SIGINT
-
-
-def _log_setting(logger, config, task):
-    logger.info('configuration:%s', ''.join(f'\n  {name} {value}' for name, value in sorted(config.to_dict().items())))
-    logger.info('MXNet %s on %s, %s; engine %s, %s OpenMP threads', mx.__version__, task.contexts,
-                platform.processor() or platform.machine(),
-                os.environ.get('MXNET_ENGINE_TYPE', 'ThreadedEnginePerDevice'),
-                os.environ.get('OMP_NUM_THREADS', "MXNet's default of"))

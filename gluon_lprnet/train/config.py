@@ -189,9 +189,15 @@ class NetworkTrainingConfig(TrainingConfig):
     preset: Optional[str] = None
     model: str = setting('lprnet_mobilenet_x1.0', 'name in gluon_lprnet.list_models()', group='network')
     input_size: int = setting(224, 'height and width of the crop, in pixels', 8, 1024, group='network')
-    start_from: Optional[str] = setting(
-        None, "begin with the weights of another training: its folder, or a checkpoint's; the input may be of another "
-        'size', group='network', metavar='RUN')
+    init_from: Optional[str] = setting(
+        None, 'begin with trained weights, as far as their names and shapes fit: the folder of a run or of a '
+        'checkpoint, a -symbol.json or .params file, or a name of list_models(pretrained=True)', group='network',
+        metavar='RUN|FILE|NAME')
+    freeze: Optional[str] = setting(
+        None, 'leave the parameters whose names match as they are: a regular expression, such as "features"; BatchNorm '
+        'uses its running statistics there', group='network', metavar='PATTERN')
+    features_lr_mult: float = setting(
+        1.0, "factor for the learning rate of all layers but the output's", 1e-6, 1000, metavar='F')
     small_image: bool = setting(False, 'stem for images of 32x32', group='network')
     rank: Optional[Union[int, float]] = setting(
         None, 'rank of LPR modules: a fraction of the width (1/8, 0.125) or a number of channels', group='network',
@@ -209,6 +215,11 @@ class NetworkTrainingConfig(TrainingConfig):
         'full', 'what is verified before the first step: every byte of the records, or their structure, index and '
         'labels alone', choices=('full', 'structure'), free=True, group='data')
     no_mirror: bool = setting(False, 'do not flip left and right at random', group='data')
+
+    @classmethod
+    def from_dict(cls, values):
+        # Its name in files of before.
+        return super().from_dict({'init_from': values.get('start_from'), **values})
 
     @classmethod
     def preset_for(cls, model):

@@ -114,7 +114,7 @@ def build_task(config):
             raise InputError(f'`rec_{subset}` is missing: give RecordIO files, from `python -m gluon_lprnet pack '
                              'faces`.')
         for rec in recs:
-            check_records(rec, label_width=LABEL_WIDTH, content=config.data_check == 'full')
+            check_records(rec, label_width=LABEL_WIDTH, content=False)
     names = [Path(rec).stem for rec in config.rec_val]
     if len(set(names)) < len(names):
         raise InputError(f'`rec_val`: two of {", ".join(config.rec_val)} have the same name: rename one.')
@@ -132,7 +132,10 @@ def build_task(config):
     augmentation = replace(AUGMENTATIONS[config.augmentation], mirror=not config.no_mirror)
     augmented, plain = batches_of(faces, augmentation), batches_of(faces)
     validation = {name: _read([rec], config) for name, rec in zip(names, config.rec_val)}
-    net = make_network(config, mx.init.Xavier(), contexts)
+    net = make_network(config, mx.init.Xavier(), contexts, len(faces), f'{config.num_classes} outputs')
+    if config.data_check == 'full':
+        for rec in {*config.rec_train, *config.rec_val}:
+            check_records(rec, label_width=LABEL_WIDTH)
 
     def errors(output, label):
         jaws = [known_jaw(each) for each in label]
@@ -168,7 +171,7 @@ def main(argv=None):
     """Run the training that ``argv`` describes; returns the exit status."""
     return command.run_command(
         LandmarkConfig, "Train a network for 68 facial landmarks on RecordIO, by the paper's recipe unless flags say "
-                        'otherwise.', build_task, argv)
+                        'otherwise.', train, argv)
 
 
 def _known_differences(output, label):

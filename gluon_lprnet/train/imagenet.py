@@ -1,6 +1,6 @@
 """Image classification ("Image Classification" in the paper): configuration, recipes and the task."""
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Optional
 
 import mxnet as mx
@@ -10,6 +10,7 @@ from mxnet import gluon
 from ..data.batches import Batch, ImageBatches, Normalization, paper_augmentation, validation_batches
 from ..data.images import AUTO, BILINEAR
 from ..data.integrity import check_records, class_names
+from ..data.recordio import size_of
 from ..evaluate.classification import correct_in_top, evaluate_classification
 from ..utils.errors import InputError
 from . import command
@@ -55,11 +56,14 @@ class ClassificationConfig(NetworkTrainingConfig):
     # The paper names no number.
     tuning_epochs: int = with_default(NetworkTrainingConfig, 'tuning_epochs', 5)
 
-    num_classes: int = setting(1000, None, 1, 100_000, group='network')
-    rec_train: Optional[str] = setting(None, 'RecordIO file (required)', free=True, group='data', metavar='REC')
+    num_classes: Optional[int] = setting(None, 'number of classes (default: of the names beside the training file)', 1,
+                                         100_000, group='network', metavar='N')
+    rec_train: Optional[str] = setting(None, 'RecordIO file of `pack images` to train on (required)', free=True,
+                                       group='data', metavar='REC')
     rec_train_idx: Optional[str] = setting(None, 'its index (default: same name with .idx)', free=True, group='data',
                                            metavar='IDX')
-    rec_val: Optional[str] = setting(None, 'RecordIO file (required)', free=True, group='data', metavar='REC')
+    rec_val: Optional[str] = setting(None, 'the same, for validation (required)', free=True, group='data',
+                                     metavar='REC')
     rec_val_idx: Optional[str] = setting(None, 'its index (default: same name with .idx)', free=True, group='data',
                                          metavar='IDX')
     crop_ratio: float = setting(0.875, 'input size over the shorter side, for validation', 0.1, 1, group='data')
@@ -117,20 +121,26 @@ def build_task(config):
     InputError
         For whatever is wrong with the configuration or the files.
     """
-    records = {subset: _check(config, subset) for subset in ('train', 'val')}
+    config = _with_classes(config)
+    records = {subset: _check(config, subset, content=False) for subset in ('train', 'val')}
     names = class_names(config.rec_train)
+    described = {**config.to_dict(), 'class_names': names}
     contexts = contexts_of(config)
-    check_batches(records['train'].count, config, contexts)
-    net = make_network(config, mx.init.MSRAPrelu(), contexts)
-
+    count = records['train'].count
+    check_batches(count, config, contexts)
     augmented = ImageBatches(
         records['train'], config.input_size, config.batch_size, Normalization(config.rgb_mean, config.rgb_std),
         shuffle=True, threads=config.num_data_workers, seed=config.seed, augmentation=paper_augmentation(
             config.pad, config.min_random_scale, config.max_random_scale, config.max_random_illumination,
             not config.no_mirror))
-    plain = validation_batches(records['train'], config.to_dict(), config.batch_size, config.num_data_workers,
+    plain = validation_batches(records['train'], described, config.batch_size, config.num_data_workers,
                                shuffle=True, seed=config.seed)
-    validation = validation_batches(records['val'], config.to_dict(), config.batch_size, config.num_data_workers)
+    validation = validation_batches(records['val'], described, config.batch_size, config.num_data_workers)
+
+    net = make_network(config, mx.init.MSRAPrelu(), contexts, count, f'{config.num_classes} classes')
+    if config.data_check == 'full':
+        for subset in records:
+            _check(config, subset, content=True)
 
     def batches(epoch, start):
         if epoch >= config.num_epochs:
@@ -144,29 +154,46 @@ def build_task(config):
         loss=lambda output, label: (soft_loss if label.ndim == 2 else hard_loss)(output, label),
         count=lambda output, label: {'top1': correct_in_top(output, label.argmax(1) if label.ndim == 2 else label, 1)},
         evaluate=lambda: evaluate_classification(net, validation, contexts[0], config.input_dtype),
-        description={'task': 'classification',
-                     'class_names': names if names and len(names) == config.num_classes else None})
+        description={'task': 'classification', 'class_names': names})
 
 
 def train(config, resume=False):
     """Train a network for image classification: see :func:`gluon_lprnet.train.command.train`."""
-    return command.train(config, build_task, resume)
+    return command.train(_with_classes(config), build_task, resume)
 
 
 def main(argv=None):
     """Run the training that ``argv`` describes; returns the exit status."""
     return command.run_command(
         ClassificationConfig, "Train a classification network on RecordIO, by the paper's recipe unless flags say "
-                              'otherwise.', build_task, argv)
+                              'otherwise.', train, argv)
 
 
-def _check(config, subset):
+def _with_classes(config):
+    """The configuration with the number of classes that are named beside its training file."""
+    rec, given = _rec(config, 'train'), config.num_classes
+    size_of(rec)
+    names = class_names(rec)
+    if names and given not in (None, len(names)):
+        raise InputError(f'`num_classes` {given}: {rec} has {len(names)} classes, {names[0]} to {names[-1]}. Leave it '
+                         'out, or give another file.')
+    if not names and given is None:
+        raise InputError(f'`num_classes` is missing, and no names of classes are beside {rec}: give their number, or '
+                         'pack the images with `python -m gluon_lprnet pack images`.')
+    return replace(config, num_classes=len(names) if names else given)
+
+
+def _check(config, subset, content):
+    return check_records(_rec(config, subset), getattr(config, f'rec_{subset}_idx'), num_classes=config.num_classes,
+                         content=content)
+
+
+def _rec(config, subset):
     rec = getattr(config, f'rec_{subset}')
     if not rec:
         raise InputError(f'`rec_{subset}` is missing: give the RecordIO file, from `python -m gluon_lprnet pack '
                          'images`.')
-    return check_records(rec, getattr(config, f'rec_{subset}_idx'), num_classes=config.num_classes,
-                         content=config.data_check == 'full')
+    return rec
 
 
 def _with_soft_labels(batches, epoch, start, config):

@@ -6,6 +6,9 @@ from pathlib import Path
 from ..utils.errors import InputError
 from ..utils.files import write_file
 
+# Of all trainings: a process has one at a time.
+LOGGER = logging.getLogger('gluon_lprnet')
+
 
 class Journal:
     """The records of one run, in its folder.
@@ -54,16 +57,17 @@ class Journal:
 
 
 def start_log(run_dir):
-    """The package's logger, writing to the console and to ``train.log`` in ``run_dir``."""
-    logger = logging.getLogger('gluon_lprnet')
-    stop_log(logger)
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
+    """The package's logger, writing to the console and, with the details too, to ``train.log`` in ``run_dir``."""
+    stop_log(LOGGER)
+    LOGGER.setLevel(logging.DEBUG)
+    LOGGER.propagate = False
+    console = logging.StreamHandler()
+    console.setLevel(logging.INFO)
     formatter = logging.Formatter('%(asctime)s %(message)s', '%Y-%m-%d %H:%M:%S')
-    for handler in (logging.StreamHandler(), logging.FileHandler(Path(run_dir) / 'train.log', encoding='utf-8')):
+    for handler in (console, logging.FileHandler(Path(run_dir) / 'train.log', encoding='utf-8')):
         handler.setFormatter(formatter)
-        logger.addHandler(handler)
-    return logger
+        LOGGER.addHandler(handler)
+    return LOGGER
 
 
 def stop_log(logger):

@@ -21,7 +21,7 @@ from PIL import Image
 import gluon_lprnet  # noqa: F401  makes MXNet importable
 from gluon_lprnet.__main__ import main
 from gluon_lprnet.data import pack
-from gluon_lprnet.data.integrity import check_records
+from gluon_lprnet.data.integrity import check_records, class_names
 from gluon_lprnet.data.pack import pack_images
 from gluon_lprnet.data.recordio import label_fault, read_records, write_records
 from gluon_lprnet.utils.errors import InputError
@@ -103,6 +103,51 @@ def test_class_folders_are_labelled_in_sorted_order(tmp_path):
                 for label, name in enumerate(['ant', 'bee', 'cat']) for i in range(4)]
     assert read_back(tmp_path / 'set') == expected
     assert names_in(tmp_path) == ['in', 'set.classes.txt', 'set.idx', 'set.json', 'set.rec']
+
+
+@pytest.mark.parametrize('text, names', [
+    ('bee\nowl\n\ncat\nant\n', ['bee', 'owl', 'cat', 'ant']),
+    ('\ufeffbee\tBiene\nowl\tEule\ncat\tKatze mit Hut\nant', ['Biene', 'Eule', 'Katze mit Hut', 'ant'])])
+def test_a_file_gives_order_and_names_of_the_classes(tmp_path, text, names):
+    source = class_folders(tmp_path / 'in')
+    (tmp_path / 'names.txt').write_text(text, encoding='utf-8')
+    assert not main(['pack', 'images', str(source), '--out', str(tmp_path / 'set'), '--classes',
+                     str(tmp_path / 'names.txt'), '--no-shuffle'])
+    assert class_names(tmp_path / 'set.rec') == names
+    assert read_back(tmp_path / 'set') == [(label, (source / name / f'{i}.jpg').read_bytes())
+                                           for label, name in ((3, 'ant'), (0, 'bee'), (2, 'cat')) for i in range(4)]
+    # A list has the labels already.
+    (tmp_path / 'list.txt').write_text('in/ant/0.jpg 3\nin/bee/0.jpg 0\n')
+    pack_images(tmp_path / 'list.txt', tmp_path / 'listed', classes=tmp_path / 'names.txt')
+    assert class_names(tmp_path / 'listed.rec') == names
+    assert sorted(label for label, _ in read_back(tmp_path / 'listed')) == [0, 3]
+
+
+def test_wordnet_ids_name_folders_and_classes(tmp_path):
+    source = class_folders(tmp_path / 'in', ('n01440764', 'n02102040'))
+    (tmp_path / 'synsets.txt').write_text('n02102040 English springer, springer\nn01440764 tench, Tinca tinca\n')
+    assert pack_images(source, tmp_path / 'set', classes=tmp_path / 'synsets.txt').classes == ['n02102040', 'n01440764']
+
+
+@pytest.mark.parametrize('text, message', [
+    ('bee\nant\n', 'has 1 class folder.s. that are not in .*names.txt: cat\n'),
+    ('bee\nant\ncat\nbee\n', 'names.txt: line 4: bee is on line 1 too'),
+    ('bee\tx\nant\tx\ncat', 'names.txt: line 2: x is on line 1 too'), ('\n', 'names.txt names no classes')])
+def test_files_of_classes_at_fault(tmp_path, text, message):
+    source = class_folders(tmp_path / 'in', images=1)
+    (tmp_path / 'names.txt').write_text(text)
+    with pytest.raises(InputError, match=message):
+        pack_images(source, tmp_path / 'set', classes=tmp_path / 'names.txt')
+    with pytest.raises(InputError, match='missing.txt cannot be read'):
+        pack_images(source, tmp_path / 'set', classes=tmp_path / 'missing.txt')
+
+
+def test_a_label_beyond_the_named_classes_names_its_line(tmp_path):
+    class_folders(tmp_path / 'in', images=1)
+    (tmp_path / 'names.txt').write_text('ant\nbee\n')
+    (tmp_path / 'list.txt').write_text('in/ant/0.jpg 0\nin/cat/0.jpg 2\n')
+    with pytest.raises(InputError, match='line 2: the label is 2.0, and .*names.txt names the classes 0 to 1'):
+        pack_images(tmp_path / 'list.txt', tmp_path / 'set', classes=tmp_path / 'names.txt')
 
 
 def test_the_manifest_describes_the_files(tmp_path):

@@ -48,6 +48,9 @@ JAW = {
     'pts': 'contour', 'dlib': 'contour', 'ytf68': 'contour',
 }
 
+# Faces that are tried to tell whether a path has a layout.
+_LOOKED_AT = 5
+
 LP_SETS = ('AFW', 'HELEN', 'IBUG', 'LFPW')
 
 
@@ -147,9 +150,15 @@ def read_faces(path, layout, faults):
         entries = sorted(LAYOUTS[layout].find(path), key=lambda entry: entry.name)
     except (_Fault, OSError) as error:
         file, what = error.args if isinstance(error, _Fault) else (path, f'cannot be read: {error.strerror}')
-        raise InputError(f'{file} {what}. The layout {layout} is {LAYOUTS[layout].looks}.') from error
+        raise InputError(f'{file} {what}. The layout {layout} is {LAYOUTS[layout].looks}.'
+                         f'{_other_layouts(path, layout)}') from error
     if not entries:
-        raise InputError(f'{path} holds no faces: the layout {layout} is {LAYOUTS[layout].looks}.')
+        raise InputError(f'{path} holds no faces: the layout {layout} is {LAYOUTS[layout].looks}.'
+                         f'{_other_layouts(path, layout)}')
+    if not _has_faces(entries, layout):
+        others = _other_layouts(path, layout)
+        if others:
+            raise InputError(f'{path} does not have the layout {layout}, which is {LAYOUTS[layout].looks}.{others}')
     before = None
     for entry in entries:
         try:
@@ -161,6 +170,29 @@ def read_faces(path, layout, faults):
             faults.append(fault.args)
         except OSError as error:
             faults.append((entry.file, f'cannot be read: {error.strerror or error}'))
+
+
+def _has_faces(entries, layout):
+    """Whether one of the first entries can be read."""
+    for entry in itertools.islice(entries, _LOOKED_AT):
+        try:
+            _face(entry, JAW[layout])
+            return True
+        except (_Fault, OSError):
+            continue
+    return False
+
+
+def _other_layouts(path, layout):
+    """A sentence that names the layouts that the files of a path do have; empty if they have none."""
+    found = []
+    for other in LAYOUTS:
+        try:
+            if other != layout and _has_faces(LAYOUTS[other].find(path), other):
+                found.append(other)
+        except (_Fault, OSError):
+            continue
+    return f' Its files have the layout {" or ".join(found)}: give that as `layout`.' if found else ''
 
 
 def _face(entry, jaw):

@@ -349,6 +349,26 @@ def test_nothing_found_says_what_the_layout_looks_like(tmp_path, layout):
         read(tmp_path, layout)
 
 
+def test_another_layout_is_named_where_the_files_show_it(tmp_path):
+    def refused(path, layout):
+        with pytest.raises(InputError) as caught:
+            read(path, layout)
+        return str(caught.value)
+    lp, flat, archive = tmp_path / 'lp', tmp_path / 'flat', tmp_path / 'set.npz'
+    for number in range(7):
+        write_300w_lp(lp, f'AFW_{number}_0', points_of(number))
+        write_aflw2000(flat, f'image{number:05d}', points_of(number))
+    write_ytf68(archive, ['a.jpg'], [points_of(1)], ['A'])
+    for path, right in ((flat, 'aflw2000-3d'), (archive, 'ytf68'), (lp, '300w-lp or 300w-lp-flip')):
+        for layout in set(LAYOUTS) - set(right.split(' or ')):
+            assert f'Its files have the layout {right}: give that as `layout`.' in refused(path, layout)
+    # Damaged files of the right layout are named one by one.
+    for path in flat.glob('*.mat'):
+        path.write_bytes(b'')
+    faults = []
+    assert not list(read_faces(flat, 'aflw2000-3d', faults)) and len(faults) == 7
+
+
 def test_unknown_layout(tmp_path):
     with pytest.raises(InputError, match='`layout` wflw is unknown: give one of 300w-lp, '):
         read(tmp_path, 'wflw')

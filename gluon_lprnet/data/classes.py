@@ -1,0 +1,45 @@
+"""Names of classes: those of a file of records, beside those that a network knows."""
+import numpy as np
+
+from ..utils.errors import InputError
+from .integrity import class_names
+
+_NAMES_SHOWN = 5
+
+
+def labels_of(network, rec_path):
+    """The classes of a network that the labels of a file stand for, by their names.
+
+    Parameters
+    ----------
+    network : dict
+        The network's description: ``class_names``, in the order of its outputs, and ``class_ids``, other names of
+        the same classes, where it has them.
+    rec_path : str or os.PathLike
+
+    Returns
+    -------
+    ndarray of int or None
+        The network's class by label; None where the labels are the classes, or the names of either are not known.
+
+    Raises
+    ------
+    InputError
+        If the file has a class that the network does not know.
+    """
+    names = class_names(rec_path)
+    known = [list(network[key]) for key in ('class_names', 'class_ids') if network.get(key)]
+    if not names or not known or names in known:
+        return None
+    for classes in known:
+        if set(names) <= set(classes) and len(set(classes)) == len(classes):
+            return np.array([classes.index(name) for name in names])
+    strange = [name for name in names if not any(name in classes for classes in known)]
+    raise InputError(f'{rec_path} has other classes than the network: {_some(strange or names)}; the network knows '
+                     f'{_some(known[0])}. Give another file, or pack it again with the names of the network '
+                     '(`classes`).')
+
+
+def _some(names):
+    more = f' and {len(names) - _NAMES_SHOWN} more' if len(names) > _NAMES_SHOWN else ''
+    return ', '.join(names[:_NAMES_SHOWN]) + more

@@ -1,0 +1,114 @@
+"""Fine-tuning: a training that begins with trained weights and leaves some of them as they are."""
+import os
+import re
+
+import mxnet as mx
+import numpy as np
+from mxnet.gluon import nn
+
+from ..artefact import load_network
+from ..utils.errors import InputError
+
+
+def take_weights(net, source):
+    """Give a network the trained weights that fit it by name and shape.
+
+    Parameters
+    ----------
+    net : HybridBlock
+        Of the zoo, initialized.
+    source : path or str
+        What :func:`gluon_lprnet.artefact.load_network` takes (the folder of a run or of a checkpoint, a
+        ``*-symbol.json``, the name of a trained network of the package), or a ``*.params`` file.
+
+    Returns
+    -------
+    tuple of (list of str, list of str)
+        The names of the parameters of ``net`` that stayed as they were, and those of ``source`` that were not taken.
+
+    Raises
+    ------
+    InputError
+        If it is none of these, if a weight is NaN or infinite, or if no weight of a layer fits.
+    """
+    parameters = net._collect_params_with_prefix()
+    found = _trained(source, net)
+    fitting = {name for name, parameter in parameters.items()
+               if name in found and found[name].shape == parameter.shape}
+    # A bias or a number per channel alone is nothing learned.
+    if not any(len(parameters[name].shape) > 1 for name in fitting):
+        raise InputError(f'`init_from` {source}: none of its weights has the name and shape of one of this network. '
+                         'Give the weights of the same `model`; only its output layer may differ.')
+    for name in sorted(fitting):
+        if not np.isfinite(found[name].asnumpy()).all():
+            raise InputError(f'`init_from` {source}: the parameter {name} is NaN or infinite. Give other weights.')
+    for name in fitting:
+        parameters[name].set_data(found[name].astype(parameters[name].dtype))
+    return [name for name in parameters if name not in fitting], [name for name in found if name not in fitting]
+
+
+def freeze(net, pattern):
+    """Leave parameters as they are in training; a BatchNorm of such parameters keeps and uses its running statistics.
+
+    Parameters
+    ----------
+    net : HybridBlock
+    pattern : str
+        Regular expression, which is searched for in names such as ``features.3.p1.weight``.
+
+    Returns
+    -------
+    list of str
+        The names of the parameters.
+
+    Raises
+    ------
+    InputError
+        If it is not a regular expression, or matches no parameter that is trained, or all of them.
+    """
+    try:
+        search = re.compile(pattern).search
+    except re.error as error:
+        raise InputError(f'`freeze` {pattern} is not a regular expression: {error}.') from error
+    trained = {name: parameter for name, parameter in net._collect_params_with_prefix().items()
+               if parameter.grad_req != 'null'}
+    frozen = [name for name in trained if search(name)]
+    if len(frozen) in (0, len(trained)):
+        raise InputError(f'`freeze` {pattern} matches {"all" if frozen else "none"} of the {len(trained)} parameters '
+                         f'that are trained; they are called {next(iter(trained))} to {list(trained)[-1]}.')
+    for name in frozen:
+        trained[name].grad_req = 'null'
+    fix_statistics(net, lambda norm: norm.gamma.grad_req == norm.beta.grad_req == 'null')
+    return frozen
+
+
+def fix_statistics(net, where=lambda norm: True):
+    """Make BatchNorm use its running statistics in training, without updating them."""
+    def fix(block):
+        if isinstance(block, nn.BatchNorm) and where(block):
+            # The effect of the constructor's use_global_stats, on an existing layer.
+            block._kwargs['use_global_stats'] = True
+    net.apply(fix)
+
+
+def _trained(source, net):
+    """Trained parameters: a dict of str to NDArray, by the names that the parameters of ``net`` have."""
+    try:
+        if str(source).endswith('.params') and os.path.isfile(source):
+            found = mx.nd.load(os.fspath(source))
+        else:
+            block, _ = load_network(source)
+            symbolic = isinstance(block, mx.gluon.SymbolBlock)
+            parameters = block.collect_params() if symbolic else block._collect_params_with_prefix()
+            found = {name: parameter.data() for name, parameter in parameters.items()}
+    except InputError as error:
+        raise InputError(f'`init_from` {error}') from error
+    except mx.MXNetError as error:
+        raise InputError(f'`init_from` {source} is not a file of parameters: '
+                         f'{str(error).strip().splitlines()[-1]}') from error
+    if not isinstance(found, dict):
+        raise InputError(f'`init_from` {source} has parameters without names.')
+    # In a symbol's file a name begins with its kind and the block's prefix, which has the block's number.
+    by_name = {parameter.name[len(net.prefix):]: name for name, parameter in net._collect_params_with_prefix().items()}
+    plain = {name: re.sub('^(arg|aux):', '', name) for name in found}
+    return {by_name.get(plain[name].partition('_')[2], plain[name]): value for name, value in found.items()}

@@ -1,0 +1,227 @@
+"""Training on from trained weights: what is taken, what stays as it is, and at what rate the rest learns."""
+import contextlib
+import logging
+import re
+
+import mxnet as mx
+import numpy as np
+import pytest
+from mxnet import autograd, gluon
+from test_train import linear_task, settings
+
+from gluon_lprnet import checkpoint, get_model
+from gluon_lprnet.artefact import write_symbol
+from gluon_lprnet.graph import trace
+from gluon_lprnet.train import imagenet
+from gluon_lprnet.train.config import make_parser, parse
+from gluon_lprnet.train.fine_tuning import freeze, take_weights
+from gluon_lprnet.train.imagenet import ClassificationConfig
+from gluon_lprnet.train.loop import Run
+from gluon_lprnet.utils.errors import InputError
+from gluon_lprnet.zoo.pretrained import FOLDER
+
+MODEL = 'lprnet_mobilenet_x0.25'
+SHIPPED = 'lprnet_mobilenet_x0.5.imagenette'
+
+
+def network(model=MODEL, classes=7, seed=0, **kwargs):
+    mx.random.seed(seed)
+    net = get_model(model, classes=classes, small_image=True, **kwargs)
+    net.initialize(mx.init.MSRAPrelu())
+    return net
+
+
+def values(net):
+    return {name: parameter.data().asnumpy() for name, parameter in net._collect_params_with_prefix().items()}
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """A network of 7 classes: its values, and the paths of the files that hold them, by kind."""
+    net = network(seed=1)
+    net.save_parameters(str(tmp_path / 'own.params'))
+    write_symbol(*trace(net), tmp_path / 'net')
+    return values(net), {'own': tmp_path / 'own.params', 'exported': tmp_path / 'net-0000.params',
+                         'symbol': tmp_path / 'net-symbol.json'}
+
+
+@pytest.mark.parametrize('kind', ['own', 'exported', 'symbol'])
+@pytest.mark.parametrize('classes', [7, 3])
+def test_what_fits_is_taken_and_the_rest_named(trained, kind, classes):
+    net = network(classes=classes)
+    before = values(net)
+    anew, unused = take_weights(net, trained[1][kind])
+    assert anew == ([] if classes == 7 else ['output.weight', 'output.bias'])
+    assert unused == anew
+    for name, value in values(net).items():
+        np.testing.assert_array_equal(value, (before if name in anew else trained[0])[name], err_msg=name)
+
+
+def test_a_network_of_the_package_by_its_name():
+    net = get_model('lprnet_mobilenet_x0.5', classes=20)
+    net.initialize()
+    assert take_weights(net, SHIPPED)[0] == ['output.weight', 'output.bias']
+    shipped = mx.nd.load(str(FOLDER / f'{SHIPPED}.params'))
+    np.testing.assert_array_equal(net.features[5].p1.weight.data().asnumpy(),
+                                  shipped['features.5.p1.weight'].asnumpy())
+
+
+def test_weights_that_cannot_be_taken_are_refused_by_name(trained, tmp_path):
+    with pytest.raises(InputError, match='own.params: none of its weights'):
+        take_weights(network('lprnet_mobilenet_x0.5'), trained[1]['own'])
+    with pytest.raises(InputError, match='`init_from` .*nowhere'):
+        take_weights(network(), tmp_path / 'nowhere')
+    (tmp_path / 'text.params').write_text('no parameters')
+    with pytest.raises(InputError, match='text.params is not a file of parameters'):
+        take_weights(network(), tmp_path / 'text.params')
+    net = network()
+    net.features[1][0][1].gamma.set_data(mx.nd.full(net.features[1][0][1].gamma.shape, np.nan))
+    net.save_parameters(str(tmp_path / 'nan.params'))
+    with pytest.raises(InputError, match='nan.params: the parameter features.1.0.1.gamma is NaN'):
+        take_weights(network(), tmp_path / 'nan.params')
+
+
+def test_frozen_layers_compute_as_in_prediction_and_stay(trained):
+    net = network()
+    take_weights(net, trained[1]['own'])
+    frozen = freeze(net, r'^features\.')
+    assert frozen and all(name.startswith('features.') for name in frozen)
+    x = mx.nd.random.normal(shape=(4, 3, 16, 16))
+    with autograd.record():
+        y = net.features(x)
+        loss = net.output(y).square().sum()
+    np.testing.assert_allclose(y.asnumpy(), net.features(x).asnumpy(), rtol=1e-5, atol=1e-6)
+    assert y.asnumpy().std(axis=0).max() > 0.01
+    loss.backward()
+    gluon.Trainer(net.collect_params(), 'sgd', {'learning_rate': 0.1, 'wd': 0.1}).step(4)
+    for name, value in values(net).items():
+        assert np.array_equal(value, trained[0][name]) == (name not in ('output.weight', 'output.bias')), name
+
+
+def test_a_layer_of_which_a_part_is_frozen_keeps_its_batch_statistics():
+    net = network()
+    freeze(net, r'features\.0\.1\.gamma')
+    norm = net.features[0][1]
+    before = norm.running_mean.data().asnumpy()
+    with autograd.record():
+        loss = net(mx.nd.random.normal(shape=(4, 3, 16, 16))).square().sum()
+    loss.backward()
+    assert not np.array_equal(norm.running_mean.data().asnumpy(), before)
+
+
+@pytest.mark.parametrize('pattern, message', [('nothing', 'matches none of the'), ('running_', 'matches none of the'),
+                                              ('.', 'matches all of the'), ('(', 'not a regular expression')])
+def test_patterns_that_freeze_nothing_or_everything_are_refused(pattern, message):
+    with pytest.raises(InputError, match=f'`freeze` {re.escape(pattern)} .*{message}'):
+        freeze(network(), pattern)
+
+
+# --- whole trainings
+
+@pytest.fixture
+def flags(training_flags):
+    return [*training_flags, '--model', MODEL, '--tuning-epochs', '0', '--num-epochs', '2']
+
+
+def test_a_fine_tuning_goes_on_as_it_began(flags, tiny_records, tmp_path):
+    def weights(run):
+        return mx.nd.load(str(sorted((tmp_path / run / 'checkpoints').iterdir())[-1] / 'net.params'))
+    start = network(classes=10)
+    start.save_parameters(str(tmp_path / 'start.params'))
+    argv = [*flags, '--init-from', str(tmp_path / 'start.params'), '--freeze', 'features.([0-4])[.]', '--wd', '0.1',
+            '--bn-wd', '--features-lr-mult', '0.1']
+    assert imagenet.main(argv) == 0
+    end, begun = weights('run'), values(start)
+    same = {name for name in end if 'output' not in name and np.array_equal(end[name].asnumpy(), begun[name])}
+    assert same == {name for name in end if re.search('features.([0-4])[.]', name)}
+    log = (tmp_path / 'run' / 'train.log').read_text()
+    assert 'initialized anew: output.weight, output.bias; not taken from there: output.weight, output.bias' in log
+    # Resumed after its first epoch, without the file that it began with.
+    (tmp_path / 'start.params').unlink()
+    newest = sorted((tmp_path / 'run' / 'checkpoints').iterdir())[-1]
+    for file in newest.iterdir():
+        file.unlink()
+    newest.rmdir()
+    assert imagenet.main(['--save-dir', str(tmp_path / 'run'), '--resume']) == 0
+    for name, value in weights('run').items():
+        np.testing.assert_allclose(value.asnumpy(), end[name].asnumpy(), rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+def test_the_features_learn_at_their_own_rate(flags):
+    def moved(factor):
+        config = parse(make_parser(ClassificationConfig, None), ClassificationConfig,
+                       [*flags, '--features-lr-mult', factor, '--momentum', '0', '--wd', '0.01'])[0]
+        mx.random.seed(0)
+        task = imagenet.build_task(config)
+        before = values(task.net)
+        (tmp := checkpoint.Path(config.save_dir)).mkdir(exist_ok=True)
+        run = Run(task, config, logging.getLogger(str(tmp)))
+        run.trainer.set_learning_rate(0.1)
+        run.update([next(iter(task.batches(0, 0)))])
+        return {name: value - before[name] for name, value in values(task.net).items() if 'running' not in name}
+    whole, tenth = moved('1'), moved('0.1')
+    for name, step in whole.items():
+        np.testing.assert_allclose(tenth[name], step * (1 if name.startswith('output') else 0.1), rtol=2e-2, atol=1e-6)
+        assert abs(step).max() > 0
+
+
+def test_runs_of_before_name_their_start_by_another_word():
+    config = ClassificationConfig.from_dict({'start_from': 'runs/first', 'num_classes': 3})
+    assert config.init_from == 'runs/first'
+
+
+# --- averaged weights
+
+class _Killed(Exception):
+    pass
+
+
+def test_averaged_weights_are_those_of_numpy_and_resume_to_the_bit(tmp_path):
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(20, 3)).astype('float32'), rng.normal(size=20).astype('float32')
+
+    def run(name, resume=False, until=3):
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        config = settings(ema_decay=0.7, save_dir=str(folder))
+        task = linear_task(x, y, [mx.cpu()], batch_size=4)
+        seen, evaluate = [], task.evaluate
+
+        def evaluate_until():
+            if len(epochs_of(folder)) == until:
+                raise _Killed
+            return evaluate()
+        task.evaluate = evaluate_until
+        found = checkpoint.newest(folder) if resume else None
+        training = Run(task, config, logging.getLogger('test'), found)
+        update = training.update
+
+        def noting(batches):
+            sums = update(batches)
+            seen.append(task.net.weight.data().asnumpy().astype('float64')[0])
+            return sums
+        training.update = noting
+        with contextlib.suppress(_Killed):
+            training.fit()
+        return seen, {name: {key: value.asnumpy() for key, value in
+                             mx.nd.load(str(checkpoint.newest(folder).path / f'{name}.params')).items()}
+                      for name in ('net', 'trained')}
+
+    seen, straight = run('straight')
+    average = np.full(3, 0.5)
+    for step, weights in enumerate(seen, 1):
+        decay = min(0.7, step / (step + 9))
+        average = decay * average + (1 - decay) * weights
+    np.testing.assert_allclose(straight['net']['weight'][0], average, rtol=1e-5)
+    np.testing.assert_allclose(straight['trained']['weight'][0], seen[-1], rtol=1e-6)
+
+    run('halves', until=1)
+    _, resumed = run('halves', resume=True)
+    for name, parameters in straight.items():
+        for key, value in parameters.items():
+            np.testing.assert_array_equal(resumed[name][key], value)
+
+
+def epochs_of(folder):
+    path = folder / 'metrics.jsonl'
+    return [line for line in path.read_text().splitlines() if '"epoch"' in line.split(',')[0]] if path.exists() else []
