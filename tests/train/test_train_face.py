@@ -200,7 +200,7 @@ def test_a_training_begins_with_the_weights_of_another(face_flags, tmp_path, cap
     assert face.main([*flags, '--model', 'lprnet_mobilenet_x0.5', '--save-dir', str(tmp_path / 'third')]) == 2
     assert f'--init-from {first}: none of its weights' in capsys.readouterr().err
     assert face.main([*face_flags, '--init-from', str(tmp_path / 'none'), '--save-dir', str(tmp_path / 'fourth')]) == 2
-    assert 'neither a checkpoint nor a run' in capsys.readouterr().err
+    assert '(the path does not exist)' in capsys.readouterr().err
 
 
 def test_several_validation_sets_are_reported_by_name(face_flags, face_records, tmp_path):
