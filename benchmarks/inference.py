@@ -53,8 +53,8 @@ SPEED_AIMS = [(runtime, width, aim) for runtime, first in (('fused', 1.7), ('ope
               for width, aim in ((1.0, first), (0.5, 1.6), (0.25, 1.4))]
 MXNET_OVER_ONNXRUNTIME = 1.15
 
-# Seconds of measured passes in a visit; one pass at least.
-VISIT = 0.02
+# Milliseconds of measured passes in a visit, about; one pass at least.
+VISIT = 20
 
 
 # What a process of a runtime does: a loader takes the prefix of a network's files and an input, and gives a pass.
@@ -202,6 +202,7 @@ LOADERS = {'hybridized': load_hybridized, 'fused': load_fused, 'operators': load
 def work(runtime):
     """Load networks and time passes, as the lines of standard input say; answers in JSON."""
     import numpy as np
+    from gluon_lprnet.utils.timing import interleaved_milliseconds
     answers = os.fdopen(os.dup(1), 'w')
     # For all else that a library prints.
     os.dup2(2, 1)
@@ -212,19 +213,13 @@ def work(runtime):
         if order == 'load':
             name, prefix, shape = arguments
             data = np.random.default_rng(0).normal(0, 1, shape).astype('float32')
-            passes[name] = LOADERS[runtime](prefix, data)
-            passes[name]()
+            step = LOADERS[runtime](prefix, data)
+            passes[name] = step, max(1, round(VISIT / min(interleaved_milliseconds([step], 3, warm_up=1)[0])))
         elif order == 'clear':
             passes.clear()
         else:
-            step, = (passes[name] for name in arguments)
-            step()
-            times, end = [], time.perf_counter() + VISIT
-            while not times or time.perf_counter() < end:
-                begin = time.perf_counter()
-                step()
-                times.append(1e3 * (time.perf_counter() - begin))
-            answer = statistics.median(times)
+            (step, rounds), = (passes[name] for name in arguments)
+            answer = statistics.median(interleaved_milliseconds([step], rounds, warm_up=1)[0])
         answers.write(json.dumps(answer) + '\n')
         answers.flush()
 

@@ -27,6 +27,8 @@ os.environ.update(OMP_NUM_THREADS='1', OPENBLAS_NUM_THREADS='1', MXNET_ENGINE_TY
 import inference
 import numpy as np
 
+from gluon_lprnet.utils.timing import interleaved_milliseconds
+
 RUNTIMES = ('fused', 'operators', 'onnxruntime')
 NETWORKS = ('mobilenetv1', 'deployed')
 PASSES = 100
@@ -37,12 +39,7 @@ def machine_limits():
     import mxnet as mx
 
     def fastest(step):
-        times = []
-        for _ in range(9):
-            begin = time.perf_counter()
-            step()
-            times.append(time.perf_counter() - begin)
-        return min(times)
+        return min(interleaved_milliseconds([step], 9, warm_up=0)[0]) / 1e3
 
     def bandwidth(length, repeats):
         x, y, z = (np.ones(length, 'float32') for _ in range(3))
@@ -127,16 +124,12 @@ def work(runtime, prefix, size):
     """Milliseconds of a pass, and those of its operators, as JSON; the process of a runtime."""
     data = np.random.default_rng(0).normal(0, 1, (1, 3, size, size)).astype('float32')
     step = inference.LOADERS[runtime](prefix, data)
-    times = []
-    for _ in range(2 * PASSES):
-        # Of the thread, so that other processes count no more here than in the short spans of the operators.
-        begin = time.thread_time()
-        step()
-        times.append(1e3 * (time.thread_time() - begin))
+    # Of the thread, so that other processes count no more here than in the short spans of the operators.
+    times, = interleaved_milliseconds([step], PASSES, warm_up=PASSES, clock=time.thread_time)
     with tempfile.TemporaryDirectory() as folder:
         operators = (profile_onnxruntime(prefix, data, folder) if runtime == 'onnxruntime'
                      else profile_mxnet(step, folder))
-    print(json.dumps([statistics.median(times[PASSES:]), operators]))
+    print(json.dumps([statistics.median(times), operators]))
 
 
 def kinds(operators, symbol, size):

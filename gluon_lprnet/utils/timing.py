@@ -11,7 +11,8 @@ WARM_UP = 10
 
 
 def interleaved_milliseconds(functions: Sequence[Callable[[], object]], rounds: int = ROUNDS, passes: int = 1,
-                             warm_up: int = WARM_UP) -> list[list[float]]:
+                             warm_up: int = WARM_UP, clock: Callable[[], float] = time.perf_counter
+                             ) -> list[list[float]]:
     """The times of calls, in turns, so that whatever else the machine does slows all functions.
 
     Parameters
@@ -24,6 +25,8 @@ def interleaved_milliseconds(functions: Sequence[Callable[[], object]], rounds: 
         Calls in a turn: with more than one, most find in the processor's cache what the call before them left there.
     warm_up : int
         Rounds before these.
+    clock : callable
+        To seconds; ``time.thread_time`` leaves out what other processes take from this thread.
 
     Returns
     -------
@@ -33,8 +36,8 @@ def interleaved_milliseconds(functions: Sequence[Callable[[], object]], rounds: 
     times: list[list[float]] = [[] for _ in functions]
     for _ in tqdm(range(warm_up + rounds), 'latency', leave=False, disable=None):
         for function, taken in zip(functions, times):
-            begin = time.perf_counter()
+            begin = clock()
             for _ in range(passes):
                 function()
-            taken.append(1000 * (time.perf_counter() - begin) / passes)
+            taken.append(1000 * (clock() - begin) / passes)
     return [taken[warm_up:] for taken in times]
