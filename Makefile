@@ -18,7 +18,7 @@ train: $(VENV)/installed
 	$(RUN) -m gluon_lprnet digits $(DIGITS)/data
 	$(RUN) train_imagenet.py --preset digits --rec-train $(DIGITS)/data/train.rec --rec-val $(DIGITS)/data/val.rec \
 	    --save-dir $(DIGITS)/run
-	$(RUN) -m gluon_lprnet evaluate $(DIGITS)/run/export/*-symbol.json --rec-val $(DIGITS)/data/val.rec
+	$(RUN) -m gluon_lprnet evaluate $(DIGITS)/data/val.rec --network $(DIGITS)/run/export/*-symbol.json
 	$(RUN) -m gluon_lprnet predict $(DIGITS)/data/held_out/*.png --network $(DIGITS)/run/export/*-symbol.json --top-k 1
 	@echo "Curves: $(DIGITS)/run/curves.png. Exported network: $(DIGITS)/run/export."
 
@@ -30,7 +30,7 @@ face: $(VENV)/installed
 	    $(RUN) -m gluon_lprnet pack faces $(FACES)/drawn/$$part --layout 300w-lp --out $(FACES)/$$part || exit 1; done
 	$(RUN) train_face.py --model lprnet_mobilenet_x0.25 --num-epochs 50 --lr 0.004 --warmup-epochs 1 \
 	    --rec-train $(FACES)/train.rec --rec-val $(FACES)/test.rec --save-dir $(FACES)/run
-	$(RUN) -m gluon_lprnet nme $(FACES)/run/export/*-symbol.json --rec $(FACES)/test.rec --mean-face $(FACES)/train.rec \
+	$(RUN) -m gluon_lprnet nme $(FACES)/test.rec --network $(FACES)/run/export/*-symbol.json --mean-face $(FACES)/train.rec \
 	    --out $(FACES)/figures
 	@echo "Drawn faces: figures in $(FACES)/figures, exported network in $(FACES)/run/export."
 

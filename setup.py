@@ -37,6 +37,7 @@ setup(
     packages=find_packages(include=['gluon_lprnet', 'gluon_lprnet.*']),
     package_data={
         'gluon_lprnet': ['py.typed', 'weights/*'],
+        'gluon_lprnet.data': ['imagenet_names.txt'],
         'gluon_lprnet.deployment': ['operators.cc'],
         'gluon_lprnet.serving': ['page.html'],
     },

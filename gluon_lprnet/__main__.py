@@ -12,7 +12,7 @@ from .data import digits, integrity, pack
 from .data.faces import drawn, pose_synthesis
 from .data.faces import records as face_records
 from .deployment import export
-from .evaluate import classification as evaluation
+from .evaluate import command as evaluation
 from .evaluate import nme
 from .paper import cifar10, figure2, table6, tables
 from .predict import align, detectors, publish

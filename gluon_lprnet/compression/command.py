@@ -142,7 +142,7 @@ def _ranks_of(args):
 def _run(args):
     # Ranks are given and saved by layer name, and Gluon numbers the names by what the process has built before.
     with mx.name.NameManager():
-        original, description = load_described(args)
+        original, description = load_described(args.network, args)
     if args.tune_epochs and not (args.rec_train and args.rec_val):
         raise InputError('--tune-epochs needs --rec-train and --rec-val.')
     if args.resume and not args.tune_epochs:

@@ -158,8 +158,8 @@ def _open(file):
         file.seek(0)
         start = file.read(12)
         if start[4:8] == b'ftyp' and start[8:] in _HEIF_BRANDS and pillow_heif is None:
-            raise ImageError('is a HEIC image: install its reader (pip install pillow-heif, or '
-                             'gluon_lprnet[heif]), or convert it to JPEG') from None
+            raise ImageError('is a HEIC image: install its reader (pip install pillow-heif), or '
+                             'convert it to JPEG') from None
         raise ImageError('is not an image of a known format') from None
     except Exception as error:
         raise ImageError(f'does not decode (damaged or cut off): {error}') from error

@@ -38,7 +38,7 @@ def require_onnx():
         import onnxruntime
     except ImportError as error:
         raise InputError(f'ONNX needs a package that is not installed ({error.name}): '
-                         'pip install gluon_lprnet[onnx].') from error
+                         'pip install "onnx<1.19" "onnxruntime<1.21".') from error
     return onnx, onnxruntime
 
 

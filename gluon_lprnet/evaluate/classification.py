@@ -1,15 +1,49 @@
 """Top-1 and top-5 accuracy."""
-import mxnet as mx
+from typing import NamedTuple
+
 import numpy as np
 from tqdm import tqdm
 
 from ..artefact import load_network
-from ..data.batches import IMAGENET_MEAN, IMAGENET_STD, validation_batches
+from ..data.batches import IMAGENET_MEAN, IMAGENET_STD
 from ..data.images import AUTO
-from ..data.integrity import check_records
 from ..utils.errors import InputError
 from ..utils.flags import positive_float, positive_int
 from ..utils.text import real
+
+
+class Answers(NamedTuple):
+    """What a network says about labeled images, in their order.
+
+    Attributes
+    ----------
+    labels : ndarray (N,) int
+    predicted : ndarray (N,) int
+        The class of the largest output.
+    probability : ndarray (N,) float
+        Of that class.
+    in_top5 : ndarray (N,) bool
+        Whether the label is among the five largest outputs.
+    classes : int
+        Outputs of the network.
+    """
+
+    labels: np.ndarray
+    predicted: np.ndarray
+    probability: np.ndarray
+    in_top5: np.ndarray
+    classes: int
+
+    @property
+    def correct(self) -> np.ndarray:
+        """Whether the label is the class of the largest output: ndarray (N,) bool."""
+        return self.predicted == self.labels
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """``top1`` and, with more than five classes, ``top5``: fractions of the images."""
+        top1 = {'top1': float(self.correct.mean())}
+        return {**top1, 'top5': float(self.in_top5.mean())} if self.classes > 5 else top1
 
 
 def correct_in_top(outputs, labels, k):
@@ -26,14 +60,18 @@ def correct_in_top(outputs, labels, k):
     ArithmeticError
         If an output is NaN or infinite: the accuracy of such a network would be meaningless.
     """
+    return int(_in_top(outputs, labels, k).sum())
+
+
+def _in_top(outputs, labels, k):
     if not np.isfinite(outputs).all():
         raise ArithmeticError('the network returns NaN or infinite outputs')
     top = np.argpartition(-outputs, k - 1, axis=1)[:, :k]
-    return int((top == labels.astype(int)[:, None]).any(axis=1).sum())
+    return (top == labels.astype(int)[:, None]).any(axis=1)
 
 
-def evaluate_classification(net, batches, context, dtype='float32'):
-    """Accuracy over an epoch of batches.
+def classify(net, batches, context, dtype='float32'):
+    """What a network says about the images of an epoch of batches: :class:`Answers`.
 
     Parameters
     ----------
@@ -44,56 +82,58 @@ def evaluate_classification(net, batches, context, dtype='float32'):
     dtype : str
         The type of the network's input.
 
+    Raises
+    ------
+    ArithmeticError
+        As of :func:`correct_in_top`.
+    """
+    rows = []
+    for data, label in tqdm(batches.epoch(0), 'validation', len(batches), leave=False, disable=None):
+        # Cast before asnumpy, which returns bfloat16 as raw bits.
+        outputs = net(data.as_in_context(context).astype(dtype, copy=False)).astype('float32', copy=False)
+        probability = outputs.softmax().asnumpy().max(axis=1)
+        outputs, label = outputs.asnumpy(), label.asnumpy()
+        in_top5 = _in_top(outputs, label, min(5, outputs.shape[1]))
+        rows.append((label.astype(int), outputs.argmax(axis=1), probability, in_top5))
+    return Answers(*map(np.concatenate, zip(*rows)), outputs.shape[1])
+
+
+def evaluate_classification(net, batches, context, dtype='float32'):
+    """Accuracy over an epoch of batches; the parameters are those of :func:`classify`.
+
     Returns
     -------
     dict
         ``top1`` and ``top5``, fractions of the images; with fewer than six classes ``top5`` is omitted,
         since it is always 1.
     """
-    images = 0
-    correct = {'top1': 0, 'top5': 0}
-    for data, label in tqdm(batches.epoch(0), 'validation', len(batches), leave=False, disable=None):
-        # Cast before asnumpy, which returns bfloat16 as raw bits.
-        outputs = net(data.as_in_context(context).astype(dtype, copy=False)).astype('float32', copy=False).asnumpy()
-        label = label.asnumpy()
-        images += len(label)
-        correct['top1'] += correct_in_top(outputs, label, 1)
-        if outputs.shape[1] > 5:
-            correct['top5'] += correct_in_top(outputs, label, 5)
-    return {name: value / images for name, value in correct.items() if name == 'top1' or outputs.shape[1] > 5}
-
-
-def add_commands(commands):
-    parser = commands.add_parser('evaluate', help='top-1 and top-5 accuracy of a trained network on a RecordIO file')
-    parser.add_argument('network', help='run folder, checkpoint folder or -symbol.json')
-    parser.add_argument('--rec-val', required=True)
-    parser.add_argument('--rec-val-idx', help='default: the path of --rec-val with .idx')
-    parser.add_argument('--batch-size', type=positive_int, default=64)
-    parser.add_argument('-j', '--num-data-workers', type=positive_int, default=2)
-    parser.set_defaults(run=_run)
-    add_description_flags(parser)
+    return classify(net, batches, context, dtype).metrics
 
 
 def add_description_flags(parser):
-    """Flags that :func:`load_described` reads in addition to ``network``."""
+    """Flags that complete or override the description of a network."""
     parser.add_argument('--input-size', type=positive_int, help='for a -symbol.json without a description')
     parser.add_argument('--crop-ratio', type=positive_float, help='the same (default: 0.875)')
     parser.add_argument('--rgb-mean', type=real, nargs=3, help="the same (default: ImageNet's)")
     parser.add_argument('--rgb-std', type=real, nargs=3, help="the same (default: ImageNet's)")
 
 
-def load_described(args):
-    """The network of ``args`` and its description, completed and overridden by the flags.
+def load_described(network, args):
+    """A network and its description, completed and overridden by the flags in ``args``.
 
     Raises
     ------
     InputError
         If it is not a network, or is a landmark network.
     """
-    net, description = load_network(args.network)
-    return net, described(args.network, description, {
-        key: getattr(args, key) for key in ('input_size', 'crop_ratio', 'rgb_mean', 'rgb_std')
-        if getattr(args, key) is not None})
+    net, description = load_network(network)
+    return net, described(network, description, flags_of_description(args))
+
+
+def flags_of_description(args):
+    """What the flags of :func:`add_description_flags` say, as a dict without those that are not given."""
+    return {key: getattr(args, key) for key in ('input_size', 'crop_ratio', 'rgb_mean', 'rgb_std')
+            if getattr(args, key) is not None}
 
 
 def described(network, description, own):
@@ -110,14 +150,3 @@ def described(network, description, own):
         description = dict(input_size=224, crop_ratio=0.875, inter_method=AUTO, rgb_mean=IMAGENET_MEAN,
                            rgb_std=IMAGENET_STD)
     return {**description, **own}
-
-
-def _run(args):
-    net, description = load_described(args)
-    size = description['input_size']
-    classes = net(mx.nd.zeros((1, 3, size, size))).shape[1]
-    records = check_records(args.rec_val, args.rec_val_idx, num_classes=classes)
-    batches = validation_batches(records, description, args.batch_size, args.num_data_workers)
-    metrics = evaluate_classification(net, batches, mx.cpu())
-    print(f'{args.rec_val}: {records.count} images, {classes} classes, '
-          + ', '.join(f'{name} {value:.4f}' for name, value in metrics.items()))

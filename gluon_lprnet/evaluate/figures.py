@@ -43,7 +43,7 @@ def draw_ced(results, path, title):
         rows += [(label, 100 * error, fraction) for error, fraction in zip(errors, fractions)]
     axis.set(xlabel='NME in percent', ylabel='faces in percent', xlim=(0, 100 * limit), ylim=(0, 100))
     _save(figure, path, legend=True)
-    _write_csv(path, ('network', 'nme_percent', 'fraction_of_faces'), rows)
+    write_csv(path, ('network', 'nme_percent', 'fraction_of_faces'), rows)
 
 
 def draw_error_by_yaw(results, path, title):
@@ -66,7 +66,7 @@ def draw_error_by_yaw(results, path, title):
         highest = max(highest, *(mean for *_, mean in means))
     axis.set(xlabel='yaw in degrees', ylabel='NME in percent', ylim=(0, 1.6 * highest))
     _save(figure, path, legend=True)
-    _write_csv(path, ('network', 'yaw_from', 'yaw_to', 'faces', 'mean_nme_percent'), rows)
+    write_csv(path, ('network', 'yaw_from', 'yaw_to', 'faces', 'mean_nme_percent'), rows)
 
 
 def draw_grid(records, found, indices, path, title):
@@ -95,7 +95,7 @@ def draw_grid(records, found, indices, path, title):
         if index in wanted:
             _draw_face(axes[wanted[index]], record, found, index)
     _save(figure, path)
-    _write_csv(path, *_face_rows(found, indices))
+    write_csv(path, *_face_rows(found, indices))
 
 
 def draw_all(results, recs, folder, seed=0):
@@ -115,7 +115,7 @@ def draw_all(results, recs, folder, seed=0):
         For the choice of random faces, which is the same for every network.
     """
     for name, networks in results.items():
-        prefix = Path(folder) / _file_name(name)
+        prefix = Path(folder) / file_name(name)
         draw_ced(networks, f'{prefix}-ced', name)
         first = next(iter(networks.values()))
         if not np.isnan(first.yaw).all():
@@ -123,8 +123,8 @@ def draw_all(results, recs, folder, seed=0):
         count = len(first.errors)
         chosen = np.random.default_rng(seed).permutation(count)[:_FACES].tolist()
         for label, found in networks.items():
-            stem = f'{prefix}-{_file_name(label)}'
-            _write_csv(f'{stem}-faces', *_face_rows(found, range(count)))
+            stem = f'{prefix}-{file_name(label)}'
+            write_csv(f'{stem}-faces', *_face_rows(found, range(count)))
             if label != MEAN_FACE:
                 draw_grid(read_face_records(recs[name]), found, chosen, f'{stem}-random', f'{label} on {name}, random')
                 worst = np.argsort(-found.errors, kind='stable')[:_FACES].tolist()
@@ -175,7 +175,7 @@ def _save(figure, path, legend=False):
         write_file(f'{path}.svg', lambda scratch: figure.savefig(scratch, dpi=150, metadata={'Date': None}))
 
 
-def _write_csv(path, columns, rows):
+def write_csv(path, columns, rows):
     text = io.StringIO(newline='')
     writer = csv.writer(text)
     writer.writerow(columns)
@@ -183,5 +183,5 @@ def _write_csv(path, columns, rows):
     write_file(f'{path}.csv', text.getvalue())
 
 
-def _file_name(label):
+def file_name(label):
     return re.sub(r'[^\w.+-]+', '_', label).strip('_')

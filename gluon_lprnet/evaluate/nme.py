@@ -1,4 +1,5 @@
 """``python -m gluon_lprnet nme``: errors of landmark networks by yaw, as a table and as figures."""
+import argparse
 import json
 from pathlib import Path
 
@@ -7,6 +8,7 @@ from ..utils.flags import positive_float
 from ..utils.text import FORMATS, render_table
 from .figures import draw_all
 from .landmarks import BIN_NAMES, PROTOCOL, THRESHOLD, evaluate_sets, labels_of, load_networks, summarize
+from .network_flag import add_network_flag, split_networks
 
 
 def percent(value, digits=2):
@@ -38,11 +40,11 @@ def nme_table(results, threshold=THRESHOLD, format='text'):
 def add_commands(commands):
     parser = commands.add_parser(
         'nme', help='errors of facial landmarks, by yaw, with curves and figures',
-        description='Evaluate networks for 68 landmarks on RecordIO files of faces.')
-    parser.add_argument('networks', nargs='+', metavar='NETWORK',
-                        help='run folder, checkpoint folder or -symbol.json')
-    parser.add_argument('--rec', nargs='+', required=True, metavar='REC',
-                        help='test sets, packed by "pack faces"')
+        description='Evaluate networks for 68 landmarks on RecordIO files of faces.',
+        epilog='Example: gluon-lprnet nme data/aflw2000_3d.rec --network runs/face --out figures')
+    parser.add_argument('inputs', nargs='*', metavar='REC', help='test sets, packed by "pack faces"')
+    add_network_flag(parser, 'landmarks', several=True)
+    parser.add_argument('--rec', nargs='+', default=(), help=argparse.SUPPRESS)
     parser.add_argument('--mean-face', nargs='+', metavar='TRAIN_REC',
                         help='also evaluate the mean landmarks of these training sets')
     parser.add_argument('--out', metavar='DIR',
@@ -57,8 +59,9 @@ def add_commands(commands):
 
 
 def _run(args):
-    recs = dict(zip(labels_of([Path(rec).stem for rec in args.rec], args.rec), args.rec))
-    results = evaluate_sets(load_networks(args.networks), recs, args.mean_face, args.jaw)
+    networks, inputs = split_networks('nme', 'landmarks', args.inputs, args.network, args.rec, several=True)
+    recs = dict(zip(labels_of([Path(rec).stem for rec in inputs], inputs), inputs))
+    results = evaluate_sets(load_networks(networks), recs, args.mean_face, args.jaw)
     print(nme_table(results, args.threshold / 100, args.format))
     if args.out:
         draw_all(results, recs, args.out)

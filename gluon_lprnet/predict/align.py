@@ -11,12 +11,12 @@ from tqdm import tqdm
 
 from ..data.faces.landmarks import JAWS
 from ..data.images import EXTENSIONS, encode_image, is_image_file
+from ..evaluate.network_flag import add_network_flag, split_networks
 from ..utils.errors import InputError
 from ..utils.files import write_errors, write_file
 from ..utils.flags import non_negative_int, positive_int
-from .classification import split_network
 from .detectors import HaarDetector, YuNetDetector, read_picture
-from .face_alignment import DEFAULT, Aligner, draw_faces
+from .face_alignment import Aligner, draw_faces
 from .video import VIDEOS, align_video
 
 _CAMERA = 'camera'
@@ -157,9 +157,7 @@ def add_commands(commands):
                     'early and keeps what is done.')
     align.add_argument('sources', nargs='+', metavar='SOURCE',
                        help=f'picture, folder of pictures, video, or {_CAMERA}')
-    align.add_argument('--network', metavar='NETWORK',
-                       help='trained network of the package, run or checkpoint folder, or -symbol.json '
-                            f'(default: {DEFAULT})')
+    add_network_flag(align, 'landmarks')
     align.add_argument('--jaw', choices=JAWS, default='3d',
                        help='of a network that knows both: that of the head, also where it is hidden, or the visible '
                             'contour (default: %(default)s)')
@@ -182,10 +180,7 @@ def _run(args):
     out = Path(args.out)
     if out.exists() and not out.is_dir():
         raise InputError(f'--out {out} is a file: give a folder.')
-    network, sources = split_network(args.sources, args.network, 'align')
-    network = network or DEFAULT
-    if not sources:
-        raise InputError('there is no picture or video to align: name one.')
+    (network,), sources = split_networks('align', 'landmarks', args.sources, args.network)
     pictures, videos = _find_sources(sources, out)
     _check_free(pictures + videos, out, args.overwrite)
     boxes = None

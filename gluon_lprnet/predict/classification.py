@@ -1,7 +1,6 @@
 """The most probable classes of pictures: :class:`Classifier`, and ``gluon-lprnet predict``."""
 import csv
 import json
-import re
 import sys
 import threading
 import time
@@ -16,19 +15,16 @@ import numpy as np
 from tqdm import tqdm
 
 from ..artefact import load_network
+from ..data.imagenet_names import imagenet_names, in_words, names_by_wnid
 from ..data.images import EXTENSIONS, ImageError, center_crop, is_image_file, normalize, read_image
-from ..evaluate.classification import add_description_flags, described
+from ..evaluate.classification import add_description_flags, described, flags_of_description
+from ..evaluate.network_flag import add_network_flag, split_networks
 from ..utils.errors import InputError
 from ..utils.flags import positive_int
 from ..utils.processes import available_cpus
 
-# What `predict` takes where no network is named.
-DEFAULT = 'lprnet_mobilenet_x0.5.imagenette'
-
 # Pictures that pass the network at once, which bounds memory.
 BATCH_SIZE = 32
-
-_SYNSET = re.compile(r'(n\d{8})\s+(.+)')
 
 Image = Union[str, Path, bytes, np.ndarray]
 
@@ -104,7 +100,7 @@ class Classifier:
         size = self.description['input_size']
         classes = net(mx.nd.zeros((1, 3, size, size))).shape[1]
         self.names = list(map(str, range(classes)))
-        self.rename(names or self.description.get('class_names') or self.names)
+        self.rename(names or in_words(self.description.get('class_names') or self.names))
         # A network with static memory computes in one set of buffers.
         self._lock = threading.Lock()
 
@@ -179,7 +175,8 @@ def read_names(path: Union[str, Path], wnids: Optional[Sequence[str]] = None) ->
     ----------
     path : path
         A name on each line, in the order of the classes; or ImageNet's ``LOC_synset_mapping.txt``, lines
-        ``n01440764 tench, Tinca tinca``, of which the first name is taken.
+        ``n01440764 tench, Tinca tinca``, of which the first name is taken. ``imagenet`` is the package's own file of
+        the latter form.
     wnids : sequence of str, optional
         The classes of the network, which the second form is looked up by; without them its order is taken.
 
@@ -188,14 +185,17 @@ def read_names(path: Union[str, Path], wnids: Optional[Sequence[str]] = None) ->
     InputError
         If the file cannot be read, or lacks a class.
     """
-    try:
-        lines = [line.strip() for line in Path(path).read_text(encoding='utf-8-sig').splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f'--names {path} cannot be read: {getattr(error, "strerror", None) or error}.') from error
-    matches = [match for match in map(_SYNSET.fullmatch, lines) if match]
-    if len(matches) < len(lines):
-        return lines
-    by_wnid = {match[1]: match[2].split(',')[0] for match in matches}
+    if path == 'imagenet':
+        by_wnid = imagenet_names()
+    else:
+        try:
+            lines = [line.strip() for line in Path(path).read_text(encoding='utf-8-sig').splitlines() if line.strip()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f'--names {path} cannot be read: {getattr(error, "strerror", None) or error}.') from error
+        try:
+            by_wnid = names_by_wnid(lines)
+        except ValueError:
+            return in_words(lines)
     missing = [wnid for wnid in wnids or () if wnid not in by_wnid]
     if missing:
         raise InputError(f'--names {path} has no {missing[0]}, which is a class of the network.')
@@ -214,37 +214,17 @@ def find_images(arguments):
     return found
 
 
-def split_network(arguments, network, command):
-    """Where the network stood first, as it once did, it is taken from there, and the form of today is shown.
-
-    Returns
-    -------
-    tuple of (str or None, list of str)
-        The network and the other arguments.
-    """
-    first = Path(arguments[0])
-    is_network = first.name.endswith('-symbol.json') or any(
-        (first / part).exists() for part in ('checkpoints', 'state.json'))
-    if network is not None or not is_network:
-        return network, arguments
-    rest = arguments[1:]
-    print(f'Note: today this is written {command} --network {first} {" ".join(rest[:1])}{" ..." if rest[1:] else ""}',
-          file=sys.stderr)
-    return str(first), rest
-
-
 def add_commands(commands):
     parser = commands.add_parser(
         'predict', help='the most probable classes of pictures',
         description='Name what pictures show. Exit status 1 if a picture could not be read; the others are done.',
         epilog='Example: gluon-lprnet predict photo.jpg folder --network runs/latest --top-k 3')
     parser.add_argument('images', nargs='+', metavar='IMAGE', help='picture, or folder that is searched through')
-    parser.add_argument('--network', metavar='NETWORK',
-                        help='trained network of the package, run or checkpoint folder, or -symbol.json '
-                             f'(default: {DEFAULT})')
+    add_network_flag(parser, 'classification')
     parser.add_argument('--top-k', type=positive_int, default=5, help='classes of each picture (default: %(default)s)')
     parser.add_argument('--names', metavar='FILE',
-                        help="names of the classes: one on each line, or ImageNet's LOC_synset_mapping.txt")
+                        help="names of the classes: one on each line, or ImageNet's LOC_synset_mapping.txt; "
+                             "imagenet: the package's own table of these (default: the network's own names)")
     form = parser.add_mutually_exclusive_group()
     form.add_argument('--json', action='store_true', help='print a JSON object for each picture, one on each line')
     form.add_argument('--csv', action='store_true', help='print comma-separated values')
@@ -253,13 +233,9 @@ def add_commands(commands):
 
 
 def _run(args):
-    network, images = split_network(args.images, args.network, 'predict')
-    if not images:
-        raise InputError('there is no picture to predict: name one.')
+    (network,), images = split_networks('predict', 'classification', args.images, args.network)
     paths = find_images(images)
-    own = {key: getattr(args, key) for key in ('input_size', 'crop_ratio', 'rgb_mean', 'rgb_std')
-           if getattr(args, key) is not None}
-    classifier = Classifier(network or DEFAULT, description=own)
+    classifier = Classifier(network, description=flags_of_description(args))
     if args.names:
         classifier.rename(read_names(args.names, classifier.description.get('class_names')))
     writer = csv.writer(sys.stdout)

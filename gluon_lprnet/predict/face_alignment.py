@@ -10,12 +10,10 @@ import numpy as np
 from ..data.faces.landmarks import JAWS
 from ..data.images import ImageError, read_image
 from ..evaluate.landmarks import load_landmark_network, predict_landmarks
+from ..evaluate.network_flag import DEFAULTS
 from ..utils.errors import InputError
 from .classification import as_sequence, unreadable
 from .detectors import Detection, HaarDetector
-
-# What is taken where no network is named.
-DEFAULT = 'lprnet_mobilenet_x0.5.faces'
 
 
 class Aligner:
@@ -122,7 +120,7 @@ class FaceAligner:
         As of :class:`Aligner`.
     """
 
-    def __init__(self, network: Union[str, Path] = DEFAULT, jaw: str = '3d',
+    def __init__(self, network: Union[str, Path] = DEFAULTS['landmarks'], jaw: str = '3d',
                  detect: Optional[Callable[[np.ndarray], list[Detection]]] = None) -> None:
         self._aligner = Aligner(network, detect or HaarDetector(), jaw)
         # A cascade and a network with static memory compute in one set of buffers.

@@ -14,12 +14,13 @@ from tqdm import tqdm
 
 from ..artefact import load_network
 from ..data.batches import validation_batches
-from ..data.images import EXTENSIONS, ImageError, PathLike, is_image_file, read_file
+from ..data.images import ImageError, PathLike, read_file
 from ..data.integrity import check_records
 from ..data.pack import convert_file
 from ..data.recordio import write_records
 from ..deployment.export import export
-from ..predict.classification import preprocess
+from ..evaluate.network_flag import add_network_flag, split_networks
+from ..predict.classification import find_images, preprocess
 from ..utils.errors import InputError
 from ..utils.flags import non_negative_int
 from ..utils.text import render_table
@@ -116,7 +117,7 @@ def _ask_server(network, scratch, paths, classes):
     except InputError as error:
         raise _NoServer(str(error)) from error
     if importlib.util.find_spec('mms') is None:
-        raise _NoServer('the server is not installed: pip install gluon_lprnet[serving].')
+        raise _NoServer('the server is not installed: pip install multi-model-server==1.1.11.')
     symbol = Path(network)
     if not symbol.name.endswith('-symbol.json'):
         symbol, = (path for path in export(network, os.path.join(scratch, 'exported'), ('training',))
@@ -131,20 +132,6 @@ def _ask_server(network, scratch, paths, classes):
         for entry in json.loads(answer.body)['classes']:
             row[entry['index']] = entry['probability']
     return probabilities
-
-
-def _pictures(arguments):
-    """The picture files that arguments name, folders searched through."""
-    found = []
-    for argument in arguments:
-        if os.path.isdir(argument):
-            inside = sorted(os.path.join(folder, name) for folder, _, names in os.walk(argument) for name in names)
-            found += [path for path in inside if is_image_file(path)]
-        else:
-            found.append(argument)
-    if not found:
-        raise InputError(f'{", ".join(map(str, arguments))}: no pictures ({", ".join(EXTENSIONS)}).')
-    return found
 
 
 def _report(compared, names):
@@ -176,8 +163,8 @@ def add_commands(commands):
         description='Give the same pictures to a network of classes as evaluate reads them from packed records, as '
                     'predict reads them, and as the real server does (which needs Java), and print the answers with '
                     'the largest difference first. Exit status 1 if a picture could not be read.')
-    parser.add_argument('network', metavar='RUN', help='run folder, checkpoint folder or -symbol.json')
-    parser.add_argument('photos', nargs='+', metavar='PHOTO', help='picture, or folder searched through')
+    parser.add_argument('images', nargs='+', metavar='IMAGE', help='picture, or folder that is searched through')
+    add_network_flag(parser, 'classification')
     parser.add_argument('--resize', type=non_negative_int, default=0, metavar='N',
                         help='pack with this --resize, to see what shrinking before the training costs (default: 0, '
                              'which keeps every size)')
@@ -185,8 +172,9 @@ def add_commands(commands):
 
 
 def _run(args):
-    compared = compare(args.network, _pictures(args.photos), args.resize)
-    print(_report(compared, load_network(args.network)[1].get('class_names')))
+    (network,), images = split_networks('compare', 'classification', args.images, args.network)
+    compared = compare(network, find_images(images), args.resize)
+    print(_report(compared, load_network(network)[1].get('class_names')))
     for path, reason in compared.unreadable:
         print(f'{path} {reason}', file=sys.stderr)
     return 1 if compared.unreadable else 0

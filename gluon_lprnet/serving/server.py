@@ -106,7 +106,7 @@ class Server:
         java = find_java()
         package = importlib.util.find_spec('mms')
         if package is None:
-            raise InputError('the server is not installed: pip install gluon_lprnet[serving].')
+            raise InputError('the server is not installed: pip install multi-model-server==1.1.11.')
         for folder in (self.run_dir, self.run_dir / 'logs'):
             make_folder(folder)
         self._lock.enter_context(lock(self.run_dir / '.serve.lock', f'`run_dir` {self.run_dir} is in use by another '
@@ -370,7 +370,7 @@ def add_commands(commands):
     parser = commands.add_parser(
         'serve', help='networks behind multi-model-server, until Ctrl-C',
         description='Serve networks over HTTP: POST a picture to http://HOST:PORT/predictions/NAME. Needs Java and '
-                    'pip install gluon_lprnet[serving].')
+                    'pip install multi-model-server==1.1.11.')
     parser.add_argument('networks', nargs='+', metavar='NETWORK', help='archive (.mar) or -symbol.json of export')
     parser.add_argument('--host', default=LOOPBACK, help='address to listen on (default: %(default)s, this machine '
                        'alone; 0.0.0.0: all)')

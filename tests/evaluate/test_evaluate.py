@@ -67,8 +67,12 @@ def artefacts(run):
 def test_evaluate_gives_the_same_from_run_checkpoint_and_symbol(run, tiny_records, capsys):
     validated = epoch_records(run)[-1]['val_top1']
     for artefact in artefacts(run):
-        assert not main(['evaluate', str(artefact), '--rec-val', f'{tiny_records[0]}.rec', '--batch-size', '7'])
+        assert not main(['evaluate', f'{tiny_records[0]}.rec', '--network', str(artefact), '--batch-size', '7'])
         assert f'50 images, 3 classes, top1 {validated:.4f}' in capsys.readouterr().out
+    # As it was written once.
+    assert not main(['evaluate', str(run), '--rec-val', f'{tiny_records[0]}.rec'])
+    output = capsys.readouterr()
+    assert f'top1 {validated:.4f}' in output.out and f'evaluate {tiny_records[0]}.rec --network {run}' in output.err
 
 
 def test_the_symbol_needs_nothing_of_this_package(run, tiny_records, tmp_path):

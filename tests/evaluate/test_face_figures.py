@@ -19,7 +19,7 @@ def evaluation(tmp_path_factory):
     posed, _ = write_faces(folder / 'posed', [0, 12, -29, 31, -59, 61, 95, None, -5, 40])
     plain, _ = write_faces(folder / 'plain set', [None] * 3, seed=1)
     networks = [make_network(folder / str(number), scale=scale) for number, scale in enumerate((1.5, 1.2))]
-    command(nme, 'nme', *networks, '--rec', posed, plain, '--mean-face', plain, '--out', folder / 'out')
+    command(nme, 'nme', posed, plain, '--network', *networks, '--mean-face', plain, '--out', folder / 'out')
     results = landmarks.evaluate_sets(landmarks.load_networks(networks), {'posed': posed, 'plain set': plain}, [plain])
     return folder / 'out', results, posed
 

@@ -158,7 +158,7 @@ def test_the_command_prints_a_row_for_each_network_and_set(network, face_set, tm
     rec, faces = face_set
     other = make_network(tmp_path / 'other')
     plain, _ = write_faces(tmp_path / 'plain', [None] * 3)
-    argv = ['nme', network, other, '--rec', rec, plain, '--mean-face', plain, '--threshold', '30']
+    argv = ['nme', rec, plain, '--network', network, other, '--mean-face', plain, '--threshold', '30']
     command(nme, *argv, '--format', 'json')
     rows = json.loads(capsys.readouterr().out)['rows']
     assert [(row['set'], row['faces']) for row in rows] == [('posed', 10)] * 3 + [('plain', 3)] * 3

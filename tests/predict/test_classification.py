@@ -106,7 +106,7 @@ def test_a_bad_picture_does_not_end_the_command(artefacts, folder, files, expect
 def test_a_network_in_the_first_place_still_works(artefacts, files, capsys):
     assert command(classification, 'predict', artefacts[0], files[0]) == 0
     out, err = capsys.readouterr()
-    assert out.startswith(str(files[0])) and f'predict --network {artefacts[0]} {files[0]}' in err
+    assert out.startswith(str(files[0])) and f'predict {files[0]} --network {artefacts[0]}' in err
 
 
 def test_names_by_order_and_by_wnid(artefacts, files, tmp_path, capsys):

@@ -60,7 +60,7 @@ def test_predict_has_its_own_answers_and_evaluate_those_to_a_jpegs_loss(artefact
 def test_the_command_prints_the_largest_difference_first(artefacts, folder, monkeypatch, capsys):
     monkeypatch.setattr(compare_module, 'find_java', without_java)
     (folder / 'half.jpg').write_bytes(every_kind()['JPEG'][0][:500])
-    assert main(['compare', str(artefacts[0]), str(folder)]) == 1
+    assert main(['compare', str(folder), '--network', str(artefacts[0])]) == 1
     output = capsys.readouterr()
     differences = [float(each) for each in re.findall(r'(\d\.\de-\d\d)$', output.out, re.MULTILINE)]
     assert len(differences) >= 22 and differences == sorted(differences, reverse=True)

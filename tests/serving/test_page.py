@@ -126,7 +126,7 @@ def test_a_port_in_use_is_named(page, tmp_path, monkeypatch):
 def server(artefacts, tmp_path_factory):
     for package in ('mms', 'psutil'):
         if importlib.util.find_spec(package) is None:
-            pytest.skip(f'{package} is not installed (pip install gluon_lprnet[serving])')
+            pytest.skip(f'{package} is not installed (see requirements.txt)')
     try:
         server_module.find_java()
     except InputError as error:

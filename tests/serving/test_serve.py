@@ -31,7 +31,7 @@ from gluon_lprnet.serving.server import Server
 from gluon_lprnet.utils.errors import InputError
 
 if importlib.util.find_spec('mms') is None:
-    pytest.skip('multi-model-server is not installed (pip install gluon_lprnet[serving])', allow_module_level=True)
+    pytest.skip('multi-model-server is not installed (pip install multi-model-server==1.1.11)', allow_module_level=True)
 try:
     server_module.find_java()
 except InputError as error:

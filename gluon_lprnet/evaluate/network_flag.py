@@ -1,0 +1,77 @@
+"""The network of a command: ``--network NAME|RUN|FILE``, and once its first argument.
+
+Commands that use a trained network take what it is used on as positional arguments and the network by a flag; without
+the flag they take the network of the package for their task.
+"""
+import itertools
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Optional
+
+from ..utils.errors import InputError
+from ..zoo import list_models
+
+# What a command takes where no network is named, by task.
+DEFAULTS = {'classification': 'lprnet_mobilenet_x0.5.imagenette', 'landmarks': 'lprnet_mobilenet_x0.5.faces'}
+
+_FILES = ('-symbol.json', '.onnx')
+
+
+def add_network_flag(parser, task, several=False):
+    """Add ``--network``, which becomes a list of str, or None where it is not given."""
+    parser.add_argument('--network', metavar='NETWORK', nargs='+' if several else 1,
+                        help='trained network of the package, run or checkpoint folder, or exported file '
+                             f'(default: {DEFAULTS[task]})')
+
+
+def split_networks(command: str, task: str, inputs: Sequence[str], named: Optional[Sequence[str]],
+                   former: Sequence[str] = (), several: bool = False) -> tuple[list[str], list[str]]:
+    """The networks and the inputs of a command, also of one that is written as it once was, the networks first.
+
+    For the latter, a note on standard error shows the form of today.
+
+    Parameters
+    ----------
+    command : str
+        Its name, for the note.
+    task : str
+        Of :data:`DEFAULTS`.
+    inputs : sequence of str
+        The positional arguments.
+    named : sequence of str or None
+        The networks that ``--network`` names.
+    former : sequence of str
+        Inputs that were given by a flag, as they once were.
+    several : bool
+        Whether the command takes more than one network.
+
+    Returns
+    -------
+    tuple of (list of str, list of str)
+        The networks and the inputs, at least one of each.
+
+    Raises
+    ------
+    InputError
+        If there are no inputs.
+    """
+    networks = list(named or ())
+    if not named:
+        # Where the inputs have their flag, all else is networks.
+        networks = list(inputs if former else itertools.takewhile(is_network, inputs))[:None if several else 1]
+        inputs = inputs[len(networks):]
+    rest = [*inputs, *former]
+    if not rest:
+        raise InputError(f'{command} is given nothing to work on: see {command} --help.')
+    if networks and not named:
+        print(f'Note: today this is written {command} {" ".join(rest[:1])}{" ..." if rest[1:] else ""} --network '
+              f'{" ".join(networks)}', file=sys.stderr)
+    return networks or [DEFAULTS[task]], rest
+
+
+def is_network(argument: str) -> bool:
+    """Whether an argument names a network, as far as its name and the files of its folder tell."""
+    path = Path(argument)
+    return argument.endswith(_FILES) or any((path / part).exists() for part in ('checkpoints', 'state.json')) or (
+        not path.exists() and argument in list_models(pretrained=True))
