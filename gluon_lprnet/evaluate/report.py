@@ -151,7 +151,7 @@ def write_worst(answers: Answers, names: Sequence[str], images: Iterable[tuple[A
             true, said = names[answers.labels[index]], names[answers.predicted[index]]
             probability = answers.probability[index]
             target = folder / (f'{ranks[index]:02}-{file_name(true)}-as-{file_name(said)}-{probability:.2f}.'
-                               + decode_image(image).format.lower())
+                               + str(decode_image(image).format).lower())
             write_file(target, image)
             rows.append((ranks[index], target.name, sources[index] if sources else f'record {index}', true, said,
                          f'{probability:.6f}'))

@@ -13,7 +13,7 @@ from conftest import encode, epoch_records
 from gluon_lprnet import checkpoint
 from gluon_lprnet.__main__ import main
 from gluon_lprnet.artefact import load_network
-from gluon_lprnet.data.batches import ImageBatches, Normalization
+from gluon_lprnet.data.batches import ImageBatches, Normalization, validation_batches
 from gluon_lprnet.data.images import AUTO, BILINEAR, encode_jpeg
 from gluon_lprnet.data.integrity import check_records
 from gluon_lprnet.data.recordio import write_records
@@ -116,7 +116,7 @@ def test_a_picture_is_prepared_as_the_validation_prepares_it(tmp_path, input_siz
     write_records(tmp_path / 'one', [(0, jpeg)])
     config = dict(input_size=input_size, crop_ratio=0.875, rgb_mean=[120.0, 110.0, 100.0], rgb_std=[50.0, 60.0, 70.0],
                   **reading)
-    batches = classification.validation_batches(check_records(tmp_path / 'one.rec'), config, 1, 1)
+    batches = validation_batches(check_records(tmp_path / 'one.rec'), config, 1, 1)
     expected = next(iter(batches.epoch(0))).data.asnumpy()
     difference = np.abs(preprocess(tmp_path / 'photo.jpg', config).asnumpy() - expected)
     # One level of 255 where the two builds of OpenCV round apart.
