@@ -298,7 +298,7 @@ _RULES = {
     **dict.fromkeys((
         'Flatten', 'Reshape', 'reshape_like', 'expand_dims', 'squeeze', 'SwapAxis', 'transpose', 'Concat',
         'stack', 'SliceChannel', 'slice', 'slice_axis', 'slice_like', 'Crop', 'Pad', 'tile', 'repeat',
-        'broadcast_to', 'broadcast_like', 'broadcast_axis', 'Cast', '_copy', 'BlockGrad', 'Dropout',
+        'broadcast_to', 'broadcast_like', 'broadcast_axis', 'take', 'Cast', '_copy', 'BlockGrad', 'Dropout',
         '_zeros', '_ones', 'zeros_like', 'ones_like', 'LinearRegressionOutput', 'MAERegressionOutput'),
         _per_output_element(0)),
 }

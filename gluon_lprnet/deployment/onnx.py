@@ -76,6 +76,7 @@ def write_onnx(symbol, params, image_shape, path):
                 if node['op'] == 'L2Normalization'}
     _replace(graph.node, [new for node in graph.node for new in (
         _normalization(onnx, graph, node, epsilons[node.name]) if node.op_type == 'LpNormalization' else [node])])
+    _spread_slopes(graph)
     used = {name for node in graph.node for name in node.input}
     _replace(graph.initializer, [constant for constant in graph.initializer if constant.name in used])
     onnx.checker.check_model(model, full_check=True)
@@ -113,6 +114,14 @@ def _normalization(onnx, graph, node, eps):
             make('Add', [squares, epsilon], [shifted], shifted),
             make('Sqrt', [shifted], [norm], norm),
             make('Div', [x, norm], list(node.output), name)]
+
+
+def _spread_slopes(graph):
+    """Give each PReLU its slopes as (C, 1, 1): ONNX aligns shapes at the last axis, MXNet at the channels."""
+    slopes = {node.input[1] for node in graph.node if node.op_type == 'PRelu'}
+    for constant in graph.initializer:
+        if constant.name in slopes and constant.dims[0] > 1:
+            constant.dims.extend([1, 1])
 
 
 def _replace(field, values):

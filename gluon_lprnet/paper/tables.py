@@ -71,14 +71,20 @@ def _note_mobilenetv1_slip(complexity):
 
 
 _IMGCLSMOB = 'the collection imgclsmob, which counts BatchNorm, activations and pooling as well, lists'
+
+
+def _note_imgclsmob(printed, listed):
+    return f'For {printed}: {_IMGCLSMOB} {listed}.'
+
+
 _NOTE_SHUFFLENETV1_025 = (f'For 13M: {_IMGCLSMOB} 13.09M. It has the parameters counted here; 368K does not '
                           'follow.')
-_NOTE_SHUFFLENETV1_05 = f'For 41M: {_IMGCLSMOB} 41.70M.'
+_NOTE_SHUFFLENETV1_05 = _note_imgclsmob('41M', '41.70M')
 _NOTE_SHUFFLENETV1_15 = 'The printed multiply-adds are those of the paper of ShuffleNetV1.'
 _NOTE_SHUFFLENETV1_1 = f'{_NOTE_SHUFFLENETV1_15} The printed parameters match no number of groups.'
 _NOTE_SHUFFLENETV2_025 = 'No layout of this width was published.'
-_NOTE_SHUFFLENETV2_1 = f'For 149M: {_IMGCLSMOB} 149.72M.'
-_NOTE_MOBILENETV2_05 = f'For 100M: {_IMGCLSMOB} 100.13M.'
+_NOTE_SHUFFLENETV2_1 = _note_imgclsmob('149M', '149.72M')
+_NOTE_MOBILENETV2_05 = _note_imgclsmob('100M', '100.13M')
 _NOTE_MOBILENETV2_14 = ('The printed numbers are those of the paper of MobileNetV2; its authors list 582M '
                         'and 6.06M for the network that they released.')
 
@@ -126,24 +132,24 @@ _TABLES = {
         Row('ShuffleNetv1 x0.5', 'shufflenetv1_x0.5', '41M', '718K', _NOTE_SHUFFLENETV1_05),
         Row('LPRNet MobileNet x0.5', 'lprnet_mobilenet_x0.5', '78M', '869K', _note_scaled_once(0.5)),
 
-        Row('IGCV3 x0.5', None, '111M', '2.0M'),
+        Row('IGCV3 x0.5', 'igcv3_x0.5', '111M', '2.0M', _note_imgclsmob('111M', '111.12M')),
         Row('MobileNetv1 x0.5', 'mobilenetv1_x0.5', '152M', '1.3M', _note_batch_norm),
         Row('MobileNetv2 x0.5', 'mobilenetv2_x0.5', '100M', '1.9M', _NOTE_MOBILENETV2_05),
-        Row('ESPNetv2 x1.0', None, '98M', '1.7M'),
-        Row('ESPNetv2 x1.25', None, '138M', '1.9M'),
+        Row('ESPNetv2 x1.0', 'espnetv2_x1.0', '98M', '1.7M', _note_imgclsmob('98M', '98.09M')),
+        Row('ESPNetv2 x1.25', 'espnetv2_x1.25', '138M', '1.9M', _note_imgclsmob('138M', '138.18M')),
         Row('LPRNet ShuffleNet2 x1.0', 'lprnet_shufflenetv2_x1.0', '113M', '2.0M'),
 
         Row('ShuffleNetv1 x1.0', 'shufflenetv1_x1.0', '140M', '2.2M', _NOTE_SHUFFLENETV1_1),
-        Row('ESPNetv2 x1.5', None, '185M', '2.3M'),
-        Row('IGCV3 x0.75', None, '210M', '2.6M'),
+        Row('ESPNetv2 x1.5', 'espnetv2_x1.5', '185M', '2.3M', _note_imgclsmob('185M', '185.77M')),
+        Row('IGCV3 x0.75', 'igcv3_x0.75', '210M', '2.6M', _note_imgclsmob('210M', '210.95M')),
         Row('ShuffleNetv2 x1.0', 'shufflenetv2_x1.0', '149M', '2.3M', _NOTE_SHUFFLENETV2_1),
-        Row('CondenseNet', None, '291M', '2.9M'),
+        Row('CondenseNet', 'condensenet_x1.0', '291M', '2.9M', _note_imgclsmob('291M', '291.52M')),
         Row('LPRNet MobileNet x1.0', 'lprnet_mobilenet_x1.0', '260M', '2.3M'),
 
         Row('MobileNetv1 x0.75', 'mobilenetv1_x0.75', '325M', '3.6M', _note_mobilenetv1_slip),
-        Row('ESPNetv2 x2.0', None, '306M', '3.5M'),
+        Row('ESPNetv2 x2.0', 'espnetv2_x2.0', '306M', '3.5M', _note_imgclsmob('306M', '306.93M')),
         Row('ShuffleNetv1 x1.5', 'shufflenetv1_x1.5', '292M', '3.4M', _NOTE_SHUFFLENETV1_15),
-        Row('IGCV3 x1.0', None, '340M', '3.4M'),
+        Row('IGCV3 x1.0', 'igcv3_x1.0', '340M', '3.4M', _note_imgclsmob('340M', '340.79M')),
         Row('MobileNetv2 x1.0', 'mobilenetv2_x1.0', '301M', '3.5M'),
         Row('LPRNet MobileNet x1.25', 'lprnet_mobilenet_x1.25', '389M', '3.4M', _note_scaled_once(1.25)),
 

@@ -41,8 +41,10 @@ class Layers:
         return conv(x, self.values.pop(0), stride, groups)
 
     def conv_bn(self, x, stride=1, groups=1):
-        y = self.conv(x, stride, groups)
-        return batch_norm(y, *(self.values.pop(0) for _ in range(4)))
+        return self.batch_norm(self.conv(x, stride, groups))
+
+    def batch_norm(self, x):
+        return batch_norm(x, *(self.values.pop(0) for _ in range(4)))
 
     def depthwise_bn(self, x, stride=1):
         return self.conv_bn(x, stride, groups=x.shape[1])

@@ -2,6 +2,7 @@
 import mxnet as mx
 import numpy as np
 import pytest
+from mxnet.gluon import nn
 
 import gluon_lprnet
 from gluon_lprnet import blocks, get_model, list_models
@@ -28,6 +29,15 @@ PARAMETERS = {
     'shufflenetv1_x1.0': 1865728,
     'shufflenetv1_x1.5': 3443212,
     'shufflenetv1_x2.0': 5450776,
+    'igcv3_x0.5': 1985528,
+    'igcv3_x0.75': 2638084,
+    'igcv3_x1.0': 3491688,
+    'espnetv2_x1.0': 1669592,
+    'espnetv2_x1.25': 1964832,
+    'espnetv2_x1.5': 2314120,
+    'espnetv2_x2.0': 3497144,
+    'mnasnet_x1.0': 3887038,
+    'condensenet_x1.0': 2935416,
     # By the paper's rule; it prints 356K, 869K, 2.3M, 3.4M, 4.5M, 3.0M, 2.0M, then 2.0M and 6.2M.
     'lprnet_mobilenet_x0.25': 353656,
     'lprnet_mobilenet_x0.5': 869896,
@@ -92,7 +102,8 @@ def test_mobilenetv1_is_that_of_gluoncv(width):
 
 @pytest.mark.parametrize('small_image, size', [(False, 224), (True, 32)])
 @pytest.mark.parametrize('name', ['mobilenetv1_x0.25', 'lprnet_mobilenet_x0.25', 'mobilenetv2_x0.5',
-                                  'shufflenetv1_x0.25', 'shufflenetv2_x0.5', 'lprnet_shufflenetv2_x0.5'])
+                                  'shufflenetv1_x0.25', 'shufflenetv2_x0.5', 'lprnet_shufflenetv2_x0.5', 'igcv3_x0.5',
+                                  'espnetv2_x1.0', 'mnasnet_x0.5', 'condensenet_x1.0'])
 def test_forward(name, small_image, size):
     net = get_model(name, classes=10, small_image=small_image)
     net.initialize(mx.init.Xavier())
@@ -101,8 +112,9 @@ def test_forward(name, small_image, size):
     assert y.shape == (2, 10)
     assert np.isfinite(y).all() and (y[0] != y[1]).all()
     # The feature map before pooling is 7x7 at 224 and, two down-samplings fewer, 4x4 at 32.
-    before_pooling = net.features[:len(net.features) - 2]
-    for layer in before_pooling:
+    for layer in net.features:
+        if isinstance(layer, nn.GlobalAvgPool2D):
+            break
         x = layer(x)
     assert x.shape[2:] == ((4, 4) if small_image else (7, 7))
 
