@@ -1,7 +1,9 @@
 """Landmarks of the faces in pictures and videos: ``python -m gluon_lprnet align``."""
+import contextlib
 import json
 import math
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import NamedTuple, Optional
@@ -15,11 +17,13 @@ from ..evaluate.network_flag import add_network_flag, split_networks
 from ..utils.errors import InputError
 from ..utils.files import write_errors, write_file
 from ..utils.flags import non_negative_int, positive_int
+from ..utils.signals import noted
 from .detectors import HaarDetector, YuNetDetector, read_picture
 from .face_alignment import Aligner, draw_faces
-from .video import VIDEOS, align_video
+from .tracking import FaceTracker
 
 _CAMERA = 'camera'
+_VIDEOS = ('.mp4', '.avi', '.mov', '.mkv', '.webm', '.m4v', '.mpg', '.mpeg', '.3gp', '.ts', '.mts')
 
 
 class _Source(NamedTuple):
@@ -48,11 +52,11 @@ def _find_sources(arguments, out):
             raise InputError(f'{path} does not exist: give pictures, folders of pictures, videos, or {_CAMERA}.')
         elif is_image_file(path):
             pictures.append(_Source(path.name, path))
-        elif extension in VIDEOS:
-            videos.append(_Source(path.stem + ('.avi' if extension == '.avi' else '.mp4'), path))
+        elif extension in _VIDEOS:
+            videos.append(_Source(f'{path.stem}.mp4', path))
         else:
             raise InputError(f'{path} has the extension of neither a picture ({", ".join(EXTENSIONS)}) nor a video '
-                             f'({", ".join(VIDEOS)}).')
+                             f'({", ".join(_VIDEOS)}).')
     sources = {}
     for source in pictures + videos:
         if source.name in sources:
@@ -88,7 +92,7 @@ def _read_boxes(file):
 
 
 class _Results:
-    """What is found, in two forms: ``landmarks.jsonl``, a line as soon as it is known, and ``landmarks.json``."""
+    """What is found: a line for each picture and frame as it comes, and at the end all but the frames in one file."""
 
     def __init__(self, out, network):
         self.path, self._lines = out / 'landmarks.json', out / 'landmarks.jsonl'
@@ -108,9 +112,8 @@ class _Results:
         self._add_line(entry)
 
     def add_frame(self, video, frame):
-        """``video`` is the entry that the frame is added to."""
-        video['frames'].append(frame)
-        self._add_line({'video': video['video'], **frame})
+        """``video`` is the name; the frame is not kept in memory."""
+        self._add_line({'video': video, **frame})
 
     def write(self):
         write_file(self.path, json.dumps(self._found) + '\n')
@@ -148,13 +151,46 @@ def _align_picture(aligner, source, boxes, boxes_file):
     return picture, {'image': source.name, 'width': width, 'height': height, 'faces': faces}
 
 
+def _import_video():
+    """The module of videos, for which pictures do not wait."""
+    try:
+        from . import video
+    except ImportError as error:
+        raise InputError("a video needs PyAV: pip install 'av>=15.1', or, from a clone, pip install '.[video]'."
+                         ) from error
+    return video
+
+
+def _align_video(aligner, source, args, target, results, stop):
+    """The video with its landmarks is written; its entry of the JSON."""
+    tracker = FaceTracker(aligner, smooth=not args.no_smoothing)
+    seen = 0
+
+    def find_faces(picture, time):
+        nonlocal seen
+        faces = tracker.update(picture, time)
+        seen += bool(faces)
+        return faces
+
+    video = _import_video()
+    with contextlib.closing(video.Camera(args.camera) if source.path is None else video.VideoFile(source.path)) as file:
+        written = video.align_video(file, target, find_faces, lambda frame: results.add_frame(source.name, frame),
+                                    args.frames, stop)
+        damage = file.damage()
+    entry = {'video': source.name, **written, 'frames_with_faces': seen, 'faces': tracker.count,
+             **({'damage': damage} if damage else {})}
+    results.videos.append(entry)
+    print(f'{source.name}: {entry["frames"]} frames, {_count(entry["faces"])}, in {seen} of the frames')
+    return entry
+
+
 def add_commands(commands):
     align = commands.add_parser(
         'align', help='landmarks of the faces in pictures, videos or of a camera',
         description='Find faces and their 68 landmarks. DIR gets the pictures and videos with the landmarks drawn, '
-                    'landmarks.json, and the same as it comes in landmarks.jsonl, a line for each picture or frame. '
+                    'landmarks.json, and landmarks.jsonl with a line for each picture or frame as it comes. '
                     'Exit status 1 if a source could not be read; the others are done. Ctrl-C or SIGTERM ends a video '
-                    'early and keeps what is done.')
+                    'early and keeps what is done. Videos need PyAV and become MP4 with their sound.')
     align.add_argument('sources', nargs='+', metavar='SOURCE',
                        help=f'picture, folder of pictures, video, or {_CAMERA}')
     add_network_flag(align, 'landmarks')
@@ -173,6 +209,8 @@ def add_commands(commands):
     align.add_argument('--camera', type=non_negative_int, default=0, metavar='N',
                        help=f'number of the camera that {_CAMERA} means (default: %(default)s)')
     align.add_argument('--frames', type=positive_int, metavar='N', help='of a video or the camera, only the first N')
+    align.add_argument('--no-smoothing', action='store_true',
+                       help='of a video or the camera, the landmarks of each frame as they are found, unfiltered')
     align.set_defaults(run=_run)
 
 
@@ -182,6 +220,8 @@ def _run(args):
         raise InputError(f'--out {out} is a file: give a folder.')
     (network,), sources = split_networks('align', 'landmarks', args.sources, args.network)
     pictures, videos = _find_sources(sources, out)
+    if videos:
+        _import_video()
     _check_free(pictures + videos, out, args.overwrite)
     boxes = None
     if args.boxes:
@@ -204,22 +244,19 @@ def _run(args):
             results.add_image(entry)
             tqdm.write(f'{source.name}: {_count(len(entry["faces"]))}')
         for source in videos:
-            entry = {'video': source.name, 'frames': []}
-            try:
-                align_video(aligner, source.path, args.camera, args.frames, out / source.name, entry, results.add_frame)
-            except InputError as error:
-                faults += 1
-                print(error, file=sys.stderr)
-            except KeyboardInterrupt:
-                # How a camera is switched off.
-                if source.path is not None:
-                    raise
-            finally:
-                if entry['frames']:
-                    results.videos.append(entry)
-                    counts = [len(frame['faces']) for frame in entry['frames']]
-                    print(f'{source.name}: {len(counts)} frames, {_count(sum(counts))}, in '
-                          f'{sum(map(bool, counts))} of the frames')
+            with noted() as signals:
+                try:
+                    entry = _align_video(aligner, source, args, out / source.name, results, signals)
+                except InputError as error:
+                    faults += 1
+                    print(error, file=sys.stderr)
+                else:
+                    if 'damage' in entry:
+                        faults += 1
+                        print(f'{source.path}: {entry["damage"]}; what there is of it was done.', file=sys.stderr)
+            # Ctrl-C is how a camera is switched off.
+            if signals and (source.path is not None or signals != [signal.SIGINT]):
+                signal.raise_signal(signals[0])
     finally:
         results.write()
         print(f'Written: {results.path}; pictures: {len(results.images)}, videos: {len(results.videos)}'
