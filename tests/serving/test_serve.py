@@ -40,8 +40,8 @@ except InputError as error:
 psutil = pytest.importorskip('psutil')
 
 CLASSIFICATION, LANDMARKS = 'lprnet_mobilenet_x0.25-deployed', 'lprnet_mobilenet_x0.25'
-# Waits for the rest of its batch so many seconds that a test would notice.
-BATCHED, DELAY = 'batched', 8
+# Waits for the rest of its batch for so many seconds that a client gives up before.
+BATCHED, DELAY = 'batched', 600
 
 
 @pytest.fixture(scope='module')
@@ -113,10 +113,8 @@ def test_a_batch_has_single_answers_and_a_status_for_each(server, artefacts, pho
     bad = {1: b'not an image', 4: photos[0][:1000], 6: b''}
     requests = [Request(str(number), bad.get(number, photos[number % len(photos)]), 'image/jpeg')
                 for number in range(8)]
-    start = time.monotonic()
+    # They are one batch: a smaller one would have no answer.
     answers = send(server, BATCHED, requests, clients=8)
-    # They were one batch: a smaller one would have waited.
-    assert time.monotonic() - start < DELAY
     assert [answer.status for answer in answers] == [400 if number in bad else 200 for number in range(8)]
     for answer in answers:
         if answer.status == 200:
@@ -197,13 +195,14 @@ def test_workers_are_one_thread_of_the_simple_engine(server):
 def test_a_killed_worker_comes_back(server, photos):
     worker, = server.workers_of(CLASSIFICATION)
     expected = post(server, CLASSIFICATION, photos[0])
+
+    def is_back():
+        return post(server, CLASSIFICATION, photos[0]) == expected and server.workers_of(CLASSIFICATION) != [worker]
     worker.send_signal(signal.SIGKILL)
-    start = time.monotonic()
-    while time.monotonic() - start < 30:
-        if post(server, CLASSIFICATION, photos[0]) == expected and server.workers_of(CLASSIFICATION) != [worker]:
-            break
-    assert time.monotonic() - start < 5
-    assert post(server, CLASSIFICATION, photos[0]) == expected
+    deadline = time.monotonic() + 30
+    while not is_back() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert is_back()
 
 
 def test_soak_command(artefacts, photos, tmp_path, capsys):
