@@ -55,7 +55,7 @@ def encode(pixels):
 
 @pytest.fixture(scope='session')
 def tiny_records(tmp_path_factory):
-    """50 images of 16x16 in three classes that differ in colour: prefix, and the images and labels."""
+    """50 images of 16x16 in three classes that differ in color: prefix, and the images and labels."""
     rng = np.random.default_rng(7)
     labels = np.arange(50) % 3
     images = rng.integers(0, 120, (50, 16, 16, 3), dtype=np.uint8)

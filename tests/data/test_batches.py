@@ -162,7 +162,7 @@ def test_random_scale_never_leaves_less_than_the_crop(tmp_path):
     assert data.min() > 55, 'no padding shows'
 
 
-def test_validation_is_the_centre_crop_of_the_resized_image(shared_data):
+def test_validation_is_the_center_crop_of_the_resized_image(shared_data):
     rec = shared_data / 'cifar10' / 'test.rec'
     import mxnet as mx
     reader = mx.recordio.MXIndexedRecordIO(str(rec.with_suffix('.idx')), str(rec), 'r')

@@ -93,7 +93,7 @@ def names_in(folder):
 
 # What is written
 
-def test_class_folders_are_labelled_in_sorted_order(tmp_path):
+def test_class_folders_are_labeled_in_sorted_order(tmp_path):
     source = class_folders(tmp_path / 'in')
     summary = pack_images(source, tmp_path / 'set', shuffle=False)
     assert summary.count == 12
@@ -165,11 +165,11 @@ def test_the_manifest_describes_the_files(tmp_path):
 
 
 def test_image_record_iter_reads_the_images_with_their_labels(tmp_path):
-    for label, colour in enumerate([(250, 10, 10), (10, 250, 10), (10, 10, 250)]):
+    for label, color in enumerate([(250, 10, 10), (10, 250, 10), (10, 10, 250)]):
         for i in range(3):
             path = tmp_path / 'in' / f'class{label}' / f'{i}.png'
             path.parent.mkdir(parents=True, exist_ok=True)
-            Image.new('RGB', (32, 32), colour).save(path)
+            Image.new('RGB', (32, 32), color).save(path)
     pack_images(tmp_path / 'in', tmp_path / 'set')
     batch = next(mx.io.ImageRecordIter(path_imgrec=str(tmp_path / 'set.rec'), data_shape=(3, 32, 32),
                                        path_imgidx=str(tmp_path / 'set.idx'), batch_size=9,
@@ -267,7 +267,7 @@ def test_transparency_is_laid_on_white(tmp_path):
     assert pixels[:, 40:].min() > 245
 
 
-def test_a_palette_with_a_transparent_colour_and_an_animation(tmp_path):
+def test_a_palette_with_a_transparent_color_and_an_animation(tmp_path):
     frames = [Image.new('P', (32, 32), index) for index in (1, 2)]
     for frame in frames:
         frame.putpalette([255, 0, 0, 0, 0, 255, 0, 255, 0])

@@ -71,12 +71,12 @@ def test_corrected_boxes_lie_on_the_landmarks(annotated):
     detect = detectors.HaarDetector()
     shifts, ratios = [], []
     for face in annotated:
-        centre, side = (face.box[:2] + face.box[2:]) / 2, (face.box[2:] - face.box[:2]).max()
+        center, side = (face.box[:2] + face.box[2:]) / 2, (face.box[2:] - face.box[:2]).max()
         found = []
         for detection in detect(cv2.imread(face.image)):
             left, top, right, bottom = detection.landmark_box()
             assert right - left == pytest.approx(bottom - top)
-            found.append((np.abs([(left + right) / 2, (top + bottom) / 2] - centre).max() / side,
+            found.append((np.abs([(left + right) / 2, (top + bottom) / 2] - center).max() / side,
                           (right - left) / side))
         if found:
             shift, ratio = min(found)
@@ -403,7 +403,7 @@ def test_yunet_boxes_in_pixels_of_the_picture(run, tmp_path, monkeypatch):
     _, found, *_ = run(tmp_path / 'wide.png', '--detector', tmp_path / 'yunet.onnx')
     face, = found['images'][0]['faces']
     assert face['score'] == 0.75 and face['detector'] == 'yunet'
-    # Pixels 100 to 299 and 50 to 289, doubled: centres of the outermost ones but for half a pixel.
+    # Pixels 100 to 299 and 50 to 289, doubled: centers of the outermost ones but for half a pixel.
     np.testing.assert_allclose(face['detected'], [200.5, 100.5, 598.5, 578.5])
     assert_answer(face)
 
@@ -419,10 +419,10 @@ def test_networks_that_give_nan_are_named(photo, tmp_path, monkeypatch):
 def test_the_relation_of_boxes_is_measured(photo, annotated, tmp_path, capsys):
     """A photo whose annotated box lies in a known place to the detected one."""
     detection, = detectors.HaarDetector()(photo)
-    centre, side = (detection.box[:2] + detection.box[2:]) / 2, detection.box[2] - detection.box[0]
+    center, side = (detection.box[:2] + detection.box[2:]) / 2, detection.box[2] - detection.box[0]
     points = np.random.default_rng(0).uniform(-0.4, 0.4, (68, 2))
     points[:2] = [-0.4, -0.4], [0.4, 0.4]
-    write_pts(tmp_path / 'photo.pts', centre + side * (points + [0.05, 0.15]) + 1)     # iBUG counts from 1
+    write_pts(tmp_path / 'photo.pts', center + side * (points + [0.05, 0.15]) + 1)     # iBUG counts from 1
     cv2.imwrite(str(tmp_path / 'photo.png'), photo)
     assert not command(detectors, 'detector-boxes', tmp_path)
     row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith(detection.kind))

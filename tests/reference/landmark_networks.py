@@ -12,7 +12,7 @@ from gluon_lprnet.data.faces.records import FaceRecord, encode_record
 from gluon_lprnet.data.images import encode_jpeg
 from gluon_lprnet.data.recordio import write_records
 
-# Of the networks below: 68 points from the box's centre, in units of its longer side.
+# Of the networks below: 68 points from the box's center, in units of its longer side.
 ANSWER = np.random.default_rng(3).uniform(-0.5, 0.5, (68, 2))
 CROP_SCALE = 1.5
 

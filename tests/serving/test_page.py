@@ -284,7 +284,7 @@ def test_landmarks_are_drawn_where_the_network_finds_them(browser, artefacts, ph
                                 '"height"].map(name => each[name].baseVal.value))', browser.element('drawing'))
             corners = np.hstack([np.array(boxes)[:, :2], np.array(boxes)[:, :2] + np.array(boxes)[:, 2:]])
             np.testing.assert_allclose(corners, [face['box'] for face in expected], rtol=0, atol=0.0051)
-            # The drawing covers the picture, and each point lies on its pixel's centre.
+            # The drawing covers the picture, and each point lies on its pixel's center.
             left, top, width, height = browser.rectangle('picture')
             np.testing.assert_allclose(browser.rectangle('drawing'), [left, top, width, height], atol=0.05)
             scale = width / picture.shape[1]

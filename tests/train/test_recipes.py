@@ -192,7 +192,7 @@ def test_augmentation_and_crop_of_images(images):
     assert gray.mean() > 0.5 if recipe['pad'] else not gray.any()
 
 
-def test_tuning_and_validation_are_the_plain_centre_crop(images):
+def test_tuning_and_validation_are_the_plain_center_crop(images):
     recipe, config, task = images
     slope, light, place, data = measured(task.batches(config.num_epochs, 0), config)
     assert (slope > 0).all() and abs(light).max() <= 1

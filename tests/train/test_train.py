@@ -218,7 +218,7 @@ def test_training_learns_records_and_exports(training_flags, tmp_path):
     records = epoch_records(run)
     assert [record['phase'] for record in records] == ['train'] * 15 + ['tuning']
     assert records[-1]['loss'] < records[0]['loss']
-    # Three colours: chance is 1/3.
+    # Three colors: chance is 1/3.
     assert records[-1]['val_top1'] > 0.8
     assert 'val_top5' not in records[-1]
     assert json.loads((run / 'config.json').read_text())['lr'] == 0.05

@@ -21,11 +21,11 @@ from gluon_lprnet.train.face import LandmarkConfig
 
 def ellipse_face(rng, side=64):
     """A bright ellipse whose landmarks lie on its rim: place, shape and angle can be read off the picture."""
-    centre = side / 2 + rng.uniform(-4, 4, 2)
+    center = side / 2 + rng.uniform(-4, 4, 2)
     axes, angle = rng.uniform(9, 18, 2), rng.uniform(-0.8, 0.8)
     around = np.linspace(0, 2 * math.pi, 68, endpoint=False)
     turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
-    landmarks = (centre + (np.column_stack([np.cos(around), np.sin(around)]) * axes) @ turn.T).astype('float32')
+    landmarks = (center + (np.column_stack([np.cos(around), np.sin(around)]) * axes) @ turn.T).astype('float32')
     picture = np.full((side, side, 3), 40, 'uint8')
     cv2.fillPoly(picture, [landmarks.round().astype('int32')], (200, 180, 160))
     cv2.circle(picture, tuple(int(value) for value in landmarks[0]), 3, (255, 0, 0), -1)

@@ -16,7 +16,7 @@ STILL = FaceAugmentation(color=0, blur=0, gray=0, occlusion=0, mirror=False)
 
 
 def dots(points, size, colors=None, radius=5.0):
-    """A dark picture with a soft dot at each point, brightest at its centre."""
+    """A dark picture with a soft dot at each point, brightest at its center."""
     y, x = np.mgrid[:size[1], :size[0]]
     picture = np.zeros((size[1], size[0], 3))
     for number, (left, top) in enumerate(points):
@@ -25,8 +25,8 @@ def dots(points, size, colors=None, radius=5.0):
     return picture.astype('uint8')
 
 
-def centre_of_dot(gray, near, window=9):
-    """Centre of mass about a point, in pixels."""
+def center_of_dot(gray, near, window=9):
+    """Center of mass about a point, in pixels."""
     left, top = np.round(near).astype(int) - window
     patch = gray[top:top + 2 * window + 1, left:left + 2 * window + 1].astype('float64')
     y, x = np.mgrid[:patch.shape[0], :patch.shape[1]]
@@ -57,7 +57,7 @@ def test_a_crop_shows_each_point_where_its_matrix_says(size):
     assert crop.shape == (size, size, 3)
     expected = transform(matrix, points)
     window = size // 12
-    found = np.array([centre_of_dot(crop[..., 0], point, window) for point in expected])
+    found = np.array([center_of_dot(crop[..., 0], point, window) for point in expected])
     np.testing.assert_allclose(found, expected, atol=0.12)
 
 
@@ -76,7 +76,7 @@ def test_the_network_sees_the_box_in_the_middle():
         crop_matrix((10, 20, 10, 80), 200)
 
 
-def test_outputs_are_offsets_from_the_centre_in_units_of_the_side():
+def test_outputs_are_offsets_from_the_center_in_units_of_the_side():
     landmarks = np.random.default_rng(0).uniform(0, 112, (3, 68, 2))
     outputs = to_outputs(landmarks, 112)
     assert outputs.shape == (3, 136)
@@ -105,7 +105,7 @@ def test_augmentation_moves_picture_and_landmarks_together(flip):
         seen = np.array([crop[int(round(y)), int(round(x))] > 128 for x, y in found])
         mirrored = not (seen == (colors > 128)).all()
         flipped.append(mirrored)
-        # Numbers belong to the side of the picture: in a mirrored face the left dots have the right ones' colours.
+        # Numbers belong to the side of the picture: in a mirrored face the left dots have the right ones' colors.
         expected = (colors > 128)[[1, 0, 2, 4, 3]] if mirrored else colors > 128
         np.testing.assert_array_equal(seen, expected)
     assert any(flipped) == flip
@@ -117,7 +117,7 @@ def angle_of(matrix):
 
 def test_augmentation_stays_within_its_ranges():
     augmentation, size = FaceAugmentation(rotation=20, scale=0.1, shift=0.05), 112
-    centre = np.array([(size - 1) / 2] * 2)
+    center = np.array([(size - 1) / 2] * 2)
     around = np.linspace(0, 2 * math.pi, 360, endpoint=False)
     # The box of a circle is the same however it is turned.
     circle = 50 + 20 * np.column_stack([np.cos(around), np.sin(around)])
@@ -126,7 +126,7 @@ def test_augmentation_stays_within_its_ranges():
         matrix = augmentation.matrix(np.random.default_rng(seed), landmark_box(circle), circle, size, 1.25)
         angles.append(angle_of(matrix))
         scales.append(math.hypot(matrix[0, 0], matrix[1, 0]) / (size / (1.25 * 40)))
-        shifts.extend(abs(transform(matrix, np.array([50.0, 50])) - centre) / size)
+        shifts.extend(abs(transform(matrix, np.array([50.0, 50])) - center) / size)
     assert 19 < max(np.abs(angles)) <= 20 and 0.9 <= min(scales) < 0.91 and 1.09 < max(scales) <= 1.1 + 1e-4
     assert 0.049 < np.max(shifts) <= 0.05 + 1e-3
 

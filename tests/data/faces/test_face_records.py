@@ -51,19 +51,19 @@ def test_dots_and_landmarks_stay_together(tmp_path, step, left, top, size):
     crop = pixels_of(record)
     span = 2.0 * 8 * step
     assert crop.shape == (min(size, span), min(size, span), 3)
-    # The whole square is there, its centre that of the box.
+    # The whole square is there, its center that of the box.
     np.testing.assert_allclose(record.box.reshape(2, 2).mean(axis=0), (crop.shape[0] - 1) / 2, atol=0.51)
     np.testing.assert_allclose(record.to_original(record.landmarks), points, atol=0.01)
     np.testing.assert_allclose(record.box, landmark_box(record.landmarks), atol=1e-4)
-    # A dot's centre of mass in the crop is its landmark.
+    # A dot's center of mass in the crop is its landmark.
     half = int(step / record.scale / 2.5)
     ys, xs = np.mgrid[-half:half + 1, -half:half + 1]
     for x, y in record.landmarks:
         near = (slice(round(float(y)) - half, round(float(y)) + half + 1),
                 slice(round(float(x)) - half, round(float(x)) + half + 1))
         weights = crop[near].mean(axis=2)
-        centre = np.array([(xs * weights).sum(), (ys * weights).sum()]) / weights.sum()
-        assert abs(centre + [round(float(x)), round(float(y))] - [x, y]).max() < 0.25
+        center = np.array([(xs * weights).sum(), (ys * weights).sum()]) / weights.sum()
+        assert abs(center + [round(float(x)), round(float(y))] - [x, y]).max() < 0.25
 
 
 def test_small_faces_keep_their_pixels(tmp_path):
@@ -83,7 +83,7 @@ def test_small_faces_keep_their_pixels(tmp_path):
 
 
 def test_strong_reduction_averages(tmp_path):
-    """Stripes of one pixel become grey: sampled, they would stay black, white or moire."""
+    """Stripes of one pixel become gray: sampled, they would stay black, white or moire."""
     picture = np.zeros((1300, 1300, 3), dtype='uint8')
     picture[:, ::2] = 255
     cv2.imwrite(str(tmp_path / 'face.png'), picture)

@@ -21,16 +21,16 @@ def front(pose=(0, 0, 0), scale=1.0):
 
 
 def spotted(landmarks, spots):
-    """A grey picture with a disc of its own colour at some landmarks."""
+    """A gray picture with a disc of its own color at some landmarks."""
     image = GREY.copy()
-    for number, colour in spots.items():
-        cv2.circle(image, np.round(landmarks[number] * 16).astype(int).tolist(), 3 * 16, colour, -1, cv2.LINE_AA, 4)
+    for number, color in spots.items():
+        cv2.circle(image, np.round(landmarks[number] * 16).astype(int).tolist(), 3 * 16, color, -1, cv2.LINE_AA, 4)
     return image
 
 
-def find(image, colour):
-    """The middle (x, y) of what has a colour, or None."""
-    y, x = np.nonzero(abs(image.astype(int) - colour).sum(axis=-1) < 120)
+def find(image, color):
+    """The middle (x, y) of what has a color, or None."""
+    y, x = np.nonzero(abs(image.astype(int) - color).sum(axis=-1) < 120)
     return np.array([x.mean(), y.mean()]) if len(x) > 4 else None
 
 
@@ -78,11 +78,11 @@ def test_turned_by_nothing_the_picture_and_the_landmarks_stay(pose):
 @pytest.mark.parametrize('yaw', [-60, -30, 30, 60])
 def test_what_shows_moves_with_the_landmarks(yaw):
     near = (45, 35) if yaw > 0 else (36, 31)  # outer corner of the eye and side of the nose that turn to the camera
-    colours = dict(zip((30, 8, *near), ((255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 0, 255))))
+    colors = dict(zip((30, 8, *near), ((255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 0, 255))))
     landmarks = front()
-    image, moved, _ = Profiler(spotted(landmarks, colours), landmarks).turned(np.radians([0, yaw, 0]))
+    image, moved, _ = Profiler(spotted(landmarks, colors), landmarks).turned(np.radians([0, yaw, 0]))
     for number in (30, *near):
-        found = find(image, colours[number])
+        found = find(image, colors[number])
         assert found is not None, number
         # Of the disc on the tip of the nose, half may be hidden.
         assert np.linalg.norm(found - moved[number]) < (2.5 if number == 30 else 2), number
@@ -94,7 +94,7 @@ def test_the_near_side_hides_the_far_one(yaw):
     far, near = ((255, 0, 0), (0, 0, 255)) if yaw > 0 else ((0, 0, 255), (255, 0, 0))
     image = spotted(landmarks, {**dict.fromkeys((36, 39, 48), (255, 0, 0)), **dict.fromkeys((45, 42, 54), (0, 0, 255))})
     turned, _, _ = Profiler(image, landmarks).turned(np.radians([0, yaw, 0]))
-    seen = [(abs(turned.astype(int) - colour).sum(axis=-1) < 120).sum() for colour in (near, far)]
+    seen = [(abs(turned.astype(int) - color).sum(axis=-1) < 120).sum() for color in (near, far)]
     assert seen[0] > 60 and seen[1] < 0.1 * seen[0]
 
 
