@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import least_squares
+from scipy.spatial.transform import Rotation
 
 from .landmarks import POINTS, mirror
 
@@ -42,8 +43,8 @@ JAW = np.arange(17)
 _WEIGHTS = np.ones(POINTS)
 _WEIGHTS[JAW] = 0.1
 
-# From y down, z away to y up, z towards the camera, and back.
-_FLIP = np.array([1.0, -1.0, -1.0])
+# A face of positive pitch looks up: with y down and z away, that is a turn about x in the negative direction.
+_SIGNS = np.array([-1.0, 1.0, 1.0])
 
 
 class PoseFit(NamedTuple):
@@ -80,18 +81,12 @@ def mirror_points(points):
 
 def rotation(pose):
     """The matrix (3, 3) that turns points of the model, ``matrix @ point``, into a pose of pitch, yaw, roll."""
-    (sin_p, sin_y, sin_r), (cos_p, cos_y, cos_r) = np.sin(pose), np.cos(pose)
-    pitch = np.array([[1, 0, 0], [0, cos_p, sin_p], [0, -sin_p, cos_p]])
-    yaw = np.array([[cos_y, 0, -sin_y], [0, 1, 0], [sin_y, 0, cos_y]])
-    roll = np.array([[cos_r, sin_r, 0], [-sin_r, cos_r, 0], [0, 0, 1]])
-    return _FLIP[:, None] * (pitch @ yaw @ roll) * _FLIP
+    return Rotation.from_euler('XYZ', _SIGNS * pose).as_matrix()
 
 
 def pose_of(matrix):
     """The inverse of :func:`rotation`: a pose (3,) with yaw in [-pi/2, pi/2]."""
-    matrix = _FLIP[:, None] * matrix * _FLIP
-    return np.array([np.arctan2(matrix[1, 2], matrix[2, 2]), np.arcsin(np.clip(-matrix[0, 2], -1, 1)),
-                     np.arctan2(matrix[0, 1], matrix[0, 0])])
+    return _SIGNS * Rotation.from_matrix(matrix).as_euler('XYZ')
 
 
 def fit_pose(landmarks):
