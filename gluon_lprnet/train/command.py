@@ -17,6 +17,7 @@ from ..utils.errors import InputError, in_flags
 from ..utils.signals import exit_on_sigterm
 from ..zoo import get_model
 from .config import check_same_curve, checkpoint_to_resume, make_parser, parse
+from .environment import write_environment
 from .fine_tuning import freeze, take_weights
 from .journal import LOGGER, start_log, stop_log
 from .loop import Interrupted, NonFiniteLoss, Run
@@ -187,6 +188,7 @@ def _opened(save_dir):
 
 def _fit(task, config, logger, resume_from):
     config.save(**task.description)
+    write_environment(config.save_dir)
     # To the file alone.
     logger.debug('configuration:%s', ''.join(f'\n  {name} {value}' for name, value in sorted(config.to_dict().items())))
     logger.info('MXNet %s on %s, %s; engine %s, %s OpenMP threads', mx.__version__, task.contexts,

@@ -110,15 +110,18 @@ def draw_curves(run_dirs, path):
     """
     # The object interface: no display is needed, and nothing global of matplotlib changes.
     from matplotlib.figure import Figure
-    runs = {Path(run_dir).name: read_epochs(run_dir) for run_dir in run_dirs}
-    for run_dir, epochs in zip(run_dirs, runs.values()):
+    runs = [read_epochs(run_dir) for run_dir in run_dirs]
+    for run_dir, epochs in zip(run_dirs, runs):
         if not epochs:
             raise InputError(f'{run_dir} holds no run with a whole epoch.')
-    metrics = [key for key in next(iter(runs.values()))[-1] if key.startswith('val_')]
+    names = [Path(run_dir).name for run_dir in run_dirs]
+    if len(set(names)) < len(names):
+        names = [str(run_dir) for run_dir in run_dirs]
+    metrics = list(dict.fromkeys(key for epochs in runs for key in epochs[-1] if key.startswith('val_')))
     panels = ['loss', *metrics, 'learning_rate']
     figure = Figure(figsize=(4.2 * len(panels), 3.4), layout='constrained')
     for axis, metric in zip(figure.subplots(1, len(panels)), panels):
-        for name, epochs in runs.items():
+        for name, epochs in zip(names, runs):
             points = [(record['epoch'] + 1, record[metric]) for record in epochs if metric in record]
             if points:
                 axis.plot(*zip(*points), marker='.', label=name)

@@ -1,0 +1,60 @@
+"""What a training ran with, beside its configuration: versions, the state of the code, the machine."""
+import json
+import platform
+import subprocess
+from importlib import metadata
+from os import PathLike
+from pathlib import Path
+from typing import Any, Optional, Union
+
+import mxnet as mx
+
+from .. import __version__
+from ..utils.files import write_file
+
+_PACKAGES = ('numpy', 'scipy', 'opencv-python', 'Pillow')
+
+
+def write_environment(run_dir: Union[str, 'PathLike[str]']) -> None:
+    """Append this process's environment to ``environment.json`` in a run's folder; a resumed run has several."""
+    path = Path(run_dir) / 'environment.json'
+    before = json.loads(path.read_text()) if path.exists() else []
+    found = environment()
+    if before[-1:] != [found]:
+        write_file(path, json.dumps([*before, found], indent=1) + '\n')
+
+
+def environment() -> dict[str, Any]:
+    """The versions of the package, Python, MXNet and what reads pictures; the commit of the code; the machine."""
+    return {'gluon_lprnet': __version__, **_commit(Path(__file__).parent), 'python': platform.python_version(),
+            'mxnet': mx.__version__, **{name: _version(name) for name in _PACKAGES},
+            'system': platform.platform(), 'machine': platform.node(), 'processor': _processor()}
+
+
+def _version(package):
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _commit(folder):
+    """The commit of the checkout that ``folder`` is in, and whether tracked files differ from it; None without git."""
+    commit = _git(folder, 'rev-parse', 'HEAD')
+    return {'commit': commit, 'modified': commit and _git(folder, 'status', '--porcelain', '-uno') != ''}
+
+
+def _git(folder: Path, *arguments: str) -> Optional[str]:
+    try:
+        done = subprocess.run(['git', *arguments], cwd=folder, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _processor():
+    try:
+        lines = Path('/proc/cpuinfo').read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(':')[2].strip() for line in lines if line.startswith('model name')), None)
