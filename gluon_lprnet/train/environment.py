@@ -9,10 +9,10 @@ from typing import Any, Optional, Union
 
 import mxnet as mx
 
-from .. import __version__
 from ..utils.files import write_file
 
-_PACKAGES = ('numpy', 'scipy', 'opencv-python', 'Pillow')
+# The package itself has no version where it runs from a checkout, which has a commit.
+_PACKAGES = ('gluon_lprnet', 'numpy', 'scipy', 'opencv-python', 'Pillow')
 
 
 def write_environment(run_dir: Union[str, 'PathLike[str]']) -> None:
@@ -26,8 +26,8 @@ def write_environment(run_dir: Union[str, 'PathLike[str]']) -> None:
 
 def environment() -> dict[str, Any]:
     """The versions of the package, Python, MXNet and what reads pictures; the commit of the code; the machine."""
-    return {'gluon_lprnet': __version__, **_commit(Path(__file__).parent), 'python': platform.python_version(),
-            'mxnet': mx.__version__, **{name: _version(name) for name in _PACKAGES},
+    return {**_commit(Path(__file__).parent), 'python': platform.python_version(), 'mxnet': mx.__version__,
+            **{name: _version(name) for name in _PACKAGES},
             'system': platform.platform(), 'machine': platform.node(), 'processor': _processor()}
 
 
