@@ -1,4 +1,4 @@
-"""``gluon-lprnet COMMAND`` or ``python -m gluon_lprnet COMMAND``: every command that is not a training."""
+"""``gluon-lprnet COMMAND`` or ``python -m gluon_lprnet COMMAND``: every command."""
 import argparse
 import errno
 import os
@@ -18,16 +18,16 @@ from .paper import cifar10, figure2, table6, tables
 from .predict import align, detectors, publish
 from .predict import classification as prediction
 from .serving import archive, compare, server, soak
-from .train import journal, runs
+from .train import face, imagenet, journal, runs
 from .train.loop import NonFiniteLoss
 from .utils.errors import InputError, in_flags
 from .utils.signals import exit_on_sigterm
 from .zoo import symbols
 
 # Each module adds the parsers of its commands and sets `run`, a function of the parsed arguments.
-_COMMAND_MODULES = (tables, table6, complexity, symbols, digits, drawn, pose_synthesis, integrity, journal, runs,
-                    evaluation, prediction, publish, nme, align, detectors, export, archive, server, soak, compare,
-                    compression, originals, cifar10, figure2)
+_COMMAND_MODULES = (imagenet, face, tables, table6, complexity, symbols, digits, drawn, pose_synthesis, integrity,
+                    journal, runs, evaluation, prediction, publish, nme, align, detectors, export, archive, server, soak,
+                    compare, compression, originals, cifar10, figure2)
 # `pack KIND`: each module adds the parser of a kind of data set.
 _PACK_MODULES = (pack, face_records)
 

@@ -1,4 +1,5 @@
 """From a configuration to a finished run, and from flags to an exit status: what all trainings share."""
+import argparse
 import dataclasses
 import math
 import os
@@ -16,7 +17,7 @@ from ..blocks import normalize_in_rank_space
 from ..utils.errors import InputError, in_flags
 from ..utils.signals import exit_on_sigterm
 from ..zoo import get_model
-from .config import check_same_curve, checkpoint_to_resume, make_parser, parse
+from .config import add_flags, check_same_curve, checkpoint_to_resume, configure, make_parser, parse
 from .environment import write_environment
 from .fine_tuning import freeze, take_weights
 from .journal import LOGGER, start_log, stop_log
@@ -56,7 +57,7 @@ def check_batches(count, config, contexts):
                          'Give at most as many.')
 
 
-def make_network(config, initializer, contexts, images, target):
+def make_network(config, initializer, contexts, images, target, class_names=None):
     """The network that a configuration describes, initialized, in its precision, hybridized.
 
     Parameters
@@ -69,6 +70,7 @@ def make_network(config, initializer, contexts, images, target):
         Of an epoch.
     target : str
         What the network learns, in words.
+    class_names : list of str, optional
 
     Raises
     ------
@@ -81,7 +83,7 @@ def make_network(config, initializer, contexts, images, target):
                  f' + {config.tuning_epochs} tuning' if config.tuning_epochs else '')
     net.initialize(initializer, ctx=contexts)
     if config.init_from:
-        anew, unused = take_weights(net, config.init_from)
+        anew, unused = take_weights(net, config.init_from, class_names)
         LOGGER.info('weights of %s; initialized anew: %s; not taken from there: %s', config.init_from,
                      ', '.join(anew) or 'nothing', ', '.join(unused) or 'nothing')
     if config.freeze:
@@ -198,24 +200,40 @@ def _fit(task, config, logger, resume_from):
     return Run(task, config, logger, resume_from).fit()
 
 
-def run_command(config_class, description, train, argv=None):
-    """A training script: parse, check, train, evaluate, export.
+def add_command(commands, name, config_class, help, train, example):
+    """Add a training to the commands of the package.
 
     Parameters
     ----------
+    commands : argparse subparsers
+    name : str
     config_class : type
         Of a NetworkTrainingConfig.
-    description : str
+    help : str
     train : callable
         (config, resume) to anything.
-    argv : sequence of str, optional
+    example : str
+    """
+    parser = commands.add_parser(name, help=help, description=_described(help), epilog=example,
+                                 argument_default=argparse.SUPPRESS,
+                                 formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_flags(parser, config_class)
+
+    def run(args):
+        config, found = configure(config_class, {key: value for key, value in vars(args).items() if key != 'run'})
+        train(config, resume=found is not None)
+    parser.set_defaults(run=run)
+
+
+def run_command(config_class, help, train, example, argv=None):
+    """The same as a program of its own.
 
     Returns
     -------
     int
         Exit status: 0; 1 where the loss is not finite; 2 for bad input; 128 + signal when stopped.
     """
-    parser = make_parser(config_class, description)
+    parser = make_parser(config_class, _described(help), example)
     try:
         with exit_on_sigterm():
             config, found = parse(parser, config_class, argv)
@@ -231,3 +249,7 @@ def run_command(config_class, description, train, argv=None):
     except KeyboardInterrupt:
         # Before the first step there is nothing to save.
         return 128 + signal.SIGINT
+
+
+def _described(help):
+    return f"{help[0].upper()}{help[1:]}, by the paper's recipe unless flags say otherwise."

@@ -81,16 +81,16 @@ class TrainingConfig:
     num_data_workers: int = setting(max(1, (os.cpu_count() or 1) // 2), 'threads that decode images', 1, 256, free=True,
                                     group='run', short='-j', metavar='N')
 
-    num_epochs: int = setting(1, None, 1, 100_000)
-    batch_size: int = setting(128, None, 1, 1_000_000)
+    num_epochs: int = setting(1, 'passes over the training set, warm-up included', 1, 100_000)
+    batch_size: int = setting(128, 'images of a step, over all devices together', 1, 1_000_000)
     accumulate: int = setting(1, 'add up the gradients of N batches for one update', 1, 100_000, metavar='N')
-    optimizer: str = setting('sgd', choices=('sgd', 'adam'))
+    optimizer: str = setting('sgd', 'how the gradients change the weights', choices=('sgd', 'adam'))
     lr: float = setting(0.1, 'learning rate after warm-up', _SMALLEST_RATE, _LARGEST_RATE)
     lr_mode: str = setting('cosine', 'how the rate falls', choices=('cosine', 'step', 'constant'))
     lr_decay: float = setting(0.1, 'factor of each fall, for lr_mode step', 1e-6, 1)
     lr_decay_epoch: tuple[int, ...] = setting((), 'epochs, counted from 1, after which the rate falls, for lr_mode '
                                                   'step', 1, 100_000, metavar='EPOCH')
-    warmup_epochs: int = setting(0, None, 0, 100_000)
+    warmup_epochs: int = setting(0, 'first epochs, in which the rate rises to lr', 0, 100_000)
     warmup_lr: float = setting(0.0, 'rate at the start of warm-up', 0, _LARGEST_RATE)
     momentum: float = setting(0.9, 'of sgd', 0, 0.9999)
     wd: float = setting(1e-4, 'weight decay', 0, 1)
@@ -243,30 +243,41 @@ class NetworkTrainingConfig(TrainingConfig):
         return cls._of({**cls.PRESETS[preset], **values, 'preset': preset})
 
 
-def make_parser(config_class, description):
-    """The flags of a training, one for each setting; the namespace has only those that are given."""
-    parser = argparse.ArgumentParser(description=description, argument_default=argparse.SUPPRESS)
+def make_parser(config_class, description, example=None):
+    """The flags of a training as a program of its own: see :func:`add_flags`."""
+    parser = argparse.ArgumentParser(description=description, epilog=example, argument_default=argparse.SUPPRESS,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_flags(parser, config_class)
+    return parser
+
+
+def add_flags(parser, config_class):
+    """Add a flag for each setting to a parser whose namespace has only those that are given."""
     parser.add_argument('--preset', choices=config_class.PRESETS,
                         help="recipe that sets the flags not given (default: the paper's, by --model)")
-    parser.add_argument('--resume', action='store_true',
-                        help='go on from the newest whole checkpoint in --save-dir, with its configuration')
+    parser.add_argument('--resume', nargs='?', const=True, choices=('auto',),
+                        help='go on from the newest whole checkpoint in --save-dir, with its configuration; "auto": '
+                             'begin where there is none')
     groups = {name: parser.add_argument_group(name) for name in ('network', 'data', 'run', 'optimization')}
     hints = get_type_hints(config_class)
     for setting_ in dataclasses.fields(config_class):
         if setting_.metadata:
             _add_flag(groups[setting_.metadata['group']], setting_, hints[setting_.name])
-    return parser
 
 
 def parse(parser, config_class, argv=None):
+    """The configuration that flags describe: see :func:`configure`."""
+    return configure(config_class, vars(parser.parse_args(argv)))
+
+
+def configure(config_class, given):
     """The configuration that flags describe, over a recipe's or, with ``--resume``, over a checkpoint's.
 
     Parameters
     ----------
-    parser : argparse.ArgumentParser
-        Of :func:`make_parser`.
     config_class : type
-    argv : sequence of str, optional
+    given : dict
+        What :func:`add_flags` puts into a namespace.
 
     Returns
     -------
@@ -277,7 +288,7 @@ def parse(parser, config_class, argv=None):
     InputError
         As of the configuration, :func:`checkpoint_to_resume` and :func:`check_same_curve`.
     """
-    given = vars(parser.parse_args(argv))
+    given = dict(given)
     resume = given.pop('resume', False)
     found = checkpoint_to_resume(given.get('save_dir', config_class.save_dir), resume)
     if not found:
@@ -290,13 +301,19 @@ def parse(parser, config_class, argv=None):
 def checkpoint_to_resume(save_dir, resume):
     """The newest whole Checkpoint of a run's folder where ``resume`` asks for it, else None.
 
+    Parameters
+    ----------
+    save_dir : path
+    resume : bool or str
+        ``auto`` goes on where there is a checkpoint and begins where there is none.
+
     Raises
     ------
     InputError
         For a resume without a checkpoint, and for a fresh run in a folder that holds one.
     """
     found = checkpoint.newest(save_dir)
-    if resume and found is None:
+    if resume is True and found is None:
         raise InputError(f'`resume`: there is no whole checkpoint in {Path(save_dir) / "checkpoints"}.')
     if found and not resume:
         raise InputError(f'{save_dir} holds checkpoints (the newest: {found.path.name}): give `resume` to go on, or '

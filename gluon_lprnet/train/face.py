@@ -1,5 +1,6 @@
 """Large-pose face alignment ("Large Poses Face Alignment" in the paper): configuration, recipes and the task."""
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -80,7 +81,7 @@ class LandmarkConfig(NetworkTrainingConfig):
                                    metavar='N')
     two_jaws: bool = setting(False, '34 more outputs: the jaw as the visible contour beside the 3-D one, each trained '
                                     'on the sets that have it', group='data')
-    loss: str = setting('l2', "of each coordinate; the paper's is l2", choices=tuple(LOSSES))
+    loss: str = setting('l2', "of each coordinate's difference; the paper's is l2", choices=tuple(LOSSES))
 
     def __post_init__(self):
         super().__post_init__()
@@ -167,11 +168,19 @@ def train(config, resume=False):
     return command.train(config, build_task, resume)
 
 
+_HELP = 'train a network for 68 facial landmarks on RecordIO files'
+_EXAMPLE = """example:
+  gluon-lprnet train-face --rec-train data/300w_lp.rec --rec-val data/aflw2000.rec \\
+      --save-dir runs/face"""
+
+
+def add_commands(commands):
+    command.add_command(commands, 'train-face', LandmarkConfig, _HELP, train, _EXAMPLE)
+
+
 def main(argv=None):
     """Run the training that ``argv`` describes; returns the exit status."""
-    return command.run_command(
-        LandmarkConfig, "Train a network for 68 facial landmarks on RecordIO, by the paper's recipe unless flags say "
-                        'otherwise.', train, argv)
+    return command.run_command(LandmarkConfig, _HELP, train, _EXAMPLE, argv)
 
 
 def _known_differences(output, label):
@@ -192,3 +201,7 @@ def _read(recs, config):
 
 def _is_profile(face):
     return face.pose is not None and abs(face.pose[1]) > _PROFILE_YAW
+
+
+if __name__ == '__main__':
+    sys.exit(main())

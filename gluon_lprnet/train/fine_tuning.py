@@ -10,7 +10,7 @@ from ..artefact import load_network
 from ..utils.errors import InputError
 
 
-def take_weights(net, source):
+def take_weights(net, source, class_names=None):
     """Give a network the trained weights that fit it by name and shape.
 
     Parameters
@@ -20,6 +20,8 @@ def take_weights(net, source):
     source : path or str
         What :func:`gluon_lprnet.artefact.load_network` takes (the folder of a run or of a checkpoint, a
         ``*-symbol.json``, the name of a trained network of the package), or a ``*.params`` file.
+    class_names : list of str, optional
+        Of ``net``: the output layer of a network of other classes does not fit, even if it has as many.
 
     Returns
     -------
@@ -32,9 +34,12 @@ def take_weights(net, source):
         If it is none of these, if a weight is NaN or infinite, or if no weight of a layer fits.
     """
     parameters = net._collect_params_with_prefix()
-    found = _trained(source, net)
+    found, description = _trained(source, net)
+    known = [description.get(key) for key in ('class_names', 'class_ids') if description.get(key)]
+    other_classes = bool(class_names and known) and class_names not in known
     fitting = {name for name, parameter in parameters.items()
-               if name in found and found[name].shape == parameter.shape}
+               if name in found and found[name].shape == parameter.shape
+               and not (other_classes and name.startswith('output.'))}
     # A bias or a number per channel alone is nothing learned.
     if not any(len(parameters[name].shape) > 1 for name in fitting):
         raise InputError(f'`init_from` {source}: none of its weights has the name and shape of one of this network. '
@@ -92,12 +97,13 @@ def fix_statistics(net, where=lambda norm: True):
 
 
 def _trained(source, net):
-    """Trained parameters: a dict of str to NDArray, by the names that the parameters of ``net`` have."""
+    """Trained parameters, by the names that those of ``net`` have, and the description of their network."""
+    description = {}
     try:
         if str(source).endswith('.params') and os.path.isfile(source):
             found = mx.nd.load(os.fspath(source))
         else:
-            block, _ = load_network(source)
+            block, description = load_network(source)
             symbolic = isinstance(block, mx.gluon.SymbolBlock)
             parameters = block.collect_params() if symbolic else block._collect_params_with_prefix()
             found = {name: parameter.data() for name, parameter in parameters.items()}
@@ -111,4 +117,5 @@ def _trained(source, net):
     # In a symbol's file a name begins with its kind and the block's prefix, which has the block's number.
     by_name = {parameter.name[len(net.prefix):]: name for name, parameter in net._collect_params_with_prefix().items()}
     plain = {name: re.sub('^(arg|aux):', '', name) for name in found}
-    return {by_name.get(plain[name].partition('_')[2], plain[name]): value for name, value in found.items()}
+    return ({by_name.get(plain[name].partition('_')[2], plain[name]): value for name, value in found.items()},
+            description)

@@ -1,4 +1,5 @@
 """Image classification ("Image Classification" in the paper): configuration, recipes and the task."""
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, Optional
@@ -70,11 +71,12 @@ class ClassificationConfig(NetworkTrainingConfig):
     pad: int = setting(0, 'pixels added at each side before the random crop', 0, 1023, group='data')
     # Records are packed at 480; scaled down to 256 at most, as the validation images are.
     min_random_scale: float = setting(256 / 480, 'smallest factor by which a picture is scaled', 0.05, 8, group='data')
-    max_random_scale: float = setting(1.0, 'largest', 0.05, 8, group='data')
+    max_random_scale: float = setting(1.0, 'largest such factor', 0.05, 8, group='data')
     # The paper gives no range.
     max_random_illumination: float = setting(32.0, 'largest number added to all pixels, of 255', 0, 255, group='data')
     mixup: bool = setting(False, 'train on mixed pairs of images', group='data')
-    mixup_alpha: float = setting(0.2, None, 0.01, 100, group='data')
+    mixup_alpha: float = setting(0.2, 'the weight of a pair is drawn from Beta(ALPHA, ALPHA)', 0.01, 100, group='data',
+                                 metavar='ALPHA')
     mixup_off_epoch: int = setting(0, 'no mixup in this many last epochs of the training', 0, 100_000, group='data')
     label_smoothing: bool = setting(False, f'smooth labels by {SMOOTHING}', group='data')
 
@@ -137,7 +139,7 @@ def build_task(config):
                                shuffle=True, seed=config.seed)
     validation = validation_batches(records['val'], described, config.batch_size, config.num_data_workers)
 
-    net = make_network(config, mx.init.MSRAPrelu(), contexts, count, f'{config.num_classes} classes')
+    net = make_network(config, mx.init.MSRAPrelu(), contexts, count, f'{config.num_classes} classes', names)
     if config.data_check == 'full':
         for subset in records:
             _check(config, subset, content=True)
@@ -162,11 +164,19 @@ def train(config, resume=False):
     return command.train(_with_classes(config), build_task, resume)
 
 
+_HELP = 'train a network for image classification on RecordIO files'
+_EXAMPLE = """example:
+  gluon-lprnet train-imagenet --model lprnet_mobilenet_x0.5 --rec-train data/train.rec \\
+      --rec-val data/val.rec --save-dir runs/half --num-epochs 60"""
+
+
+def add_commands(commands):
+    command.add_command(commands, 'train-imagenet', ClassificationConfig, _HELP, train, _EXAMPLE)
+
+
 def main(argv=None):
     """Run the training that ``argv`` describes; returns the exit status."""
-    return command.run_command(
-        ClassificationConfig, "Train a classification network on RecordIO, by the paper's recipe unless flags say "
-                              'otherwise.', train, argv)
+    return command.run_command(ClassificationConfig, _HELP, train, _EXAMPLE, argv)
 
 
 def _with_classes(config):
@@ -210,3 +220,7 @@ def _with_soft_labels(batches, epoch, start, config):
             data = weight * data + (1 - weight) * data[::-1]
             label = weight * label + (1 - weight) * label[::-1]
         yield Batch(data, label)
+
+
+if __name__ == '__main__':
+    sys.exit(main())

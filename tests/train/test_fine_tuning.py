@@ -1,5 +1,6 @@
 """Training on from trained weights: what is taken, what stays as it is, and at what rate the rest learns."""
 import contextlib
+import itertools
 import logging
 import re
 
@@ -11,6 +12,8 @@ from test_train import linear_task, settings
 
 from gluon_lprnet import checkpoint, get_model
 from gluon_lprnet.artefact import write_symbol
+from gluon_lprnet.data.digits import pack_digits
+from gluon_lprnet.data.recordio import read_records, write_records
 from gluon_lprnet.graph import trace
 from gluon_lprnet.train import imagenet
 from gluon_lprnet.train.config import make_parser, parse
@@ -225,3 +228,35 @@ def test_averaged_weights_are_those_of_numpy_and_resume_to_the_bit(tmp_path):
 def epochs_of(folder):
     path = folder / 'metrics.jsonl'
     return [line for line in path.read_text().splitlines() if '"epoch"' in line.split(',')[0]] if path.exists() else []
+
+
+# --- whether it is worth it
+
+@pytest.fixture(scope='module')
+def digits(tmp_path_factory):
+    """Records of handwritten digits: 0 to 4, and of the others a few to train on and the rest to test on."""
+    pytest.importorskip('sklearn')
+    folder = tmp_path_factory.mktemp('digits')
+    pack_digits(folder / 'all')
+    low, high = [], []
+    for label, image in itertools.chain(*(read_records(folder / 'all' / f'{part}.rec') for part in ('train', 'val'))):
+        (low if label < 5 else high).append((int(label) % 5, image))
+    for name, samples, classes in (('low', low[:600], '01234'), ('few', high[:50], '56789'),
+                                   ('rest', high[50:250], '56789')):
+        write_records(folder / name, samples, classes=list(classes))
+    return folder
+
+
+def test_trained_weights_beat_none_on_a_few_pictures_of_other_classes(digits, tmp_path):
+    def accuracy(run, train, validation, epochs, *more):
+        config = parse(make_parser(ClassificationConfig, None), ClassificationConfig, [
+            '--preset', 'digits', '--num-classes', '5', '--rec-train', f'{digits / train}.rec', '--rec-val',
+            f'{digits / validation}.rec', '--num-epochs', epochs, '--warmup-epochs', '0', '--tuning-epochs', '0',
+            '--batch-size', '25', '-j', '1', '--save-dir', str(tmp_path / run), *more])[0]
+        return imagenet.train(config)['top1']
+    accuracy('start', 'low', 'low', '4')
+    nothing = accuracy('nothing', 'few', 'rest', '8')
+    tuned = accuracy('tuned', 'few', 'rest', '8', '--init-from', str(tmp_path / 'start'))
+    # There are five again, but others.
+    assert 'initialized anew: output.weight, output.bias;' in (tmp_path / 'tuned' / 'train.log').read_text()
+    assert tuned > nothing + 0.1
