@@ -26,8 +26,8 @@ from .zoo import symbols
 
 # Each module adds the parsers of its commands and sets `run`, a function of the parsed arguments.
 _COMMAND_MODULES = (imagenet, face, tables, table6, complexity, symbols, digits, drawn, pose_synthesis, integrity,
-                    journal, runs, evaluation, prediction, publish, nme, align, detectors, export, archive, server, soak,
-                    compare, compression, originals, cifar10, figure2)
+                    journal, runs, evaluation, prediction, publish, nme, align, detectors, export, archive, server,
+                    soak, compare, compression, originals, cifar10, figure2)
 # `pack KIND`: each module adds the parser of a kind of data set.
 _PACK_MODULES = (pack, face_records)
 

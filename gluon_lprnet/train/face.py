@@ -168,7 +168,7 @@ def train(config, resume=False):
     return command.train(config, build_task, resume)
 
 
-_HELP = 'train a network for 68 facial landmarks on RecordIO files'
+_HELP = 'train a network for 68 facial landmarks'
 _EXAMPLE = """example:
   gluon-lprnet train-face --rec-train data/300w_lp.rec --rec-val data/aflw2000.rec \\
       --save-dir runs/face"""

@@ -164,7 +164,7 @@ def train(config, resume=False):
     return command.train(_with_classes(config), build_task, resume)
 
 
-_HELP = 'train a network for image classification on RecordIO files'
+_HELP = 'train a network for image classification'
 _EXAMPLE = """example:
   gluon-lprnet train-imagenet --model lprnet_mobilenet_x0.5 --rec-train data/train.rec \\
       --rec-val data/val.rec --save-dir runs/half --num-epochs 60"""

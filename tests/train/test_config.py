@@ -1,12 +1,16 @@
 """The configuration of a training: its flags by range, from Python, and from the folders of runs."""
 import dataclasses
 import math
+import runpy
+import sys
 import typing
 
 import numpy as np
 import pytest
 from conftest import encode
 
+from gluon_lprnet.__main__ import main
+from gluon_lprnet.__main__ import make_parser as make_command_parser
 from gluon_lprnet.data.recordio import write_records
 from gluon_lprnet.train import command, face, imagenet
 from gluon_lprnet.train.config import TrainingConfig, make_parser, parse
@@ -170,3 +174,50 @@ def test_a_training_from_python(few_images, tmp_path):
 def test_no_configuration_of_a_run(tmp_path):
     with pytest.raises(InputError, match='config.json is not the configuration of a run'):
         TrainingConfig.from_run(tmp_path)
+
+
+# --- as commands
+
+COMMANDS = {'train-imagenet': imagenet, 'train-face': face}
+
+
+@pytest.mark.parametrize('name', COMMANDS)
+def test_every_option_has_a_word_and_the_command_an_example(name):
+    parser = make_command_parser()._subparsers._group_actions[0].choices[name]
+    assert [action.dest for action in parser._actions if not action.help] == []
+    assert f'gluon-lprnet {name} ' in parser.epilog
+    assert all(len(line) <= 100 for line in parser.format_help().splitlines())
+
+
+@pytest.mark.parametrize('config_class, name', zip(TRAINERS, COMMANDS))
+def test_the_command_is_the_script(config_class, name, few_images, tmp_path, monkeypatch):
+    seen = []
+
+    def note(config, build_task, resume):
+        seen.append((config, resume))
+    monkeypatch.setattr(command, 'train', note)
+    argv = [*few_images[config_class], '--save-dir', str(tmp_path / 'run')]
+    assert TRAINERS[config_class].main(argv) == 0
+    assert not main([name, *argv])
+    assert seen[0] == seen[1] and not seen[0][1]
+    assert main([name, *argv, '--resume']) == 2
+
+
+@pytest.mark.parametrize('module', ['imagenet', 'face'])
+def test_a_module_run_by_name_is_the_script(module, monkeypatch, capsys):
+    monkeypatch.setattr(sys, 'argv', ['-m', '--help'])
+    monkeypatch.delitem(sys.modules, f'gluon_lprnet.train.{module}')
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_module(f'gluon_lprnet.train.{module}', run_name='__main__')
+    assert stop.value.code == 0 and '--init-from' in capsys.readouterr().out
+
+
+def test_one_command_begins_and_goes_on(few_images, tmp_path, capsys):
+    argv = ['train-imagenet', *few_images[ClassificationConfig], '--preset', 'cifar10', '--num-epochs', '2',
+            '--tuning-epochs', '0', '--save-dir', str(tmp_path / 'run'), '--resume', 'auto']
+    assert not main(argv)
+    assert 'resumed' not in capsys.readouterr().err
+    # As a scheduler starts it again.
+    assert not main(argv)
+    assert 'resumed from' in capsys.readouterr().err
+    assert len((tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()) == 2
