@@ -1,8 +1,11 @@
 """``gluon-lprnet publish``: a trained classification network as weights with a card, as the package carries them."""
+import contextlib
 import datetime
 import hashlib
 import json
 import platform
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Optional, Union
 
@@ -13,8 +16,9 @@ from ..checkpoint import find
 from ..data.batches import validation_batches
 from ..data.integrity import check_records
 from ..evaluate.classification import evaluate_classification
+from ..evaluate.landmarks import labels_of
 from ..utils.errors import InputError
-from ..utils.files import write_file
+from ..utils.files import folder_aside, put_in_place
 from ..utils.processes import available_cpus
 from ..zoo.pretrained import FOLDER
 from .classification import read_names
@@ -23,9 +27,9 @@ from .classification import read_names
 _PLACES = ('save_dir', 'rec_train', 'rec_train_idx', 'rec_val', 'rec_val_idx', 'resume', 'init_from')
 
 
-def publish(run: Union[str, Path], tag: str, rec_test: str, facts: dict[str, Any], names: Optional[str] = None,
-            out: Union[str, Path] = FOLDER) -> Path:
-    """Write ``MODEL.TAG.params`` and its card ``MODEL.TAG.json``.
+def publish(run: Union[str, Path], tag: str, rec_tests: Sequence[str], facts: dict[str, Any],
+            names: Optional[str] = None, out: Union[str, Path] = FOLDER) -> Path:
+    """Write ``MODEL.TAG.params`` and its card ``MODEL.TAG.json``, both or neither.
 
     Parameters
     ----------
@@ -33,12 +37,13 @@ def publish(run: Union[str, Path], tag: str, rec_test: str, facts: dict[str, Any
         Folder of a run or of a checkpoint.
     tag : str
         The data set's name, of letters, digits and ``_``, a letter first.
-    rec_test : str
-        RecordIO file that the accuracy on the card is measured on, from the weights as they are written.
+    rec_tests : sequence of str
+        RecordIO files that the accuracy on the card is measured on, from the weights as they are written.
     facts : dict
-        Further entries of the card: ``data``, ``command``, ``license``.
+        Further entries of the card: ``data``, ``command``, ``license``, and ``machine``, which is by default this one.
     names : path, optional
-        Names of the classes, as of :func:`~gluon_lprnet.predict.classification.read_names`.
+        Names of the classes, as of :func:`~gluon_lprnet.predict.classification.read_names`; needed where the records of
+        the training had none.
     out : path
         Folder; files of the same name are replaced.
 
@@ -50,7 +55,8 @@ def publish(run: Union[str, Path], tag: str, rec_test: str, facts: dict[str, Any
     Raises
     ------
     InputError
-        If the run holds no complete checkpoint of a classification network, or the tag or a file is at fault.
+        If the run holds no complete checkpoint of a classification network, or the tag, the names or a file is at
+        fault.
     """
     if not tag.isidentifier():
         raise InputError(f'`tag` {tag!r}: give letters, digits and _, a letter first.')
@@ -64,25 +70,41 @@ def publish(run: Union[str, Path], tag: str, rec_test: str, facts: dict[str, Any
         # The records still have those of before.
         description['class_ids'] = description.get('class_names')
         description['class_names'] = read_names(names, description.get('class_names'))
+    given, classes = len(description.get('class_names') or ()), description['num_classes']
+    if given != classes:
+        raise InputError(f'the network has {classes} classes, and {given} have names: give a file of them, `names`.')
     config = found.state['config']
-    out = Path(out)
-    params = out / f'{description["model"]}.{tag}.params'
-    write_file(params, lambda path: net.save_parameters(str(path)))
-    # What is measured is what is in the file.
-    net.load_parameters(str(params))
-    records = check_records(rec_test, num_classes=description['num_classes'])
-    accuracy = evaluate_classification(net, validation_batches(records, description, 50, 1), mx.cpu())
-    card = {
-        'name': params.stem, 'task': 'classification', 'keywords': model_arguments(config), 'description': description,
-        'sha256': hashlib.sha256(params.read_bytes()).hexdigest(), **facts,
-        'recipe': {key: value for key, value in config.items() if key not in _PLACES},
-        'accuracy': {Path(rec_test).stem: {'images': records.count, **accuracy}},
-        'machine': f'{available_cpus()} CPUs ({platform.processor() or platform.machine()})',
-        'date': datetime.date.today().isoformat(),
-    }
-    path = params.with_suffix('.json')
-    write_file(path, (json.dumps(card, indent=1, ensure_ascii=False) + '\n').encode())
-    return path
+    with folder_aside(out, 'publish') as scratch:
+        params = scratch / f'{description["model"]}.{tag}.params'
+        net.save_parameters(str(params))
+        # What is measured is what is in the file.
+        net.load_parameters(str(params))
+        card = {
+            'name': params.stem, 'task': 'classification', 'keywords': model_arguments(config),
+            'description': description, 'sha256': hashlib.sha256(params.read_bytes()).hexdigest(),
+            'recipe': {key: value for key, value in config.items() if key not in _PLACES},
+            'accuracy': {label: _accuracy(net, description, rec) for label, rec in zip(
+                labels_of([Path(rec).stem for rec in rec_tests], rec_tests), rec_tests)},
+            'machine': f'{available_cpus()} CPUs ({_processor()})', 'date': datetime.date.today().isoformat(), **facts,
+        }
+        path = params.with_suffix('.json')
+        path.write_text(json.dumps(card, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
+        return put_in_place([params, path], out)[1]
+
+
+def _accuracy(net, description, rec):
+    records = check_records(rec, num_classes=description['num_classes'])
+    return {'images': records.count,
+            **evaluate_classification(net, validation_batches(records, description, 50, 1), mx.cpu())}
+
+
+def _processor():
+    """The name of the processor."""
+    with contextlib.suppress(OSError):
+        match = re.search(r'^model name\s*: (.+)$', Path('/proc/cpuinfo').read_text(), re.MULTILINE)
+        if match:
+            return match[1].strip()
+    return platform.processor() or platform.machine()
 
 
 def add_commands(commands):
@@ -91,15 +113,17 @@ def add_commands(commands):
         description='Write MODEL.TAG.params and MODEL.TAG.json, the card, with the accuracy on --rec-test.')
     parser.add_argument('source', metavar='RUN', help='folder of a run or of a checkpoint')
     parser.add_argument('--tag', required=True, help="the data set's name, as cifar10")
-    parser.add_argument('--rec-test', required=True, metavar='REC', help='RecordIO file to measure the accuracy on')
+    parser.add_argument('--rec-test', required=True, nargs='+', metavar='REC',
+                        help='RecordIO files to measure the accuracy on')
     parser.add_argument('--data', required=True, help='what it was trained on, in words')
     parser.add_argument('--command', required=True, help='the command that trained it')
     parser.add_argument('--license', required=True, help='on what terms the pictures, and so the weights, may be used')
+    parser.add_argument('--machine', help='where it was trained, in words (default: the processor of this machine)')
     parser.add_argument('--names', metavar='FILE', help='names of the classes, as of predict')
     parser.add_argument('--out', default=str(FOLDER), metavar='DIR', help='default: the folder of the package')
     parser.set_defaults(run=_run, flags={'tag': '--tag'})
 
 
 def _run(args):
-    facts = {key: getattr(args, key) for key in ('data', 'command', 'license')}
+    facts = {key: getattr(args, key) for key in ('data', 'command', 'license', 'machine') if getattr(args, key)}
     print(publish(args.source, args.tag, args.rec_test, facts, args.names, args.out))

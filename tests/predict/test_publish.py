@@ -28,13 +28,30 @@ def test_a_run_is_published(training_flags, tiny_records, tmp_path, monkeypatch,
     assert card.facts['accuracy']['tiny']['top1'] == pytest.approx(epoch_records(run)[-1]['val_top1'])
     assert card.facts['accuracy']['tiny']['images'] == 50 and card.facts['license'] == 'free'
     assert card.facts['recipe']['num_epochs'] == 3 and str(tmp_path) not in json.dumps(card.facts)
+    assert all(card.facts[key] for key in ('data', 'command', 'machine', 'date', 'sha256'))
+    assert not list(shelf.glob('.*'))
+    # Of several for a name, the data set's name tells.
+    assert not main([*command[:3], 'tones', *command[4:]])
+    assert list_models(pretrained=True) == ['lprnet_mobilenet_x0.25.colors', 'lprnet_mobilenet_x0.25.tones']
     images = mx.nd.random.normal(shape=(2, 3, 16, 16))
     own = load_network(run)[0](images).asnumpy()
     net, description = load_network('lprnet_mobilenet_x0.25.colors')
     assert np.ptp(own, axis=0).max() > 0
-    for published in (net, get_model('lprnet_mobilenet_x0.25', pretrained=True)):
+    for published in (net, get_model('lprnet_mobilenet_x0.25', pretrained='colors')):
         assert np.abs(published(images).asnumpy() - own).max() < 1e-5
     assert description['class_names'] == ['rot', 'grün', 'blau'] and description['input_size'] == 16
+
+
+def test_nothing_is_left_of_what_fails(training_flags, tiny_records, tmp_path, capsys):
+    assert imagenet.main([*training_flags, '--num-epochs', '1', '--tuning-epochs', '0', '--warmup-epochs', '0']) == 0
+    command = ['publish', str(tmp_path / 'run'), '--tag', 'colors', *WORDS, '--out', str(tmp_path / 'shelf'),
+               '--rec-test']
+    (tmp_path / 'shelf').mkdir()
+    for rec, names, message in ((tmp_path / 'none.rec', None, 'none.rec does not exist'),
+                                (f'{tiny_records[0]}.rec', 'a\nb\n', 'has 3 classes, and 2 have names')):
+        (tmp_path / 'names.txt').write_text(names or '')
+        assert main([*command, str(rec), *(['--names', str(tmp_path / 'names.txt')] if names else [])]) == 2
+        assert message in capsys.readouterr().err and not list((tmp_path / 'shelf').iterdir())
 
 
 @pytest.mark.parametrize('run, tag, message', [('nothing', 'colors', 'neither a checkpoint nor a run'),
