@@ -63,6 +63,19 @@ def test_faces(tmp_path):
     assert f'{100 * np.mean(errors):.2f}' in table and 'turned' not in table.split('set', 1)[1]
 
 
+def test_video(shared_data):
+    faces = shared_data / '300w' / 'test'
+    if not faces.is_dir():
+        pytest.skip(f'no photos at {faces}')
+    results = json.loads(run('video.py', str(faces), '--faces', '1', '--seconds', '1', '--format', 'json'))
+    smoothed, found = results['smoothed'], results['as found']
+    assert smoothed['jitter'] < 0.8 * found['jitter'] and 0 < found['still_nme'] < found['moving_nme'] * 1.5 < 0.15
+    # A frame is 33 ms.
+    assert abs(found['lag']) < smoothed['lag'] < 0.033
+    for way in results.values():
+        assert way['followed'] == way['numbers_per_video'] == 1
+
+
 def test_profile():
     pytest.importorskip('onnxruntime')
     output = run('profile_inference.py', '--width', '0.25', '--input-size', '32', '--networks', 'deployed',

@@ -166,15 +166,16 @@ def _align_video(aligner, source, args, target, results, stop):
     tracker = FaceTracker(aligner, smooth=not args.no_smoothing)
     seen = 0
 
-    def find_faces(picture, time):
+    def draw(picture, time):
         nonlocal seen
         faces = tracker.update(picture, time)
+        draw_faces(picture, faces)
         seen += bool(faces)
         return faces
 
     video = _import_video()
     with contextlib.closing(video.Camera(args.camera) if source.path is None else video.VideoFile(source.path)) as file:
-        written = video.align_video(file, target, find_faces, lambda frame: results.add_frame(source.name, frame),
+        written = video.align_video(file, target, draw, lambda frame: results.add_frame(source.name, frame),
                                     args.frames, stop)
         damage = file.damage()
     entry = {'video': source.name, **written, 'frames_with_faces': seen, 'faces': tracker.count,

@@ -9,7 +9,7 @@ from scipy.optimize import linear_sum_assignment
 from ..data.faces.landmarks import landmark_box
 
 # Cutoff of a still face in Hz, and Hz more for each face size per second.
-MIN_CUTOFF, BETA, DERIVATIVE_CUTOFF = 1.0, 10.0, 1.0
+MIN_CUTOFF, BETA, DERIVATIVE_CUTOFF = 0.3, 20.0, 1.0
 # Frames from one look for new faces to the next.
 DETECT_EVERY = 10
 # Overlap of two boxes of one face, over their union.

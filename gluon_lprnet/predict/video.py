@@ -16,7 +16,6 @@ from tqdm import tqdm
 
 from ..utils.errors import InputError
 from ..utils.files import whole
-from .face_alignment import draw_faces
 
 # x264 is in PyAV's wheels; builds that may not carry it for its licence (GPL) have Cisco's OpenH264 (BSD).
 _ENCODERS = ('libx264', 'libopenh264')
@@ -312,7 +311,7 @@ class VideoWriter:
                 self._container.mux(self._sounds[sound.index].encode())
 
 
-def align_video(source, target, find_faces, add_frame, limit=None, stop=()):
+def align_video(source, target, draw_faces, add_frame, limit=None, stop=()):
     """Write a video with the faces of its frames drawn, whole or not at all.
 
     Parameters
@@ -320,8 +319,8 @@ def align_video(source, target, find_faces, add_frame, limit=None, stop=()):
     source : VideoFile or Camera
     target : path
         Ends in .mp4.
-    find_faces : callable
-        (picture, BGR; time in seconds) to faces as of :class:`~gluon_lprnet.predict.face_alignment.Aligner`.
+    draw_faces : callable
+        Gets a frame's picture, BGR, and its time in seconds; draws into the picture, and returns the faces.
     add_frame : callable
         Gets a dict for each frame: ``frame`` (its number, from 0), ``time`` in seconds, ``faces``.
     limit : int, optional
@@ -348,8 +347,7 @@ def align_video(source, target, find_faces, add_frame, limit=None, stop=()):
             if not isinstance(item, Frame):
                 writer.add_sound(item)
                 continue
-            faces = find_faces(item.picture, float(item.time))
-            draw_faces(item.picture, faces)
+            faces = draw_faces(item.picture, float(item.time))
             writer.add(item)
             add_frame({'frame': frames, 'time': round(float(item.time), 6), 'faces': faces})
             size, seconds = item.picture.shape, item.time + item.duration

@@ -19,11 +19,11 @@ def read(path):
     return [item for item in VideoFile(path) if isinstance(item, Frame)]
 
 
-def copy(source, target, find_faces=lambda picture, time: [], **options):
+def copy(source, target, draw_faces=lambda picture, time: [], **options):
     """Align without faces: the summary, and what was said of each frame."""
     lines = []
     file = VideoFile(source)
-    summary = align_video(file, target, find_faces, lines.append, **options)
+    summary = align_video(file, target, draw_faces, lines.append, **options)
     return summary, lines, file.damage()
 
 
