@@ -8,7 +8,7 @@ import sys
 from . import __version__, complexity
 from .compression import command as compression
 from .compression import originals
-from .data import digits, integrity, pack
+from .data import check, digits, pack
 from .data.faces import drawn, pose_synthesis
 from .data.faces import records as face_records
 from .deployment import export
@@ -25,7 +25,7 @@ from .utils.signals import exit_on_sigterm
 from .zoo import symbols
 
 # Each module adds the parsers of its commands and sets `run`, a function of the parsed arguments.
-_COMMAND_MODULES = (imagenet, face, tables, table6, complexity, symbols, digits, drawn, pose_synthesis, integrity,
+_COMMAND_MODULES = (imagenet, face, tables, table6, complexity, symbols, digits, drawn, pose_synthesis, check,
                     journal, runs, evaluation, prediction, publish, nme, align, detectors, export, archive, server,
                     soak, compare, compression, originals, cifar10, figure2)
 # `pack KIND`: each module adds the parser of a kind of data set.

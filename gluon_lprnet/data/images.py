@@ -7,6 +7,7 @@ import contextlib
 import io
 import math
 import os
+import stat
 from typing import Any, Union
 
 import cv2
@@ -102,6 +103,9 @@ def read_image(source: Union[PathLike, bytes], upright: bool = True) -> np.ndarr
 def read_file(path: PathLike) -> bytes:
     """The bytes of a file, or ImageError."""
     try:
+        # One in a folder of pictures would be waited for without end; the shell's own are meant.
+        if stat.S_ISFIFO(os.stat(path).st_mode) and not os.fspath(path).startswith(('/dev/', '/proc/')):
+            raise ImageError('is a named pipe, not a file')
         with open(path, 'rb') as file:
             return file.read()
     except FileNotFoundError:

@@ -132,7 +132,7 @@ def check_records(rec_path, idx_path=None, num_classes=None, label_width=1, cont
         _check_labels(rec_path, keys, labels, num_classes)
         verified = 'not verified'
         if content:
-            manifest = _load_manifest(rec_path)
+            manifest = load_manifest(rec_path)
             if manifest is None:
                 _check_images(_image_fault, rec_path, offsets, keys, workers)
                 verified = 'every image decoded alike by Pillow and by MXNet'
@@ -173,7 +173,7 @@ def class_names(rec_path):
         The manifest is damaged.
     """
     rec_path = os.fspath(rec_path)
-    manifest = _load_manifest(rec_path)
+    manifest = load_manifest(rec_path)
     names = manifest.get('classes') if manifest else None
     if names is None:
         path = beside(rec_path, '.classes.txt')
@@ -276,7 +276,8 @@ def _check_labels(rec_path, keys, labels, num_classes):
                          'a label.)')
 
 
-def _load_manifest(rec_path):
+def load_manifest(rec_path):
+    """The manifest beside a ``.rec``, a dict; None if there is none of this program; InputError if it is damaged."""
     path = beside(rec_path, '.json')
     try:
         with open(path, encoding='utf-8') as file:
@@ -311,13 +312,39 @@ def _check_checksum(path, expected):
 
 
 def _check_images(fault_of, rec_path, offsets, keys, workers):
-    """Look at every image; ``fault_of`` says of one (bytes) what is wrong with it, or None."""
+    faults = image_faults(rec_path, offsets, workers, fault_of)
+    if faults:
+        shown = ''.join(f'\n  record {number} (counted from 0, key {keys[number]}) {reason}'
+                        for number, reason in faults[:_FAULTS_SHOWN])
+        more = '' if len(faults) <= _FAULTS_SHOWN else f'\n  and {len(faults) - _FAULTS_SHOWN} more'
+        raise InputError(f'{rec_path}: {len(faults)} of {len(offsets)} images cannot be used:{shown}{more}\n'
+                         'Copy or pack the file again, or keep the others with `repair`.')
+
+
+def image_faults(rec_path, offsets, workers=None, fault_of=None):
+    """Look at the image of every record, in several processes.
+
+    Parameters
+    ----------
+    rec_path : str
+    offsets : ndarray of int
+        Where the records begin, which are sound but for their images.
+    workers : int, optional
+        By default as many as CPUs, fewer for a small file.
+    fault_of : callable, optional
+        From an image (bytes) to what is wrong with it, or None; by default whether Pillow and MXNet decode it alike.
+
+    Returns
+    -------
+    list of (int, str)
+        The faulty ones, counted from 0 as in ``offsets``, and why.
+    """
     if workers is None:
         # The work is estimated from the bytes, since an image may have 1 KB or 100 KB.
         workers = default_workers(os.path.getsize(rec_path) // _BYTES_OF_A_PHOTO)
     if workers < 1:
         raise InputError(f'`workers` is {workers}: it must be 1 or more.')
-    tasks = ((fault_of, rec_path, first, offsets[first:first + _IMAGES_PER_TASK])
+    tasks = ((fault_of or _image_fault, rec_path, first, offsets[first:first + _IMAGES_PER_TASK])
              for first in range(0, len(offsets), _IMAGES_PER_TASK))
     faults = []
     with tqdm(desc='images', total=len(offsets), unit='image', unit_scale=True,
@@ -325,12 +352,7 @@ def _check_images(fault_of, rec_path, offsets, keys, workers):
         for count, found in map_in_processes(_find_faults, tasks, workers):
             faults += found
             bar.update(count)
-    if faults:
-        shown = ''.join(f'\n  record {number} (counted from 0, key {keys[number]}) {reason}'
-                        for number, reason in faults[:_FAULTS_SHOWN])
-        more = '' if len(faults) <= _FAULTS_SHOWN else f'\n  and {len(faults) - _FAULTS_SHOWN} more'
-        raise InputError(f'{rec_path}: {len(faults)} of {len(offsets)} images cannot be used:{shown}{more}\n'
-                         'Copy or pack the file again.')
+    return faults
 
 
 def _find_faults(task):
@@ -368,33 +390,3 @@ def _size_fault(image):
     except ImageError as error:
         return str(error)
     return None
-
-
-def add_commands(subparsers):
-    parser = subparsers.add_parser(
-        'check', help='check a .rec file: structure, index, labels, images',
-        description='Check a RecordIO file of images before MXNet reads it: the structure of every record, '
-                    'the index, the labels, and the content (by the checksums of the manifest that "pack" '
-                    'wrote, or by decoding every image).')
-    parser.add_argument('rec', metavar='REC', help='the .rec file')
-    parser.add_argument('--idx', help='its index (default: the path of the .rec with .idx)')
-    parser.add_argument('--num-classes', type=integer, metavar='N', help='labels must be below N')
-    parser.add_argument('--label-width', type=integer, default=1, metavar='W',
-                        help='numbers in each label (default: 1, a class)')
-    parser.add_argument('--workers', type=integer, help='processes that decode (default: as many as CPUs)')
-    parser.add_argument('--write-index', action='store_true', help='write the index if there is none')
-    parser.set_defaults(run=_run_check)
-
-
-def _run_check(args):
-    summary = check_records(args.rec, args.idx, args.num_classes, args.label_width, workers=args.workers,
-                            write_index=args.write_index)
-    print(f'{summary.path}: {summary.count} records, {summary.size / 1e6:.1f} MB, valid')
-    if summary.label_width == 1:
-        counts = summary.class_counts.values()
-        print(f'  labels: {len(counts)} classes, {summary.label_min:g} to {summary.label_max:g}; '
-              f'{min(counts)} to {max(counts)} images each')
-    else:
-        print(f'  labels: {summary.label_width} numbers each, {summary.label_min:g} to {summary.label_max:g}')
-    print('  index: lists every record once')
-    print(f'  content: {summary.verified}')

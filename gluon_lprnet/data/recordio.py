@@ -30,6 +30,7 @@ _MAGIC_BYTES = struct.pack('<I', _MAGIC)
 _PART = struct.Struct('<II')
 HEADER = struct.Struct('<IfQQ')
 _WHOLE, _FIRST, _MIDDLE, _LAST = range(4)
+_BLOCK = 1 << 20
 # Of float32: up to it, every integer has a number of its own.
 _LARGEST_CLASS = 2**24
 MANIFEST_FORMAT = 'gluon_lprnet records'
@@ -138,7 +139,8 @@ def read_record(fd, size, offset, wanted=None):
     offset of the next record.
     """
     expected = (_WHOLE, _FIRST)
-    payload, total = b'', 0
+    # Joined at the end: a record may have a part for every 4 bytes.
+    parts, total = [], 0
     while True:
         # Most reads need only the first few bytes: one system call per part.
         part = os.pread(fd, _PART.size + (wanted or 0), offset)
@@ -156,13 +158,29 @@ def read_record(fd, size, offset, wanted=None):
         if offset > size:
             raise Damage(f'the file ends inside it (truncated: {offset - size} bytes are missing)')
         if kind in (_MIDDLE, _LAST):
-            payload += _MAGIC_BYTES
+            parts.append(_MAGIC_BYTES)
             total += len(_MAGIC_BYTES)
-        payload += os.pread(fd, length, data) if wanted is None else part[_PART.size:_PART.size + length]
+        if wanted is None or total < wanted:
+            parts.append(os.pread(fd, length, data) if wanted is None else part[_PART.size:_PART.size + length])
         total += length
         if kind in (_WHOLE, _LAST):
-            return payload[:wanted], total, offset
+            return b''.join(parts)[:wanted], total, offset
         expected = (_MIDDLE, _LAST)
+
+
+def next_magic(file, offset, size):
+    """Where the next part may begin, from ``offset`` on, at a multiple of 4 bytes; ``size`` if nowhere."""
+    position = -(-offset // 4) * 4
+    while position < size:
+        # A magic number may lie across two blocks.
+        block = os.pread(file.fileno(), _BLOCK + 4, position)
+        found = block.find(_MAGIC_BYTES)
+        while found >= 0 and found % 4:
+            found = block.find(_MAGIC_BYTES, found + 1)
+        if found >= 0:
+            return position + found
+        position += _BLOCK
+    return size
 
 
 def split_payload(payload):

@@ -16,7 +16,8 @@ from gluon_lprnet.__main__ import main
 from gluon_lprnet.data.batches import validation_batches
 from gluon_lprnet.data.images import AUTO, center_crop, read_image
 from gluon_lprnet.data.integrity import check_records
-from gluon_lprnet.data.recordio import MANIFEST_FORMAT, MANIFEST_VERSION, read_records
+from gluon_lprnet.data.recordio import MANIFEST_FORMAT, MANIFEST_VERSION, read_records, write_records
+from gluon_lprnet.data.repair import repair_records
 from gluon_lprnet.utils.errors import InputError
 
 MAGIC = struct.pack('<I', 0xced7230a)
@@ -441,3 +442,61 @@ def test_the_structure_of_a_large_file_takes_little_memory(tmp_path):
     tracemalloc.stop()
     assert summary.count == count and summary.size > 2**32
     assert peak < 10_000_000
+
+
+def test_repair_keeps_every_sound_record(tmp_path, capsys):
+    path = ten(tmp_path)
+    offsets = offsets_of(path)
+    size = os.path.getsize(path)
+    samples = list(read_records(path))
+    with open(path, 'rb') as file:
+        content = bytearray(file.read())
+    content[offsets[2]:offsets[2] + 4] = b'gone'                     # its magic number
+    content[offsets[3] + 4:offsets[3] + 8] = struct.pack('<I', 2**28)    # its length
+    content[offsets[6] + 8 + 24 + 200] ^= 0xff                       # its image
+    content[offsets[7] + 12:offsets[7] + 16] = struct.pack('<f', -1)     # its label
+    content = content[:-8]                                           # the last record is cut off
+    with open(path, 'wb') as file:
+        file.write(content)
+    assert main(['check', path]) == 2
+    summary = repair_records(path, tmp_path / 'sound')
+    (tmp_path / 'set.idx').unlink()
+    kept = list(read_records(summary.path))
+    image_is_sound = (6, ) if kept[4:5] == samples[6:7] else ()
+    assert kept == [samples[number] for number in (0, 1, 4, 5, *image_is_sound, 8)]
+    assert summary.kept == check_records(summary.path).count == len(kept)
+    places = [(loss.offset, loss.end) for loss in summary.lost]
+    assert places[0] == (offsets[2], offsets[4]) and places[-1] == (offsets[9], size - 8)
+    assert (offsets[7], offsets[8]) in places
+    capsys.readouterr()
+    assert not main(['check', path, '--repair', str(tmp_path / 'again')])
+    text = capsys.readouterr().out
+    assert f'{len(kept)} sound records' in text and f'bytes {offsets[2]} to {offsets[4]}: it does not start' in text
+    assert list(read_records(str(tmp_path / 'again.rec'))) == kept
+
+
+def test_repair_takes_what_the_manifest_says(tmp_path):
+    samples = [(i % 3, jpeg(i)) for i in range(6)]
+    write_records(tmp_path / 'set', samples, ['a', 'b', 'c'], {'layout': 'some', 'part': 'rest'})
+    patch(tmp_path / 'set.rec', offsets_of(str(tmp_path / 'set.rec'))[1], b'gone')
+    repair_records(tmp_path / 'set.rec', tmp_path / 'sound')
+    manifest = json.loads((tmp_path / 'sound.json').read_text())
+    assert manifest['count'] == 5 and manifest['classes'] == ['a', 'b', 'c']
+    assert (manifest['layout'], manifest['part']) == ('some', 'rest')
+    assert check_records(tmp_path / 'sound.rec').verified.startswith('CRC-32')
+
+
+def test_repair_of_what_cannot_be_repaired(tmp_path, capsys):
+    (tmp_path / 'noise.rec').write_bytes(bytes(range(256)) * 4)
+    with pytest.raises(InputError, match='holds no sound record'):
+        repair_records(tmp_path / 'noise.rec', tmp_path / 'out')
+    assert not list(tmp_path.glob('out*'))
+    assert main(['check', str(tmp_path / 'noise.rec'), '--repair', str(tmp_path / 'out'), '--num-classes', '3']) == 2
+    assert '--num-classes cannot go with --repair' in capsys.readouterr().err
+
+
+def test_record_in_many_parts(tmp_path):
+    """A part for every 4 bytes: copied once each, or this takes minutes."""
+    image = MAGIC * 500_000
+    (_, found), = read_records(write(tmp_path, [(0, image)]))
+    assert found == image

@@ -664,3 +664,11 @@ def test_photos(tmp_path):
         assert min(pixels.shape[:2]) == min(128, *photo.size)
         # JPEG changes photos more than the smooth pictures above; another photo would differ by 50 or so.
         assert_like(pixels, photo.resize(pixels.shape[1::-1], Image.Resampling.BOX), tolerance=10)
+
+
+def test_named_pipe_among_the_pictures(tmp_path):
+    """Opened, it would wait for a writer without end."""
+    (tmp_path / 'photos' / 'a').mkdir(parents=True)
+    os.mkfifo(tmp_path / 'photos' / 'a' / 'pipe.jpg')
+    with pytest.raises(InputError, match='pipe.jpg is a named pipe, not a file'):
+        pack_images(tmp_path / 'photos', tmp_path / 'out', workers=1)

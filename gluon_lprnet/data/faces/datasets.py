@@ -8,11 +8,11 @@ import itertools
 import math
 import os
 import re
+import zipfile
 from collections import Counter
 from typing import Callable, NamedTuple, Optional
 from xml.etree import ElementTree
 
-import cv2
 import numpy as np
 import scipy.io
 from PIL import Image
@@ -21,6 +21,7 @@ from ...utils.errors import InputError
 from ...utils.text import integer, real
 from ..images import EXTENSIONS
 from .landmarks import POINTS, landmark_box, mirror
+from .torch7 import read_tensor
 
 # The coordinates of the center of the top left pixel in the files of a layout.
 ORIGIN = {
@@ -50,6 +51,9 @@ JAW = {
 
 # Faces that are tried to tell whether a path has a layout.
 _LOOKED_AT = 5
+
+# Of arrays in an archive: some two million faces.
+_MOST_BYTES = 1 << 31
 
 LP_SETS = ('AFW', 'HELEN', 'IBUG', 'LFPW')
 
@@ -294,9 +298,9 @@ def _load_mat(file, *keys):
 
 def _read_t7(file):
     try:
-        points = cv2.dnn.readTorchBlob(file, isBinary=True)
-    except cv2.error as error:
-        raise _Fault(file, f'is not a binary Torch tensor: {error.err}') from error
+        points = read_tensor(file)
+    except ValueError as error:
+        raise _Fault(file, f'is not a binary Torch tensor: {error}') from error
     return points - ORIGIN['ls3d-w'], None
 
 
@@ -342,6 +346,11 @@ def _read_dlib(place, box):
 def _load_npz(path, keys):
     """Arrays of one length, by key."""
     try:
+        with zipfile.ZipFile(path) as archive:
+            # What an array announces is allocated before it is read.
+            size = sum(_announced_bytes(archive, f'{key}.npy') for key in keys)
+        if size > _MOST_BYTES:
+            raise ValueError(f'they announce {size:,} bytes, more than {_MOST_BYTES:,}')
         with np.load(path) as archive:
             arrays = [archive[key] for key in keys]
         lengths = [len(array) for array in arrays]
@@ -352,6 +361,14 @@ def _load_npz(path, keys):
         counts = ', '.join(f'{length} {key}' for length, key in zip(lengths, keys))
         raise _Fault(path, f'has arrays of different lengths: {counts}')
     return arrays
+
+
+def _announced_bytes(archive, name):
+    with archive.open(name) as file:
+        version = np.lib.format.read_magic(file)
+        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read_header(file)
+    return math.prod(shape) * dtype.itemsize
 
 
 def _find_ytf68(path):

@@ -1,6 +1,7 @@
 """Readers of face data sets: each layout written by hand, every fault, and the real sets' counts."""
 import os
 import struct
+import zipfile
 from xml.sax.saxutils import quoteattr
 
 import cv2
@@ -23,6 +24,7 @@ from reference.face_files import (
 from gluon_lprnet.data.faces.datasets import JAW, LAYOUTS, ORIGIN, read_faces
 from gluon_lprnet.data.faces.head_model import fit_pose
 from gluon_lprnet.data.faces.landmarks import JAWS, landmark_box, mirror
+from gluon_lprnet.data.faces.torch7 import read_tensor
 from gluon_lprnet.utils.errors import InputError
 
 
@@ -310,6 +312,47 @@ def test_a_truncated_tensor(tmp_path):
     faults = []
     assert not list(read_faces(tmp_path, 'ls3d-w', faults))
     assert 'is not a binary Torch tensor' in faults[0][1]
+
+
+def test_tensors_of_any_layout(tmp_path):
+    """A transposed view on the middle of a storage, as Torch saves it."""
+    values = np.arange(200, dtype='float32')
+    write_t7(tmp_path / 'a.t7', values[:136].reshape(68, 2))
+    content = (tmp_path / 'a.t7').read_bytes()
+    sizes, storage = content.index(struct.pack('<qq', 68, 2)), content.index(struct.pack('<q', 136), 70)
+    (tmp_path / 'b.t7').write_bytes(content[:sizes] + struct.pack('<qqqqq', 68, 2, 1, 68, 11)
+                                    + content[sizes + 40:storage] + struct.pack('<q', 200) + values.tobytes())
+    assert (read_tensor(tmp_path / 'b.t7') == values[10:146].reshape(2, 68).T).all()
+
+
+def test_no_damage_of_a_tensor_gets_through_or_ends_the_process(tmp_path):
+    """Every byte of the header in five ways, and every length."""
+    path = tmp_path / 'a.t7'
+    write_t7(path, points_of(0))
+    content = path.read_bytes()
+    header = len(content) - 68 * 2 * 8
+    damaged = [content[:place] + bytes([value]) + content[place + 1:] for place in range(header)
+               for value in (0, 1, 127, 128, 255)]
+    for case in damaged + [content[:length] for length in range(len(content))]:
+        path.write_bytes(case)
+        try:
+            tensor = read_tensor(path)
+        except ValueError:
+            continue
+        # The numbers of objects, which are not needed, and strides may have changed; shapes are checked by pack.
+        assert tensor.dtype == 'float64' and tensor.size <= 136
+
+
+def test_archive_that_announces_more_memory_than_there_is(tmp_path):
+    path = tmp_path / 'bomb.npz'
+    with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as archive:
+        for name, shape, dtype in (('names', (10 ** 9,), '<U30'), ('landmarks', (10 ** 9, 68, 2), '<f8'),
+                                   ('identity', (10 ** 9,), '<i8')):
+            with archive.open(f'{name}.npy', 'w') as file:
+                np.lib.format.write_array_header_1_0(file, {'descr': dtype, 'fortran_order': False, 'shape': shape})
+                file.write(bytes(1000))
+    with pytest.raises(InputError, match='announce .* bytes, more than'):
+        list(read_faces(path, 'ytf68', []))
 
 
 def test_faults_of_xml(tmp_path):
