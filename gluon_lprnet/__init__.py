@@ -23,7 +23,8 @@ def load(network: Union[str, Path]) -> 'Union[Classifier, FaceAligner]':
     Parameters
     ----------
     network : str or path
-        A name of ``list_models(pretrained=True)``, a run's or a checkpoint's folder, or a ``*-symbol.json``.
+        A name of ``list_models(pretrained=True)``, a run's or a checkpoint's folder, a ``*-symbol.json`` or
+        an ``.onnx`` file.
 
     Returns
     -------

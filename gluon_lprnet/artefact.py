@@ -1,15 +1,19 @@
-"""Trained networks as files: written as symbol and params, loaded from these or from a checkpoint."""
+"""Trained networks as files: written as symbol and params, loaded from these, from a checkpoint or from ONNX."""
+import hashlib
 import json
+import math
 import re
 from contextlib import contextmanager
 from pathlib import Path
 
 import mxnet as mx
 import numpy as np
-from mxnet import gluon
 
 from . import checkpoint
-from .graph import trace
+from .formats.onnx_files import load_onnx
+from .formats.standard import standard_form
+from .formats.symbol_files import latest_params, read_bytes, read_json, read_params, read_symbol
+from .graph import as_block, trace
 from .utils.errors import InputError
 from .utils.files import folder_aside, put_in_place, write_errors
 from .zoo import get_model, list_models
@@ -20,10 +24,38 @@ DESCRIPTION_KEYS = ('task', 'model', 'num_classes', 'small_image', 'rank', 'no_r
                     'activation', 'padding', 'input_size', 'crop_ratio', 'inter_method', 'crop_scale', 'rgb_mean',
                     'rgb_std', 'class_names', 'class_ids')
 
+# What the entries must be, and in which words. What the package does not read, it does not judge.
+_SCHEMA = {
+    'task': (lambda value: value in ('classification', 'landmarks'), '"classification" or "landmarks"'),
+    'model': (lambda value: isinstance(value, str), 'text'),
+    'num_classes': (lambda value: _is_count(value), 'a whole number above 0'),
+    'input_size': (lambda value: _is_count(value) and value <= 4096, 'a whole number from 1 to 4096'),
+    'crop_ratio': (lambda value: _is_real(value) and value > 0, 'a number above 0'),
+    'crop_scale': (lambda value: _is_real(value) and value > 0, 'a number above 0'),
+    'rgb_mean': (lambda value: _are_reals(value), 'three numbers'),
+    'rgb_std': (lambda value: _are_reals(value) and min(value) > 0, 'three numbers above 0'),
+    'inter_method': (lambda value: _is_count(value) and value <= 10, "one of MXNet's ways of resizing, 1 to 10"),
+    'class_names': (lambda value: value is None or isinstance(value, list) and all(
+        isinstance(name, str) for name in value), 'a list of names'),
+    'sha256': (lambda value: isinstance(value, dict), 'an object'),
+}
+
 # Largest difference of a written network from the one in memory, relative to its largest output. In float32 the two may
 # normalize in different forms; a network of another precision is written in float32.
 _TOLERANCE = {'float32': 1e-4}
 _TOLERANCE_OF_OTHERS = 0.1
+
+
+def _is_count(value):
+    return type(value) is int and value > 0
+
+
+def _is_real(value):
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _are_reals(value):
+    return isinstance(value, list) and len(value) == 3 and all(map(_is_real, value))
 
 
 def model_arguments(config):
@@ -88,7 +120,17 @@ def relative_difference(found, expected):
 
 
 def write_symbol(symbol, params, prefix):
-    """Write ``PREFIX-symbol.json`` and ``PREFIX-0000.params``, as MXNet itself does."""
+    """Write ``PREFIX-symbol.json`` and ``PREFIX-0000.params``, as MXNet itself does.
+
+    Raises
+    ------
+    InputError
+        If a parameter is not finite, or they cannot be written.
+    """
+    for name, value in params.items():
+        # MXNet's ReLU gives 0 for NaN, so that the outputs may not show it.
+        if not np.isfinite(value.asnumpy()).all():
+            raise InputError(f'the parameter {name} has NaN or infinite values: {Path(prefix).name} was not written.')
     auxiliary = set(symbol.list_auxiliary_states())
     with write_errors(prefix):
         symbol.save(f'{prefix}-symbol.json')
@@ -97,17 +139,27 @@ def write_symbol(symbol, params, prefix):
 
 
 def write_description(description, prefix):
-    """Write ``PREFIX.json``."""
+    """Write ``PREFIX.json``, with the SHA-256 of each file that is there of the network."""
+    prefix = Path(prefix)
     with write_errors(prefix):
+        digests = {file.name: _sha256(file) for file in sorted(prefix.parent.iterdir())
+                   if is_file_of(file.name, prefix.name) and file.suffix != '.mar'}
+        description = {**description, 'sha256': digests}
         Path(f'{prefix}.json').write_text(json.dumps(description, indent=1) + '\n')
 
 
+def is_file_of(file_name, name):
+    """Whether a file is one of those that a network of that name consists of; its description is not among them."""
+    end = file_name[len(name):] if file_name.startswith(name) else ''
+    return end in ('-symbol.json', '.onnx', '.mar') or bool(re.fullmatch(r'-[0-9]{4,}\.params', end))
+
+
 @contextmanager
-def whole_files(folder, written):
+def whole_files(folder, written, replaced=()):
     """A scratch folder whose files go to ``folder``, and their paths into ``written``, once the block ends well.
 
     What a network is loaded by, its symbol or ONNX file, is the first to go and the last to come: a kill at any time
-    leaves the old network, the new one, or none.
+    leaves the old network, the new one, or none. Files of ``folder`` that are ``replaced``, paths, go with the old one.
 
     Raises
     ------
@@ -117,9 +169,10 @@ def whole_files(folder, written):
     with folder_aside(folder, 'export') as scratch:
         yield scratch
         files = sorted(scratch.iterdir(), key=lambda file: (_is_loaded_by(file), file.name))
+        old = {Path(folder) / file.name for file in filter(_is_loaded_by, files)} | set(replaced)
         with write_errors(folder):
-            for file in filter(_is_loaded_by, files):
-                (Path(folder) / file.name).unlink(missing_ok=True)
+            for file in sorted(old, key=lambda file: (not _is_loaded_by(file), file.name)):
+                file.unlink(missing_ok=True)
         written.extend(put_in_place(files, folder))
 
 
@@ -134,24 +187,34 @@ def load_network(path, context=None):
     ----------
     path : path
         A run's folder (its newest complete checkpoint), a checkpoint's folder, a ``*-symbol.json`` with
-        its ``*-NNNN.params`` beside it, or the name of a trained network that comes with the package.
+        its ``*-NNNN.params`` beside it (of the highest number), an ``.onnx`` file, or the name of a trained network
+        that comes with the package. Files of other programs are brought into the form of
+        :mod:`gluon_lprnet.formats.standard`.
     context : mx.Context, optional
+        An ONNX file runs on the CPU in any case.
 
     Returns
     -------
-    tuple of (HybridBlock, dict)
-        The network, hybridized, and its description (:data:`DESCRIPTION_KEYS`), which is empty for a symbol
-        file written by another program.
+    tuple of (HybridBlock or OnnxNetwork, dict)
+        The network, hybridized, and its description (:data:`DESCRIPTION_KEYS`); of files without one, only what the
+        network says itself (:class:`gluon_lprnet.formats.standard.Standard`).
 
     Raises
     ------
     InputError
-        If it is none of these, or is incomplete.
+        If it is none of these, or is incomplete, damaged, or not a network of one image and one row of numbers.
     """
     context = context or mx.cpu()
     path = Path(path)
     if path.name.endswith('-symbol.json'):
-        net, description = _load_symbol(path, context)
+        symbol, params, description = read_network(path)
+        net = as_block(symbol, {name: mx.nd.array(value, context, value.dtype) for name, value in params.items()})
+        _check_end(net, path, description)
+    elif path.suffix == '.onnx':
+        described = _read_description(path, path.stem)
+        net, facts = load_onnx(path, described)
+        description = _checked_classes(path, {**facts, **described}, facts)
+        _check_end(net, path, description)
     elif path.is_dir():
         found = checkpoint.find(path)
         if found is None:
@@ -165,8 +228,8 @@ def load_network(path, context=None):
         net = get_model(card.name, ctx=context)
         description = card.description
     else:
-        raise InputError(f'{path}: give the folder of a run or of a checkpoint, a -symbol.json file, or one of '
-                         f'{", ".join(list_models(pretrained=True)) or "the trained networks (there are none)"}'
+        raise InputError(f'{path}: give the folder of a run or of a checkpoint, a -symbol.json or .onnx file, or one '
+                         f'of {", ".join(list_models(pretrained=True)) or "the trained networks (there are none)"}'
                          f'{"" if path.exists() else " (the path does not exist)"}.')
     net.hybridize(static_alloc=True, static_shape=True)
     return net, description
@@ -176,22 +239,69 @@ def _describe(config):
     return {key: config[key] for key in DESCRIPTION_KEYS if key in config}
 
 
-def _load_symbol(path, context):
+def read_network(path):
+    """A network's symbol and params, in the standard form, and its description.
+
+    Parameters
+    ----------
+    path : path
+        ``NAME-symbol.json``, with ``NAME-NNNN.params`` beside it and, if there is one, ``NAME.json``.
+
+    Returns
+    -------
+    tuple of (Symbol, dict of str to ndarray, dict)
+
+    Raises
+    ------
+    InputError
+        As for :func:`load_network`.
+    """
+    path = Path(path)
     if not path.exists():
         raise InputError(f'{path} does not exist.')
-    prefix = path.name[:-len('-symbol.json')]
-    params = sorted(file for file in path.parent.iterdir()
-                    if re.fullmatch(re.escape(prefix) + r'-\d{4,}\.params', file.name))
-    if not params:
-        raise InputError(f'{path}: no {prefix}-NNNN.params beside it.')
-    try:
-        # Like SymbolBlock.imports, which leaves the type of the input open and warns about it.
-        net = gluon.SymbolBlock(mx.sym.load(str(path)), mx.sym.var('data', dtype='float32'))
-        net.load_parameters(str(params[-1]), ctx=context)
-    except (mx.MXNetError, AssertionError, ValueError) as error:
-        raise InputError(f'{path} with {params[-1].name} does not load: {str(error).splitlines()[-1]}') from error
-    description = path.with_name(prefix + '.json')
-    try:
-        return net, json.loads(description.read_text()) if description.exists() else {}
-    except ValueError as error:
-        raise InputError(f'{description}, the description of the network, is not valid JSON: {error}.') from error
+    params_path = latest_params(path)
+    described = _read_description(path, path.name[:-len('-symbol.json')], params_path)
+    symbol, params, facts = standard_form(read_symbol(path), read_params(params_path), path, params_path.name,
+                                          described)
+    return symbol, params, _checked_classes(path, {**facts, **described}, facts)
+
+
+def _read_description(path, name, *others):
+    """``NAME.json`` beside a network, checked, and the network's files by it; {} if there is none."""
+    file = path.with_name(f'{name}.json')
+    if not file.exists():
+        return {}
+    description = read_json(file, 'the description of the network')
+    for key, (is_good, words) in _SCHEMA.items():
+        if key in description and not is_good(description[key]):
+            raise InputError(f'{file}, the description of the network: "{key}" is not {words}.')
+    digests = description.get('sha256', {})
+    for each in (path, *others):
+        if each.name in digests and digests[each.name] != _sha256(each):
+            raise InputError(f'{each} is damaged or of another network: its SHA-256 is not the one in {file.name}. '
+                             'Export the network again.')
+    return description
+
+
+def _checked_classes(path, description, facts):
+    """The description, or InputError if it is of another number of classes than the network has outputs."""
+    outputs, names = facts['num_classes'], description.get('class_names')
+    if description.get('task') != 'landmarks':
+        for found, what in ((description['num_classes'], 'classes'), (len(names or range(outputs)), 'class names')):
+            if found != outputs:
+                raise InputError(f'{path} has {outputs} outputs, and its description {found} {what}.')
+    return description
+
+
+def _check_end(net, path, description):
+    """InputError if a network of another program gives probabilities, in a form that is not known."""
+    if 'task' in description or description['num_classes'] < 2:
+        return
+    size = description.get('input_size', 224)
+    outputs = net(mx.nd.array(np.random.default_rng(0).normal(0, 1, (1, 3, size, size)))).asnumpy()
+    if (outputs >= 0).all() and abs(outputs.sum() - 1) < 1e-4:
+        raise InputError(f'{path} gives probabilities, and not by a softmax at its end: save it without that part.')
+
+
+def _sha256(path):
+    return hashlib.sha256(read_bytes(path)).hexdigest()

@@ -27,6 +27,7 @@ import mxnet as mx
 from mxnet.gluon import Block, Constant, HybridBlock
 
 from .blocks import plain_form
+from .formats.symbol_files import read_symbol
 from .utils.errors import InputError
 from .utils.text import FORMATS, integer, render_table
 from .zoo import get_model
@@ -185,13 +186,7 @@ def _trace(network, input_name):
         return (outputs if isinstance(outputs, mx.sym.Symbol) else mx.sym.Group(outputs)), constants
     if not isinstance(network, (str, os.PathLike)):
         raise InputError(f'{network!r} is not a HybridBlock, a Symbol or the path of a symbol JSON file.')
-    try:
-        with open(network, encoding='utf-8') as file:
-            return mx.sym.load_json(file.read()), set()
-    except OSError as error:
-        raise InputError(f'{network}: {error.strerror}.') from error
-    except (UnicodeDecodeError, mx.MXNetError) as error:
-        raise InputError(f'{network} is not the JSON file of an MXNet symbol.') from error
+    return read_symbol(network), set()
 
 
 def _infer_shapes(symbol, nodes, input_name, input_shape):

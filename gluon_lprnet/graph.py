@@ -5,12 +5,15 @@ from collections import Counter
 
 import mxnet as mx
 import numpy as np
-from mxnet.gluon import SymbolBlock
+from mxnet.gluon import HybridBlock, SymbolBlock
 
 from .blocks import plain_form
 from .utils.errors import InputError
 
-__all__ = ['SymbolGraph', 'as_block', 'attributes', 'trace']
+__all__ = ['SymbolGraph', 'as_block', 'attributes', 'in_float32', 'trace', 'with_fixed_gammas']
+
+_OTHER_PRECISIONS = ('float16', 'float64', 'bfloat16')
+_BATCH_NORMS = ('BatchNorm', 'BatchNorm_v1', '_contrib_SyncBatchNorm')
 
 
 def trace(net, cast=False):
@@ -32,8 +35,11 @@ def trace(net, cast=False):
     Raises
     ------
     InputError
-        If a parameter is not float32, without ``cast``.
+        If a parameter is not float32, without ``cast``, or if it is not a network of MXNet.
     """
+    if not isinstance(net, HybridBlock):
+        raise InputError('a network that is not a HybridBlock of MXNet, such as an ONNX file, can be used and '
+                         'evaluated only: give the network that it came from.')
     with plain_form(net):
         # Four dimensions of any size: without them L2Normalization fails in optimize_for('MKLDNN', args=...).
         symbol = net(mx.sym.var('data', shape=(0, 0, 0, 0)))
@@ -41,20 +47,31 @@ def trace(net, cast=False):
     params = {name: parameters[name].data(parameters[name].list_ctx()[0])
               for name in symbol.list_inputs() if name != 'data'}
     if cast:
-        return _in_float32(symbol), {name: value.astype('float32', copy=False) for name, value in params.items()}
+        return in_float32(symbol), {name: value.astype('float32', copy=False) for name, value in params.items()}
     other = {np.dtype(value.dtype).name for value in params.values()} - {'float32'}
     if other:
         raise InputError(f"the network has parameters in {', '.join(sorted(other))}: call net.cast('float32') first.")
     return symbol, params
 
 
-def _in_float32(symbol):
+def in_float32(symbol):
+    """The symbol of a network of another precision, for parameters in float32."""
     graph = json.loads(symbol.tojson())
     for node in graph['nodes']:
         # Gluon writes the types of its parameters into the symbol, as MXNet's numbers: 0 is float32.
         if '__dtype__' in node.get('attrs', {}):
             node['attrs']['__dtype__'] = '0'
+        if node['op'] in ('Cast', 'amp_cast') and node['attrs']['dtype'] in _OTHER_PRECISIONS:
+            node['attrs']['dtype'] = 'float32'
     return mx.sym.load_json(json.dumps(graph))
+
+
+def with_fixed_gammas(symbol, params):
+    """The parameters with 1 for each gamma that BatchNorm takes as 1 whatever it is, which other programs do not."""
+    nodes = json.loads(symbol.tojson())['nodes']
+    fixed = {nodes[node['inputs'][1][0]]['name'] for node in nodes
+             if node['op'] in _BATCH_NORMS and attributes(node, fix_gamma=True) == [True]}
+    return {name: mx.nd.ones_like(value) if name in fixed else value for name, value in params.items()}
 
 
 def as_block(symbol, params):

@@ -315,12 +315,12 @@ def test_second_input_and_wrong_name():
 def test_file_that_is_no_symbol(tmp_path, content):
     path = tmp_path / 'net.json'
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(InputError, match='net.json is not the JSON file of an MXNet symbol'):
+    with pytest.raises(InputError, match='net.json.* is not'):
         count(path)
 
 
 def test_other_things_that_are_no_network(tmp_path):
-    with pytest.raises(InputError, match='missing.json: No such file'):
+    with pytest.raises(InputError, match='missing.json does not exist'):
         count(tmp_path / 'missing.json')
     with pytest.raises(InputError, match='is not a HybridBlock, a Symbol or the path'):
         count(3)

@@ -2,29 +2,39 @@
 import itertools
 import math
 import os
+import re
 import statistics
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple, Optional
 
 import mxnet as mx
 import numpy as np
 
-from ..artefact import load_network, relative_difference, whole_files, write_description, write_symbol
+from ..artefact import (
+    is_file_of,
+    load_network,
+    relative_difference,
+    whole_files,
+    write_description,
+    write_symbol,
+)
 from ..complexity import count
 from ..data.batches import Normalization, validation_batches
 from ..data.faces.batches import FaceBatches
 from ..data.faces.landmarks import CROP_SCALE
 from ..data.faces.records import check_face_records, read_face_records
 from ..data.integrity import check_records
-from ..evaluate.classification import evaluate_classification
+from ..evaluate.classification import add_description_flags, described, evaluate_classification, flags_of_description
 from ..evaluate.landmarks import evaluate_landmarks
+from ..formats.onnx_files import require_onnx
 from ..graph import as_block, trace
 from ..utils.errors import InputError
 from ..utils.files import write_errors
 from ..utils.flags import positive_float, positive_int
 from ..utils.text import render_table
 from ..utils.timing import interleaved_milliseconds
-from .onnx import require_onnx, run_onnx, write_onnx
+from .onnx import run_onnx, write_onnx
 from .quantize import (
     CALIBRATIONS,
     MXNetQuantizer,
@@ -44,6 +54,9 @@ FORMATS = ('mxnet', 'onnx')
 
 # Largest difference from the network, relative to its largest output.
 TOLERANCE = 1e-5
+
+# What the forms add to the name.
+_SUFFIXES = {'training': '', 'deployed': '-deployed', 'int8': '-int8'}
 
 _BATCH_SIZE = 64
 _THREADS = 2
@@ -72,11 +85,12 @@ class Int8(NamedTuple):
     rec_val: Optional[str] = None
 
 
-def export(path, out, forms=FORMS, formats=('mxnet',), normalize_input=False, int8=None, report=lambda line: None):
-    """Write a trained network as files; each is compared with the network before it is kept.
+def export(path, out, forms=FORMS, formats=('mxnet',), normalize_input=False, int8=None, report=lambda line: None,
+           name=None, overwrite=False, description=None):
+    """Write a trained network as files, all or none; each is compared with the network before that.
 
-    ``MODEL-symbol.json`` with ``MODEL-0000.params`` (mxnet) and ``MODEL.onnx`` (onnx) are the training form,
-    ``MODEL-deployed...`` is the deployed form, ``MODEL-int8...`` the same in 8 bits. Beside each, ``MODEL.json``
+    ``NAME-symbol.json`` with ``NAME-0000.params`` (mxnet) and ``NAME.onnx`` (onnx) are the training form,
+    ``NAME-deployed...`` is the deployed form, ``NAME-int8...`` the same in 8 bits. Beside each, ``NAME.json``
     describes input and output and, for INT8, the cost.
 
     Parameters
@@ -94,6 +108,13 @@ def export(path, out, forms=FORMS, formats=('mxnet',), normalize_input=False, in
         Write the quantized network too.
     report : callable
         Called with a line about each form, and with tables about the quantized network.
+    name : str, optional
+        By default that of the network's model, or of its file.
+    overwrite : bool
+        Replace the files of this name in ``out``, in all forms and formats. Others are left alone in any case.
+    description : dict, optional
+        Entries that complete or override the network's description: ``input_size``, ``crop_ratio``, ``rgb_mean``,
+        ``rgb_std``.
 
     Returns
     -------
@@ -102,17 +123,23 @@ def export(path, out, forms=FORMS, formats=('mxnet',), normalize_input=False, in
     Raises
     ------
     InputError
-        If there is no network at ``path``, if it has no description or was written by this function, if a file
-        differs from the network, if ``out`` cannot be written to, if a package is not installed, or if there is
-        something wrong with ``int8``: its files, its patterns, or the network that would come of it.
+        If there is no network at ``path``, if it was written by this function, if ``out`` has files of the name
+        already or cannot be written to, if a file differs from the network, if a package is not installed, or if
+        there is something wrong with ``int8``: its files, its patterns, or the network that would come of it.
     """
     if 'onnx' in formats:
         require_onnx()
-    net, description = load_network(path)
-    if not description:
-        raise InputError(f'{path} has no description (a .json file) beside it: give the run or the checkpoint.')
-    if 'form' in description:
+    net, found = load_network(path)
+    if 'form' in found:
         raise InputError(f'{path} was written by this command: give the run or the checkpoint it came from.')
+    description = _completed(path, found, description or {}, report)
+    default = description.get('model') or Path(path).name.replace('-symbol.json', '')
+    name = _checked_name(default if name is None else name)
+    old = _files_of(name, out)
+    if old and not overwrite:
+        raise InputError(f'{out} has files of a network {name} already: {", ".join(file.name for file in old[:4])}'
+                         f'{" and more" if len(old) > 4 else ""}. Give another folder or another `name`, or '
+                         '`overwrite` to replace them.')
     trained = trace(net)
     image_shape = (3, description['input_size'], description['input_size'])
     mean, std = (np.array(description[key], dtype='float32').reshape(1, 3, 1, 1) for key in ('rgb_mean', 'rgb_std'))
@@ -122,7 +149,7 @@ def export(path, out, forms=FORMS, formats=('mxnet',), normalize_input=False, in
     data = pixels if normalize_input else normalized
     if not np.isfinite(expected).all():
         raise InputError(f'{path}: the network returns NaN or infinite outputs; export an earlier checkpoint.')
-    described = _describe(description, image_shape, normalize_input)
+    described_files = _describe(description, image_shape, normalize_input)
     records = int8 and _checked_records(int8, description, expected.shape[1])
 
     def in_form(form):
@@ -133,29 +160,53 @@ def export(path, out, forms=FORMS, formats=('mxnet',), normalize_input=False, in
         return symbol, params, complexity
 
     written = []
-    for form in forms:
-        symbol, params, complexity = in_form(form)
-        name = description['model'] + ('-deployed' if form == 'deployed' else '')
-        with whole_files(out, written) as scratch:
-            prefix = scratch / name
-            write_description({**described, 'form': form}, prefix)
+    with whole_files(out, written, old) as scratch:
+        for form in forms:
+            symbol, params, complexity = in_form(form)
+            prefix = scratch / f'{name}{_SUFFIXES[form]}'
             outputs = _write(symbol, params, image_shape, prefix, formats, data)
+            write_description({**described_files, 'form': form}, prefix)
             differences = {format: relative_difference(output, expected) for format, output in outputs.items()}
             for format, difference in differences.items():
                 # Not >, which a NaN would pass.
                 if not difference <= TOLERANCE:
                     raise InputError(f'{path}: its {form} form as {format} differs from the network by '
                                      f'{difference:.1e} of the largest output (at most {TOLERANCE:.0e} is '
-                                     'accepted); it was not written.')
-        report(f'{form}: {complexity.params:,} parameters, {complexity.multiply_adds:,} multiply-adds; differs from '
-               'the network by ' + ', '.join(f'{value:.1e} ({format})' for format, value in differences.items())
-               + ' of the largest output')
-    if int8:
-        symbol, params, _ = in_form('deployed')
-        with whole_files(out, written) as scratch:
-            _write_int8(symbol, params, described, scratch / f'{description["model"]}-int8', formats, int8, records,
+                                     'accepted); nothing was written.')
+            report(f'{form}: {complexity.params:,} parameters, {complexity.multiply_adds:,} multiply-adds; differs '
+                   'from the network by '
+                   + ', '.join(f'{value:.1e} ({format})' for format, value in differences.items())
+                   + ' of the largest output')
+        if int8:
+            symbol, params, _ = in_form('deployed')
+            _write_int8(symbol, params, described_files, scratch / f'{name}{_SUFFIXES["int8"]}', formats, int8, records,
                         report)
     return written
+
+
+def _completed(path, found, own, report):
+    """The description, by which the network is used; defaults are reported."""
+    if _has_landmarks(found):
+        return {**found, **own}
+    description = described(path, found, own)
+    assumed = [f'{key} {description[key]}' for key in ('input_size', 'crop_ratio', 'rgb_mean', 'rgb_std')
+               if key not in found and key not in own]
+    if assumed:
+        report(f'{path} does not say how it sees images; taken as usual for ImageNet: {", ".join(assumed)}')
+    return description
+
+
+def _checked_name(name):
+    if not re.fullmatch('[A-Za-z0-9][A-Za-z0-9_.-]*', name):
+        raise InputError(f'`name` {name!r}: give one of letters, digits and ._-')
+    return name
+
+
+def _files_of(name, out):
+    """The files in a folder of a network in all forms and formats, with their descriptions and archives."""
+    names = [name + suffix for suffix in _SUFFIXES.values()]
+    return sorted(file for file in (Path(out).iterdir() if Path(out).is_dir() else ())
+                  if any(is_file_of(file.name, each) or file.name == f'{each}.json' for each in names))
 
 
 def _test_pixels(image_shape):
@@ -308,6 +359,10 @@ def add_commands(commands):
                         help='symbol and params, or an ONNX file (default: mxnet)')
     parser.add_argument('--normalize-input', action='store_true',
                         help='put (pixel - mean) / std into the graph: its input is RGB from 0 to 255')
+    parser.add_argument('--name', help='of the written files (default: of the model, or of the symbol file)')
+    parser.add_argument('--overwrite', action='store_true',
+                        help='replace the files of this name in the folder, in all forms and formats')
+    add_description_flags(parser)
     int8 = parser.add_argument_group('8 bits')
     int8.add_argument('--int8', action='store_true',
                       help='also write the deployed form quantized: MODEL-int8, by MXNet (mxnet) and ONNX Runtime '
@@ -343,4 +398,5 @@ def _int8(args):
 def export_as_flags_say(args):
     """Run the command; the paths that were written."""
     forms = FORMS if args.form == 'both' else (args.form,)
-    return export(args.network, args.out, forms, args.format, args.normalize_input, _int8(args), report=print)
+    return export(args.network, args.out, forms, args.format, args.normalize_input, _int8(args), print, args.name,
+                  args.overwrite, flags_of_description(args))

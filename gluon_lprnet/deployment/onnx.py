@@ -2,44 +2,23 @@
 
 ``mx.onnx.export_model`` of MXNet 1.9.1 writes the nodes of opset 13 and claims the newest one that the onnx package
 knows; lists the parameters among the inputs of the graph, which stops ONNX Runtime from folding constants; leaves
-constants behind that nothing uses; turns L2Normalization into LpNormalization, which has no epsilon; and refuses the
-reshapes of a channel shuffle.
+constants behind that nothing uses; turns L2Normalization into LpNormalization, which has no epsilon; multiplies by the
+gammas that BatchNorm's ``fix_gamma`` says to take as 1; and refuses the reshapes of a channel shuffle.
 """
 import json
 
 import mxnet as mx
 import numpy as np
 
-from ..utils.errors import InputError
+from ..formats.onnx_files import open_session, require_onnx
+from ..graph import with_fixed_gammas
 from ..utils.files import write_errors
 
-__all__ = ['require_onnx', 'write_onnx', 'run_onnx']
+__all__ = ['write_onnx', 'run_onnx']
 
 OPSET = 13
 # The version of the file format that came with the opset, so that runtimes of that time can read the file.
 IR_VERSION = 7
-
-
-def require_onnx():
-    """Import the optional packages.
-
-    Returns
-    -------
-    tuple of modules
-        onnx, onnxruntime
-
-    Raises
-    ------
-    InputError
-        If one is not installed.
-    """
-    try:
-        import onnx
-        import onnxruntime
-    except ImportError as error:
-        raise InputError(f'ONNX needs a package that is not installed ({error.name}): '
-                         'pip install "onnx<1.19" "onnxruntime<1.21".') from error
-    return onnx, onnxruntime
 
 
 def write_onnx(symbol, params, image_shape, path):
@@ -62,7 +41,7 @@ def write_onnx(symbol, params, image_shape, path):
     onnx, _ = require_onnx()
     shape = (1, *image_shape)
     symbol = _with_plain_reshapes(symbol, shape)
-    mx.onnx.export_model(symbol, params, [shape], np.float32, str(path), dynamic=True,
+    mx.onnx.export_model(symbol, with_fixed_gammas(symbol, params), [shape], np.float32, str(path), dynamic=True,
                          dynamic_input_shapes=[('batch', *image_shape)])
     model = onnx.load(str(path))
     model.opset_import[0].version = OPSET
@@ -86,11 +65,7 @@ def write_onnx(symbol, params, image_shape, path):
 
 def run_onnx(path, data):
     """Outputs of ONNX Runtime on the CPU for an ndarray of inputs."""
-    _, onnxruntime = require_onnx()
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
-    return session.run(None, {'data': data})[0]
+    return open_session(str(path)).run(None, {'data': data})[0]
 
 
 def _with_plain_reshapes(symbol, shape):

@@ -26,9 +26,10 @@ import numpy as np
 from mxnet.contrib import quantization
 from tqdm import tqdm
 
+from ..formats.onnx_files import open_session, require_onnx
 from ..graph import as_block
 from ..utils.errors import InputError
-from .onnx import require_onnx, write_onnx
+from .onnx import write_onnx
 
 __all__ = ['CALIBRATIONS', 'LayerNoise', 'MXNetQuantizer', 'OnnxQuantizer', 'Quantized', 'mxnet_function', 'noise_of',
            'onnx_function', 'outputs_of', 'quantize']
@@ -291,12 +292,7 @@ def mxnet_function(net):
 
 def onnx_function(model):
     """An ONNX model, its path or its bytes, as a function of ndarrays, on one thread of the CPU."""
-    _, onnxruntime = require_onnx()
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    # Errors only: it warns about what the quantizer leaves for it to fold.
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(model, options, providers=['CPUExecutionProvider'])
+    session = open_session(model)
     return lambda images: session.run(None, {'data': images})[0]
 
 

@@ -11,6 +11,10 @@ from ..utils.errors import InputError
 from ..utils.flags import positive_float, positive_int
 from ..utils.text import real
 
+_REQUIRED = {'input_size', 'crop_ratio', 'rgb_mean', 'rgb_std'}
+_DEFAULTS = dict(task='classification', input_size=224, crop_ratio=0.875, inter_method=AUTO, rgb_mean=IMAGENET_MEAN,
+                 rgb_std=IMAGENET_STD)
+
 
 class Answers(NamedTuple):
     """What a network says about labeled images, in their order.
@@ -112,7 +116,7 @@ def evaluate_classification(net, batches, context, dtype='float32'):
 
 def add_description_flags(parser):
     """Flags that complete or override the description of a network."""
-    parser.add_argument('--input-size', type=positive_int, help='for a -symbol.json without a description')
+    parser.add_argument('--input-size', type=positive_int, help='for a file without a description')
     parser.add_argument('--crop-ratio', type=positive_float, help='the same (default: 0.875)')
     parser.add_argument('--rgb-mean', type=real, nargs=3, help="the same (default: ImageNet's)")
     parser.add_argument('--rgb-std', type=real, nargs=3, help="the same (default: ImageNet's)")
@@ -142,11 +146,16 @@ def described(network, description, own):
     Raises
     ------
     InputError
-        If it is of a landmark network.
+        If it is of a landmark network; if ``own`` would normalize pixels that the network normalizes itself.
     """
     if description.get('task') == 'landmarks':
         raise InputError(f'{network} is a landmark network, not a classifier: use the commands nme and align.')
-    if not description:
-        description = dict(input_size=224, crop_ratio=0.875, inter_method=AUTO, rgb_mean=IMAGENET_MEAN,
-                           rgb_std=IMAGENET_STD)
+    inside = description.get('normalized_inside')
+    for key in ('rgb_mean', 'rgb_std'):
+        if inside and list(own.get(key, description[key])) != description[key]:
+            raise InputError(f'{network} normalizes pixels itself, with the mean {inside["rgb_mean"]} and the standard '
+                             f'deviation {inside["rgb_std"]}: leave out `{key}`.')
+    if not description.keys() >= _REQUIRED:
+        # What another program wrote says little or nothing.
+        description = {**_DEFAULTS, **description}
     return {**description, **own}

@@ -79,7 +79,7 @@ class Classifier:
     ----------
     network : str or path
         A trained network of the package (``gluon_lprnet.list_models(pretrained=True)``), a run's or a checkpoint's
-        folder, or a ``*-symbol.json``.
+        folder, a ``*-symbol.json`` or an ``.onnx`` file.
     names : sequence of str, optional
         The classes' names in place of the network's own, in the order of the outputs.
     description : dict, optional

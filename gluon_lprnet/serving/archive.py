@@ -1,12 +1,16 @@
 """``python -m gluon_lprnet archive``: an exported network as a model archive (.mar) of multi-model-server."""
 import json
 import re
+import tempfile
 import zipfile
 from pathlib import Path
 
-from ..artefact import load_network
+import mxnet as mx
+
+from ..artefact import read_network, write_symbol
 from ..data import images
 from ..data.faces import landmarks
+from ..evaluate.classification import described
 from ..predict.detectors import CORRECTIONS
 from ..utils.errors import InputError
 from ..utils.files import whole
@@ -27,7 +31,8 @@ def archive(artefact, out):
     Parameters
     ----------
     artefact : path
-        ``NAME-symbol.json``, with ``NAME-NNNN.params`` and ``NAME.json`` beside it.
+        ``NAME-symbol.json``, with ``NAME-NNNN.params`` and ``NAME.json`` beside it. Without the last, it is taken as a
+        network of classes that sees images as is usual for ImageNet.
     out : path
         Folder, created if it does not exist.
 
@@ -47,7 +52,9 @@ def archive(artefact, out):
     if not _NAME.fullmatch(name):
         raise InputError(f'{artefact}: the server only accepts names of letters, digits and ._-; rename the files.')
     # Finds out now, and not in the server, whether the network loads.
-    _, description = load_network(artefact)
+    symbol, params, description = read_network(artefact)
+    if not artefact.with_name(f'{name}.json').exists():
+        description = described(artefact, description, {})
     task = description.get('task')
     if task not in _REQUIRED:
         # A checkpoint from before tasks were recorded is exported without one.
@@ -59,20 +66,23 @@ def archive(artefact, out):
                          'with python -m gluon_lprnet export.')
     if task == 'landmarks':
         description = {'crop_scale': landmarks.CROP_SCALE, **description, 'corrections': CORRECTIONS}
-    params = max(file for file in artefact.parent.iterdir()
-                 if re.fullmatch(re.escape(name) + r'-\d{4,}\.params', file.name))
+    # Of the files as they were.
+    description = {key: value for key, value in description.items() if key != 'sha256'}
     manifest = {'specificationVersion': '1.0', 'implementationVersion': '1.0', 'modelServerVersion': '1.0',
                 'runtime': 'python', 'engine': {'engineName': 'MXNet'},
                 'model': {'modelName': name, 'handler': 'handler.py:handle', 'modelVersion': '1.0'}}
     target = out / f'{name}.mar'
-    with whole(target) as scratch, zipfile.ZipFile(scratch, 'w', zipfile.ZIP_DEFLATED) as mar:
+    with tempfile.TemporaryDirectory() as folder, whole(target) as scratch, \
+            zipfile.ZipFile(scratch, 'w', zipfile.ZIP_DEFLATED) as mar:
         mar.writestr('MAR-INF/MANIFEST.json', json.dumps(manifest, indent=1))
         mar.writestr('description.json', json.dumps(description, indent=1))
         # The handler, and what it has of the package.
         for module in (handler, images, landmarks):
             mar.write(module.__file__, Path(module.__file__).name)
-        mar.write(artefact, 'network-symbol.json')
-        mar.write(params, 'network-0000.params')
+        write_symbol(symbol, {key: mx.nd.array(value, dtype=value.dtype) for key, value in params.items()},
+                     Path(folder) / 'network')
+        for file in sorted(Path(folder).iterdir()):
+            mar.write(file, file.name)
     return target
 
 

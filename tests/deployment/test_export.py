@@ -120,8 +120,71 @@ def test_exports_the_artefact_of_a_training(trained, exported, tmp_path):
     with pytest.raises(InputError, match='written by this command'):
         export(exported / f'{MODEL}-symbol.json', tmp_path / 'out')
     (tmp_path / f'{MODEL}.json').unlink()
-    with pytest.raises(InputError, match='no description'):
-        export(tmp_path / f'{MODEL}-symbol.json', tmp_path / 'out')
+    lines = []
+    export(tmp_path / f'{MODEL}-symbol.json', tmp_path / 'without', report=lines.append,
+           description={'input_size': SIZE, 'rgb_mean': MEAN})
+    assert 'does not say how it sees images; taken as usual for ImageNet: crop_ratio 0.875, rgb_std' in lines[0]
+    found, description = load_network(tmp_path / 'without' / f'{MODEL}-deployed-symbol.json')
+    assert_close(found(mx.nd.array(NORMALIZED)).asnumpy(), outputs_of(trained))
+    assert (description['input_size'], description['rgb_mean']) == (SIZE, MEAN)
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_another_network_in_the_folder(trained, tmp_path, capsys):
+    """It is not mixed with: refused, or its files of this name, and no others, are replaced."""
+    out = tmp_path / 'out'
+    other = write_checkpoint(tmp_path / 'other', rank=0.5)
+    assert not main(['export', str(other), '--out', str(out)])
+    # What a training, an export in 8 bits and --mar leave too.
+    stale = [f'{MODEL}-0012.params', f'{MODEL}-int8-symbol.json', f'{MODEL}-int8-0000.params', f'{MODEL}-int8.json',
+             f'{MODEL}.onnx', f'{MODEL}-deployed.mar']
+    kept = [f'{MODEL}-report.json', 'notes.json', f'{MODEL}-deployed2-symbol.json', f'{MODEL[:-1]}-0000.params']
+    for name in stale + kept:
+        (out / name).write_text(name)
+    before = {name: (out / name).read_bytes() for name in names(out)}
+    arguments = ['export', str(trained), '--out', str(out), '--form', 'deployed']
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert f'{out} has files of a network {MODEL} already: {MODEL}-' in error and '--name, or --overwrite' in error
+    assert {name: (out / name).read_bytes() for name in names(out)} == before
+
+    assert not main([*arguments, '--name', 'mine'])
+    assert names(out) == sorted([*before, 'mine-deployed-symbol.json', 'mine-deployed-0000.params',
+                                 'mine-deployed.json'])
+    assert_close(outputs_of(out / 'mine-deployed-symbol.json'), outputs_of(trained))
+    assert load_network(out / 'mine-deployed-symbol.json')[1]['model'] == MODEL
+
+    assert not main([*arguments, '--overwrite'])
+    mine = [name for name in names(out) if name.startswith('mine')]
+    assert names(out) == sorted([*kept, *mine, f'{MODEL}-deployed-symbol.json', f'{MODEL}-deployed-0000.params',
+                                 f'{MODEL}-deployed.json'])
+    assert all((out / name).read_bytes() == before[name] for name in kept)
+    assert_close(outputs_of(out / f'{MODEL}-deployed-symbol.json'), outputs_of(trained))
+
+
+def test_a_name_of_more_than_a_name(trained, tmp_path, capsys):
+    for name in ('../mine', 'a/b', '', '-a', '.a', 'a b'):
+        assert main(['export', str(trained), '--out', str(tmp_path / 'out'), f'--name={name}']) == 2
+        assert f'--name {name!r}: give one of letters, digits' in capsys.readouterr().err
+    assert not (tmp_path / 'out').exists()
+
+
+def test_an_export_that_fails_leaves_the_old_one(trained, tmp_path, monkeypatch):
+    """All forms or none: here the second one is spoiled."""
+    export(write_checkpoint(tmp_path / 'other', rank=0.5), tmp_path / 'out')
+    before = {path.name: path.read_bytes() for path in (tmp_path / 'out').iterdir()}
+
+    def spoiled(symbol, params):
+        symbol, params = reparametrize(symbol, params)
+        return symbol, {name: value * 1.01 for name, value in params.items()}
+
+    monkeypatch.setattr(export_module, 'reparametrize', spoiled)
+    with pytest.raises(InputError, match='deployed form as mxnet differs .* nothing was written'):
+        export(trained, tmp_path / 'out', overwrite=True)
+    assert {path.name: path.read_bytes() for path in (tmp_path / 'out').iterdir()} == before
 
 
 @pytest.mark.parametrize('factor', [1.001, float('nan')])
@@ -132,7 +195,7 @@ def test_a_form_that_differs_is_not_written(trained, tmp_path, monkeypatch, fact
         return symbol, {**params, name: params[name] * factor}
 
     monkeypatch.setattr(export_module, 'reparametrize', spoiled)
-    with pytest.raises(InputError, match='deployed form as mxnet differs'):
+    with pytest.raises(InputError, match='deployed form as mxnet differs|NaN or infinite'):
         export(trained, tmp_path, forms=('deployed',))
     assert not list(tmp_path.iterdir())
 

@@ -297,7 +297,7 @@ def test_what_cannot_be_archived_is_named(artefacts, tmp_path):
         return tmp_path / f'{name}-symbol.json'
     for path, message in ((tmp_path / 'x.onnx', 'give its -symbol.json'), (tmp_path / 'no-symbol.json', 'not exist'),
                           (copied('a b'), 'letters, digits'), (copied('untold', task=None), 'a task: add "task"'),
-                          (copied('other', task='other'), 'lacks a task'),
+                          (copied('other', task='other'), '"task" is not'),
                           (copied('meanless', rgb_mean=None, crop_ratio=None), 'lacks crop_ratio, rgb_mean')):
         with pytest.raises(InputError, match=message):
             archive(path, tmp_path / 'out')
