@@ -22,16 +22,16 @@ from pathlib import Path
 # No threads of MXNet's, which a child would lack; before it is imported.
 os.environ['MXNET_ENGINE_TYPE'] = 'NaiveEngine'
 os.environ.setdefault('OMP_NUM_THREADS', '1')
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
+import gluon_lprnet  # before MXNet
+import mxnet as mx
 import numpy as np
 from tqdm import tqdm
 
-import gluon_lprnet
 from gluon_lprnet.artefact import export_network, load_network
 from gluon_lprnet.utils.errors import InputError
 from gluon_lprnet.utils.flags import positive_int
-
-import mxnet as mx
 
 SIZE = 32
 SECONDS = 60

@@ -11,8 +11,8 @@ import numpy as np
 
 from . import checkpoint
 from .formats.onnx_files import load_onnx
-from .formats.standard import standard_form
-from .formats.symbol_files import latest_params, read_bytes, read_json, read_params, read_symbol
+from .formats.standard import SIZES, standard_form
+from .formats.symbol_files import last_line, latest_params, read_bytes, read_json, read_params, read_symbol
 from .graph import as_block, trace
 from .utils.errors import InputError
 from .utils.files import folder_aside, put_in_place, write_errors
@@ -209,12 +209,12 @@ def load_network(path, context=None):
     if path.name.endswith('-symbol.json'):
         symbol, params, description = read_network(path)
         net = as_block(symbol, {name: mx.nd.array(value, context, value.dtype) for name, value in params.items()})
-        _check_end(net, path, description)
+        _try_out(net, path, description, context)
     elif path.suffix == '.onnx':
         described = _read_description(path, path.stem)
         net, facts = load_onnx(path, described)
         description = _checked_classes(path, {**facts, **described}, facts)
-        _check_end(net, path, description)
+        _try_out(net, path, description, context)
     elif path.is_dir():
         found = checkpoint.find(path)
         if found is None:
@@ -293,13 +293,17 @@ def _checked_classes(path, description, facts):
     return description
 
 
-def _check_end(net, path, description):
-    """InputError if a network of another program gives probabilities, in a form that is not known."""
-    if 'task' in description or description['num_classes'] < 2:
+def _try_out(net, path, description, context):
+    """InputError if a network whose files have no SHA-256 cannot run, or gives probabilities in a form not known."""
+    if 'sha256' in description:
         return
-    size = description.get('input_size', 224)
-    outputs = net(mx.nd.array(np.random.default_rng(0).normal(0, 1, (1, 3, size, size)))).asnumpy()
-    if (outputs >= 0).all() and abs(outputs.sum() - 1) < 1e-4:
+    size = description.get('input_size', SIZES[0])
+    try:
+        images = np.random.default_rng(0).normal(0, 1, (1, 3, size, size))
+        outputs = net(mx.nd.array(images, context)).asnumpy()
+    except mx.MXNetError as error:
+        raise InputError(f'{path} does not run: {last_line(error)}') from error
+    if 'task' not in description and outputs.size > 1 and (outputs >= 0).all() and abs(outputs.sum() - 1) < 1e-4:
         raise InputError(f'{path} gives probabilities, and not by a softmax at its end: save it without that part.')
 
 

@@ -222,7 +222,7 @@ def test_bad_arguments(trained, tmp_path, capsys):
 
 def test_without_onnx(trained, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'onnxruntime', None)
-    with pytest.raises(InputError, match=r'pip install gluon_lprnet\[onnx\]'):
+    with pytest.raises(InputError, match='pip install "onnx<'):
         export(trained, tmp_path / 'out', formats=('mxnet', 'onnx'))
     assert not (tmp_path / 'out').exists()
 

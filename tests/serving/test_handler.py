@@ -316,7 +316,7 @@ def test_serve_without_java_or_package_says_how_to_install_them(artefacts, tmp_p
         command(server_module, 'serve', artefacts[0], '--run-dir', tmp_path / 'run')
     monkeypatch.setattr(server_module, 'find_java', lambda: 'java')
     monkeypatch.setattr(server_module.importlib.util, 'find_spec', lambda name: None)
-    with pytest.raises(InputError, match=r'pip install gluon_lprnet\[serving\]'):
+    with pytest.raises(InputError, match='pip install multi-model-server'):
         command(server_module, 'serve', artefacts[0], '--run-dir', tmp_path / 'run')
 
 

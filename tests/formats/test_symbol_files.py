@@ -1,0 +1,151 @@
+"""What is read of files by MXNet's readers and by the package's, and what of damaged ones."""
+import os
+import sys
+from pathlib import Path
+
+import mxnet as mx
+import numpy as np
+import pytest
+
+from gluon_lprnet.artefact import load_network
+from gluon_lprnet.formats.symbol_files import latest_params, read_params, read_symbol
+from gluon_lprnet.utils.errors import InputError
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / 'benchmarks'))
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'float64', 'float16', 'uint8', 'int8', 'int32', 'int64', 'bool'])
+def test_parameters_as_mxnet_reads_them(dtype, tmp_path):
+    random = np.random.default_rng(0)
+    arrays = {f'arg:{number}': mx.nd.array(random.uniform(-100, 100, shape), dtype=dtype)
+              for number, shape in enumerate([(1,), (3, 4), (2, 1, 5, 3)])}
+    mx.nd.save(str(tmp_path / 'net-0000.params'), arrays)
+    found = read_params(tmp_path / 'net-0000.params')
+    assert list(found) == ['0', '1', '2']
+    for name, value in mx.nd.load(str(tmp_path / 'net-0000.params')).items():
+        assert found[name[4:]].dtype == value.asnumpy().dtype
+        np.testing.assert_array_equal(found[name[4:]], value.asnumpy())
+
+
+def test_parameters_of_older_versions(tmp_path):
+    """Written here as MXNet 0.9 and 0.8 wrote them, and read by MXNet too."""
+    values = np.arange(6, dtype='<f4').reshape(2, 3)
+    for magic, length in ((b'\xc8\xfa\x93\xf9\x02\0\0\0', '<i8'), (b'\x02\0\0\0', '<u4')):
+        array = magic + np.array([2, 3], length).tobytes() + np.array([1, 0, 0], '<i4').tobytes() + values.tobytes()
+        data = (np.array([0x112, 0, 1], '<u8').tobytes() + array
+                + np.array([1, 6], '<u8').tobytes() + b'aux:ab')
+        path = tmp_path / 'old-0000.params'
+        path.write_bytes(data)
+        np.testing.assert_array_equal(mx.nd.load(str(path))['aux:ab'].asnumpy(), values)
+        np.testing.assert_array_equal(read_params(path)['ab'], values)
+
+
+def test_bfloat16(tmp_path):
+    values = mx.nd.array([[1.5, -2.25], [3e30, 0]])
+    mx.nd.save(str(tmp_path / 'net-0000.params'), {'a': mx.nd.amp_cast(values, dtype='bfloat16')})
+    np.testing.assert_allclose(read_params(tmp_path / 'net-0000.params')['a'], values.asnumpy(), rtol=1e-2)
+
+
+@pytest.mark.parametrize('content, message', [
+    (b'', 'ends 8 bytes too early'), (b'text of a length', 'is not a file of MXNet parameters'),
+    (np.array([0x112, 0, 2 ** 60], '<u8').tobytes(), 'things follow'),
+])
+def test_what_is_no_file_of_parameters(content, message, tmp_path):
+    (tmp_path / 'a.params').write_bytes(content)
+    with pytest.raises(InputError, match=f'a.params .*{message}'):
+        read_params(tmp_path / 'a.params')
+
+
+def test_parameters_that_are_refused(tmp_path):
+    path = tmp_path / 'a.params'
+    for arrays, message in (({'a': mx.nd.array([1, np.nan])}, 'a has NaN or infinite values'),
+                            ({'a': mx.nd.array([1, -np.inf])}, 'a has NaN or infinite values'),
+                            ({'a': mx.nd.array([[0, 1]]).tostype('csr')}, 'sparse'),
+                            ([mx.nd.ones(2)], '1 arrays, 0 names')):
+        mx.nd.save(str(path), arrays)
+        with pytest.raises(InputError, match=message):
+            read_params(path)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(InputError, match='is not a file'):
+        read_params(path)
+
+
+def test_the_latest_of_a_network(tmp_path):
+    for name in ('net-0009.params', 'net-10000.params', 'net-9999.params', 'net-small-20000.params', 'net-1.params'):
+        (tmp_path / name).write_text('')
+    assert latest_params(tmp_path / 'net-symbol.json').name == 'net-10000.params'
+    with pytest.raises(InputError, match='no other-NNNN.params'):
+        latest_params(tmp_path / 'other-symbol.json')
+
+
+CONVOLUTION = ('{"nodes": [{"op": "null", "name": "data", "inputs": []}, {"op": "null", "name": "w", "inputs": []}, '
+               '{"op": "Convolution", "name": "c", "attrs": {"kernel": "(3, 3)", "num_filter": "4", '
+               '"no_bias": "True"}, "inputs": [[0, 0, 0], [1, 0, 0]]}], "arg_nodes": [0, 1], "heads": [[2, 0, 0]]}')
+
+
+@pytest.mark.parametrize('old, new, message', [
+    ('[[0, 0, 0], [1, 0, 0]]', '[[0, 0, 0], [9, 0, 0]]', "'c', has inputs that do not come before it"),
+    ('[[0, 0, 0], [1, 0, 0]]', '[[0, 0, 0], [2, 0, 0]]', "'c', has inputs that do not come before it"),
+    ('[[0, 0, 0], [1, 0, 0]]', '[[0, 0, 0], [1, 7, 0]]', "'c', has inputs that do not come before it"),
+    ('[[0, 0, 0], [1, 0, 0]]', '[[0, 0, 0], [-1, 0, 0]]', "'c', has inputs that do not come before it"),
+    ('[[0, 0, 0], [1, 0, 0]]', '3', "'c', has inputs that do not come before it"),
+    ('[[2, 0, 0]]', '[[3, 0, 0]]', '"heads"'), ('[[2, 0, 0]]', '[[2, 1, 0]]', '"heads"'),
+    ('[[2, 0, 0]]', '[]', '"heads"'),
+    ('[0, 1]', '[0, 2]', '"arg_nodes"'), ('[0, 1]', '[0, 99]', '"arg_nodes"'), ('[0, 1]', '[0.5]', '"arg_nodes"'),
+    ('"(3, 3)"', '"(0, 3)"', 'kernel'), ('"(3, 3)"', '[3, 3]', 'not text'), ('"4"', '"-4"', 'num_filter'),
+    ('"w"', '"data"', "two variables of the name 'data'"), ('"op": "Convolution", ', '', 'node 2 has no "op"'),
+    ('"Convolution"', '"NoSuchOperator"', 'NoSuchOperator'), ('"nodes"', '"no"', '"nodes"'),
+    ('"(3, 3)"', '"(a"', 'kernel'),
+    ('{"nodes"', '[{"nodes"', 'is not valid JSON'), ('"c"', '"' + '1' * 100000 + '"', None),
+])
+def test_symbols_whose_structure_is_damaged(old, new, message, tmp_path):
+    """Several of these end the process in MXNet's own reader."""
+    path = tmp_path / 'a-symbol.json'
+    assert old in CONVOLUTION
+    path.write_text(CONVOLUTION.replace(old, new))
+    if message is None:
+        assert read_symbol(path).list_arguments() == ['data', 'w']
+    else:
+        with pytest.raises(InputError, match=message) as error:
+            read_symbol(path)
+        assert str(path) in str(error.value) and '\n' not in str(error.value)
+
+
+def test_old_symbols_are_upgraded(tmp_path):
+    """As MXNet 0.8 wrote them: attributes under "param", references of two numbers."""
+    text = CONVOLUTION.replace('"attrs"', '"param"').replace(', 0]', ']')
+    text = text.replace('"inputs"', '"backward_source_id": -1, "inputs"')
+    (tmp_path / 'a-symbol.json').write_text(text)
+    assert read_symbol(tmp_path / 'a-symbol.json').list_arguments() == ['data', 'w']
+
+
+def test_damaged_files_end_in_a_sentence_or_the_same_answers(tmp_path):
+    """A part of what ``benchmarks/fuzz_networks.py`` does."""
+    import fuzz_networks
+    counts, findings = fuzz_networks.run(60, seed=1)
+    assert not findings
+    outcomes = {found for _, found in counts}
+    assert {'refused', 'the same answer'} <= outcomes, counts
+
+
+def test_the_fuzz_command_finds_what_there_is(monkeypatch, tmp_path):
+    import fuzz_networks
+    symbol = fuzz_networks.write_network(tmp_path)
+    images = np.zeros((1, 3, fuzz_networks.SIZE, fuzz_networks.SIZE), 'float32')
+    expected = load_network(symbol)[0](mx.nd.array(images)).asnumpy()
+
+    def found(act):
+        monkeypatch.setattr(fuzz_networks, 'load_network', act)
+        return fuzz_networks.outcome(symbol, images, expected)[0]
+
+    def raises(error):
+        raise error
+
+    assert found(load_network) == 'the same answer'
+    assert found(lambda path: os.kill(os.getpid(), 11)) == 'death by signal'
+    assert found(lambda path: os.kill(os.getpid(), 14)) == 'hang'
+    assert found(lambda path: raises(KeyError('x'))) == 'traceback'
+    assert found(lambda path: raises(InputError('two\nlines'))) == 'traceback'
+    assert found(lambda path: raises(InputError('one'))) == 'refused'
+    assert found(lambda path: (lambda x: load_network(path)[0](x) + 1, {})) == 'another answer'
