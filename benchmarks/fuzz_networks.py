@@ -30,6 +30,8 @@ import numpy as np
 from tqdm import tqdm
 
 from gluon_lprnet.artefact import export_network, load_network
+from gluon_lprnet.deployment.onnx import write_onnx
+from gluon_lprnet.graph import trace
 from gluon_lprnet.utils.errors import InputError
 from gluon_lprnet.utils.flags import positive_int
 
@@ -43,7 +45,7 @@ VALUES = (None, True, -1, 0, 1, 2 ** 31, 2 ** 63, 10 ** 30, 0.5, float('nan'), f
 
 
 def write_network(folder):
-    """A network of random weights in ``folder``, as symbol and params with a description; its symbol file."""
+    """A network of random weights in ``folder``: symbol, params and a description of them; its symbol file."""
     mx.random.seed(0)
     net = gluon_lprnet.get_model(MODEL, classes=3, small_image=True)
     net.initialize(mx.init.Xavier())
@@ -51,6 +53,11 @@ def write_network(folder):
               'rank': None, 'no_residual': False, 'no_l2_norm': False, 'crop_ratio': 0.875, 'rgb_mean': [120.0] * 3,
               'rgb_std': [60.0] * 3, 'class_names': ['a', 'b', 'c']}
     return export_network(net, config, folder)
+
+
+def trace_and_write_onnx(symbol, path):
+    """The same network as an ONNX file, without a description."""
+    write_onnx(*trace(load_network(symbol)[0]), (3, SIZE, SIZE), path)
 
 
 def damaged_bytes(data, chance):
@@ -140,22 +147,23 @@ def run(cases, seed, report=print):
     with tempfile.TemporaryDirectory() as scratch:
         sound = Path(scratch) / 'sound'
         symbol = write_network(sound)
+        trace_and_write_onnx(symbol, sound / f'{MODEL}.onnx')
         images = np.random.default_rng(0).normal(0, 1, (2, 3, SIZE, SIZE)).astype('float32')
         expected = load_network(symbol)[0](mx.nd.array(images)).asnumpy()
         files = {f'{MODEL}-symbol.json': (damaged_bytes, damaged_json), f'{MODEL}-0000.params': (damaged_bytes,),
-                 f'{MODEL}.json': (damaged_bytes, damaged_json)}
+                 f'{MODEL}.json': (damaged_bytes, damaged_json), f'{MODEL}.onnx': (damaged_bytes,)}
         folder = Path(scratch) / 'case'
         for case in tqdm(range(cases), 'cases', disable=None, leave=False):
             chance = random.Random(f'{seed} {case}')
             shutil.rmtree(folder, ignore_errors=True)
             shutil.copytree(sound, folder)
             name = chance.choice(list(files))
-            described = name.endswith(f'{MODEL}.json') or chance.random() < 0.3
+            described = name == f'{MODEL}.json' or not name.endswith('.onnx') and chance.random() < 0.3
             if not described:
                 (folder / f'{MODEL}.json').unlink()
             content = (sound / name).read_bytes()
             (folder / name).write_bytes(chance.choice(files[name])(content, chance))
-            found, details = outcome(folder / symbol.name, images, expected)
+            found, details = outcome(folder / (name if name.endswith('.onnx') else symbol.name), images, expected)
             if found == 'another answer' and not described:
                 found = 'another network'
             counts[f'{name[len(MODEL):]}, {"with" if described else "without"} a description', found] += 1

@@ -102,7 +102,9 @@ def export_network(net, config, folder):
     images = np.random.default_rng(0).normal(0, 1, (2, 3, config['input_size'], config['input_size']))
     expected = net(mx.nd.array(images, context, dtype)).asnumpy()
     name = f'{config["model"]}-symbol.json'
-    with whole_files(folder, []) as scratch:
+    # Of several files of parameters, the highest number would be loaded.
+    stale = [file for file in Path(folder).glob('*.params') if is_file_of(file.name, config['model'])]
+    with whole_files(folder, [], stale) as scratch:
         write_symbol(*trace(net, cast=True), scratch / config['model'])
         write_description(_describe(config), scratch / config['model'])
         difference = relative_difference(load_network(scratch / name)[0](mx.nd.array(images)).asnumpy(), expected)

@@ -19,6 +19,7 @@ from ..data.integrity import check_records
 from ..data.pack import convert_file
 from ..data.recordio import write_records
 from ..deployment.export import export
+from ..evaluate.classification import described
 from ..evaluate.network_flag import add_network_flag, split_networks
 from ..predict.classification import find_images, preprocess
 from ..utils.errors import InputError
@@ -77,8 +78,7 @@ def compare(network: PathLike, paths: Sequence[PathLike], resize: int = 0, quali
         The network is not one of classes with a description, or none of the pictures can be read.
     """
     net, description = load_network(network)
-    if description.get('task', 'classification') != 'classification' or 'crop_ratio' not in description:
-        raise InputError(f'{network} is not a network of classes with a description.')
+    description = described(network, description, {})
     with tempfile.TemporaryDirectory(prefix='compare-') as scratch:
         packed, inputs, sound, unreadable = [], [], [], []
         for path in tqdm(paths, 'reading', unit='picture', leave=False, disable=None):

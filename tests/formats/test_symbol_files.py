@@ -6,6 +6,7 @@ from pathlib import Path
 import mxnet as mx
 import numpy as np
 import pytest
+from mxnet.contrib.amp.amp import bfloat16
 
 from gluon_lprnet.artefact import load_network
 from gluon_lprnet.formats.symbol_files import latest_params, read_params, read_symbol
@@ -42,7 +43,7 @@ def test_parameters_of_older_versions(tmp_path):
 
 def test_bfloat16(tmp_path):
     values = mx.nd.array([[1.5, -2.25], [3e30, 0]])
-    mx.nd.save(str(tmp_path / 'net-0000.params'), {'a': mx.nd.amp_cast(values, dtype='bfloat16')})
+    mx.nd.save(str(tmp_path / 'net-0000.params'), {'a': mx.nd.amp_cast(values, dtype=bfloat16)})
     np.testing.assert_allclose(read_params(tmp_path / 'net-0000.params')['a'], values.asnumpy(), rtol=1e-2)
 
 

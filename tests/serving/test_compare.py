@@ -78,5 +78,5 @@ def test_shrinking_before_packing_is_seen(artefacts, tmp_path, monkeypatch):
 
 
 def test_networks_of_landmarks_are_refused(artefacts, tmp_path):
-    with pytest.raises(InputError, match='not a network of classes'):
+    with pytest.raises(InputError, match='is a landmark network'):
         compare(artefacts[1], [tmp_path])
