@@ -55,7 +55,13 @@ def _is_real(value):
 
 
 def _are_reals(value):
-    return isinstance(value, list) and len(value) == 3 and all(map(_is_real, value))
+    return isinstance(value, (list, tuple)) and len(value) == 3 and all(map(_is_real, value))
+
+
+def faults_of(description):
+    """The entries of a description, a dict, that cannot be, with what they must be, in words."""
+    return {key: words for key, (is_good, words) in _SCHEMA.items()
+            if key in description and not is_good(description[key])}
 
 
 def model_arguments(config):
@@ -274,9 +280,8 @@ def _read_description(path, name, *others):
     if not file.exists():
         return {}
     description = read_json(file, 'the description of the network')
-    for key, (is_good, words) in _SCHEMA.items():
-        if key in description and not is_good(description[key]):
-            raise InputError(f'{file}, the description of the network: "{key}" is not {words}.')
+    for key, words in faults_of(description).items():
+        raise InputError(f'{file}, the description of the network: "{key}" is not {words}.')
     digests = description.get('sha256', {})
     for each in (path, *others):
         if each.name in digests and digests[each.name] != _sha256(each):

@@ -4,7 +4,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from ..artefact import load_network
+from ..artefact import faults_of, load_network
 from ..data.batches import IMAGENET_MEAN, IMAGENET_STD
 from ..data.images import AUTO
 from ..utils.errors import InputError
@@ -146,10 +146,13 @@ def described(network, description, own):
     Raises
     ------
     InputError
-        If it is of a landmark network; if ``own`` would normalize pixels that the network normalizes itself.
+        If it is of a landmark network; if an entry of ``own`` cannot be, or would normalize pixels that the network
+        normalizes itself.
     """
     if description.get('task') == 'landmarks':
         raise InputError(f'{network} is a landmark network, not a classifier: use the commands nme and align.')
+    for key, words in faults_of(own).items():
+        raise InputError(f'`{key}` {own[key]} is not {words}.')
     inside = description.get('normalized_inside')
     for key in ('rgb_mean', 'rgb_std'):
         if inside and list(own.get(key, description[key])) != description[key]:

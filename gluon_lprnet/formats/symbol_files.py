@@ -190,7 +190,7 @@ def read_params(path: PathLike) -> dict[str, np.ndarray]:
     try:
         reader = _Reader(data)
         if reader.number('<Q') != _LIST_MAGIC:
-            raise InputError(f'{path} is not a file of MXNet parameters.')
+            raise InputError(f'{path} is not a file of parameters of MXNet.')
         reader.number('<Q')
         # Counts are bounded by what is left of the file.
         arrays = [_read_array(reader) for _ in range(reader.count(8))]
@@ -203,7 +203,7 @@ def read_params(path: PathLike) -> dict[str, np.ndarray]:
     params = {re.sub('^(arg|aux):', '', name): array for name, array in zip(names, arrays)}
     for name, array in params.items():
         if array.dtype.kind == 'f' and not np.isfinite(array).all():
-            raise InputError(f'{path}: {name} has NaN or infinite values; take an earlier file.')
+            raise InputError(f'{path}: the parameter {name} is NaN or infinite; take an earlier file.')
     return params
 
 

@@ -7,6 +7,7 @@ import numpy as np
 from mxnet.gluon import nn
 
 from ..artefact import load_network
+from ..formats.symbol_files import read_params
 from ..utils.errors import InputError
 
 
@@ -101,7 +102,7 @@ def _trained(source, net):
     description = {}
     try:
         if str(source).endswith('.params') and os.path.isfile(source):
-            found = mx.nd.load(os.fspath(source))
+            found = {name: mx.nd.array(value, dtype=value.dtype) for name, value in read_params(source).items()}
         else:
             block, description = load_network(source)
             symbolic = isinstance(block, mx.gluon.SymbolBlock)
@@ -109,13 +110,6 @@ def _trained(source, net):
             found = {name: parameter.data() for name, parameter in parameters.items()}
     except InputError as error:
         raise InputError(f'`init_from` {error}') from error
-    except mx.MXNetError as error:
-        raise InputError(f'`init_from` {source} is not a file of parameters: '
-                         f'{str(error).strip().splitlines()[-1]}') from error
-    if not isinstance(found, dict):
-        raise InputError(f'`init_from` {source} has parameters without names.')
-    # In a symbol's file a name begins with its kind and the block's prefix, which has the block's number.
+    # In a symbol's file a name begins with the block's prefix, which has the block's number.
     by_name = {parameter.name[len(net.prefix):]: name for name, parameter in net._collect_params_with_prefix().items()}
-    plain = {name: re.sub('^(arg|aux):', '', name) for name in found}
-    return ({by_name.get(plain[name].partition('_')[2], plain[name]): value for name, value in found.items()},
-            description)
+    return {by_name.get(name.partition('_')[2], name): value for name, value in found.items()}, description

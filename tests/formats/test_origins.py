@@ -362,6 +362,22 @@ def test_float16_of_gluon(tmp_path):
     assert relative_error(found(mx.nd.array(NORMALIZED)).asnumpy(), expected) < 1e-5
 
 
+@pytest.mark.parametrize('flags, message', [
+    (['--rgb-std', '0', '1', '1'], '--rgb-std [0.0, 1.0, 1.0] is not three numbers above 0'),
+    (['--rgb-std', '1', '1', '-1'], '--rgb-std'), (['--rgb-mean', 'inf', '1', '1'], 'inf'),
+    (['--rgb-mean', 'nan', '1', '1'], 'nan'), (['--input-size', '100000'], '--input-size 100000 is not'),
+])
+def test_flags_that_cannot_be_are_refused(checkpoint, pictures, flags, message, capsys):
+    def status():
+        try:
+            return main(['predict', str(pictures), '--network', checkpoint[0], *flags])
+        except SystemExit as error:
+            # By the parser.
+            return error.code
+    assert status() == 2
+    assert message in capsys.readouterr().err
+
+
 def test_a_description_that_does_not_fit_is_refused(checkpoint, tmp_path):
     path, _ = checkpoint
     shutil.copy(path, tmp_path)

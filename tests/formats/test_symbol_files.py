@@ -48,7 +48,7 @@ def test_bfloat16(tmp_path):
 
 
 @pytest.mark.parametrize('content, message', [
-    (b'', 'ends 8 bytes too early'), (b'text of a length', 'is not a file of MXNet parameters'),
+    (b'', 'ends 8 bytes too early'), (b'text of a length', 'is not a file of parameters of MXNet'),
     (np.array([0x112, 0, 2 ** 60], '<u8').tobytes(), 'things follow'),
 ])
 def test_what_is_no_file_of_parameters(content, message, tmp_path):
@@ -59,8 +59,8 @@ def test_what_is_no_file_of_parameters(content, message, tmp_path):
 
 def test_parameters_that_are_refused(tmp_path):
     path = tmp_path / 'a.params'
-    for arrays, message in (({'a': mx.nd.array([1, np.nan])}, 'a has NaN or infinite values'),
-                            ({'a': mx.nd.array([1, -np.inf])}, 'a has NaN or infinite values'),
+    for arrays, message in (({'a': mx.nd.array([1, np.nan])}, 'the parameter a is NaN or infinite'),
+                            ({'a': mx.nd.array([1, -np.inf])}, 'the parameter a is NaN or infinite'),
                             ({'a': mx.nd.array([[0, 1]]).tostype('csr')}, 'sparse'),
                             ([mx.nd.ones(2)], '1 arrays, 0 names')):
         mx.nd.save(str(path), arrays)
