@@ -35,8 +35,8 @@ _SCHEMA = {
     'rgb_mean': (lambda value: _are_reals(value), 'three numbers'),
     'rgb_std': (lambda value: _are_reals(value) and min(value) > 0, 'three numbers above 0'),
     'inter_method': (lambda value: _is_count(value) and value <= 10, "one of MXNet's ways of resizing, 1 to 10"),
-    'class_names': (lambda value: value is None or isinstance(value, list) and all(
-        isinstance(name, str) for name in value), 'a list of names'),
+    'class_names': (lambda value: _are_names(value), 'a list of names'),
+    'class_ids': (lambda value: _are_names(value), 'a list of names'),
     'sha256': (lambda value: isinstance(value, dict), 'an object'),
 }
 
@@ -56,6 +56,10 @@ def _is_real(value):
 
 def _are_reals(value):
     return isinstance(value, (list, tuple)) and len(value) == 3 and all(map(_is_real, value))
+
+
+def _are_names(value):
+    return value is None or isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 
 def faults_of(description):
@@ -292,9 +296,12 @@ def _read_description(path, name, *others):
 
 def _checked_classes(path, description, facts):
     """The description, or InputError if it is of another number of classes than the network has outputs."""
-    outputs, names = facts['num_classes'], description.get('class_names')
+    outputs = facts['num_classes']
     if description.get('task') != 'landmarks':
-        for found, what in ((description['num_classes'], 'classes'), (len(names or range(outputs)), 'class names')):
+        counts = {'classes': description['num_classes']}
+        for key in ('class_names', 'class_ids'):
+            counts[key.replace('_', ' ')] = len(description.get(key) or range(outputs))
+        for what, found in counts.items():
             if found != outputs:
                 raise InputError(f'{path} has {outputs} outputs, and its description {found} {what}.')
     return description
