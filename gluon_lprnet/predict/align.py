@@ -18,11 +18,12 @@ from ..utils.errors import InputError
 from ..utils.files import write_errors, write_file
 from ..utils.flags import non_negative_int, positive_int
 from ..utils.signals import noted
-from .detectors import HaarDetector, YuNetDetector, read_picture
-from .face_alignment import Aligner, draw_faces
+from .detectors import add_detector_flag, make_detector, read_picture
+from .face_alignment import Aligner, draw_faces, upright_crop
 from .tracking import FaceTracker
 
 _CAMERA = 'camera'
+_CROPS = 'crops'
 _VIDEOS = ('.mp4', '.avi', '.mov', '.mkv', '.webm', '.m4v', '.mpg', '.mpeg', '.3gp', '.ts', '.mts')
 
 
@@ -124,18 +125,17 @@ class _Results:
             file.write(json.dumps(entry) + '\n')
 
 
-def _check_free(sources, out, overwrite):
+def _check_free(sources, out, overwrite, crops):
     """Refuse to replace the results of another run, or a file of the user, unless ``overwrite``."""
-    names = ['landmarks.json', 'landmarks.jsonl', *(source.name for source in sources)]
+    names = ['landmarks.json', 'landmarks.jsonl', *(source.name for source in sources), *[_CROPS] * crops]
     existing = [name for name in names if os.path.lexists(out / name)]
     if existing and not overwrite:
         raise InputError(f'--out {out} holds {existing[0]}' + (f' and {len(existing) - 1} more' if existing[1:] else '')
                          + ' of what this would write: give another folder, or --overwrite.')
 
 
-def _align_picture(aligner, source, boxes, boxes_file):
-    """The picture with its landmarks (BGR), and its entry of the JSON."""
-    picture = read_picture(source.path)
+def _align_picture(aligner, source, picture, boxes, boxes_file):
+    """The faces of a picture (BGR)."""
     height, width = picture.shape[:2]
     given = None
     if boxes is not None:
@@ -146,9 +146,18 @@ def _align_picture(aligner, source, boxes, boxes_file):
             if right < 0 or bottom < 0 or left > width - 1 or top > height - 1:
                 raise InputError(f'{source.path}: the box {[left, top, right, bottom]} of --boxes {boxes_file} lies '
                                  f'outside of its {width}x{height} pixels.')
-    faces = aligner(picture, given)
-    draw_faces(picture, faces)
-    return picture, {'image': source.name, 'width': width, 'height': height, 'faces': faces}
+    return aligner(picture, given)
+
+
+def _write_picture(path, picture):
+    """Write a BGR picture as its extension says."""
+    write_file(path, encode_image(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), path.suffix))
+
+
+def _write_crops(out, name, picture, faces, size):
+    extension = '.png' if name.lower().endswith('.png') else '.jpg'
+    for number, face in enumerate(faces, 1):
+        _write_picture(out / _CROPS / f'{name}-{number}{extension}', upright_crop(picture, face, size))
 
 
 def _import_video():
@@ -205,8 +214,11 @@ def add_commands(commands):
     where.add_argument('--boxes', metavar='FILE.json',
                        help="boxes of the landmarks instead of a detector's, for pictures: "
                             '{"NAME.jpg": [[left, top, right, bottom], ...]}; names in a folder are relative to it')
-    where.add_argument('--detector', metavar='MODEL.onnx',
-                       help="a YuNet model for OpenCV's FaceDetectorYN (default: OpenCV's Haar cascades)")
+    add_detector_flag(where)
+    align.add_argument('--crops', type=positive_int, metavar='SIZE',
+                       help='of pictures, also write crops/NAME-N.jpg (of a PNG, .png): a square of SIZE pixels for '
+                            'each face, its eyes level')
+    align.add_argument('--pose', action='store_true', help="of pictures, draw the heads' axes too")
     align.add_argument('--camera', type=non_negative_int, default=0, metavar='N',
                        help=f'number of the camera that {_CAMERA} means (default: %(default)s)')
     align.add_argument('--frames', type=positive_int, metavar='N', help='of a video or the camera, only the first N')
@@ -223,27 +235,30 @@ def _run(args):
     pictures, videos = _find_sources(sources, out)
     if videos:
         _import_video()
-    _check_free(pictures + videos, out, args.overwrite)
-    boxes = None
-    if args.boxes:
-        if videos:
-            raise InputError(f'--boxes is for pictures, and {videos[0].path or _CAMERA} is a video.')
-        boxes = _read_boxes(args.boxes)
-    aligner = Aligner(network, YuNetDetector(args.detector) if args.detector else HaarDetector(), args.jaw)
+    _check_free(pictures + videos, out, args.overwrite, args.crops is not None)
+    for flag in ('boxes', 'crops'):
+        if videos and getattr(args, flag):
+            raise InputError(f'--{flag} is for pictures, and {videos[0].path or _CAMERA} is a video.')
+    boxes = _read_boxes(args.boxes) if args.boxes else None
+    aligner = Aligner(network, make_detector(args.detector), args.jaw)
     results = _Results(out, network)
     faults = 0
     try:
         for source in tqdm(pictures, 'pictures', unit='picture', leave=False, disable=None):
             try:
-                picture, entry = _align_picture(aligner, source, boxes, args.boxes)
+                picture = read_picture(source.path)
+                faces = _align_picture(aligner, source, picture, boxes, args.boxes)
             except InputError as error:
                 faults += 1
                 tqdm.write(f'{error}', file=sys.stderr)
                 continue
-            target = out / source.name
-            write_file(target, encode_image(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), target.suffix))
-            results.add_image(entry)
-            tqdm.write(f'{source.name}: {_count(len(entry["faces"]))}')
+            if args.crops:
+                _write_crops(out, source.name, picture, faces, args.crops)
+            draw_faces(picture, faces, args.pose)
+            _write_picture(out / source.name, picture)
+            height, width = picture.shape[:2]
+            results.add_image({'image': source.name, 'width': width, 'height': height, 'faces': faces})
+            tqdm.write(f'{source.name}: {_count(len(faces))}')
         for source in videos:
             with noted() as signals:
                 try:

@@ -10,7 +10,9 @@ from gluon_lprnet.artefact import export_network, load_network
 from gluon_lprnet.data.faces.drawn import draw_face
 from gluon_lprnet.data.images import encode_jpeg
 from gluon_lprnet.deployment.export import export
+from gluon_lprnet.evaluate.landmarks import predict_landmarks
 from gluon_lprnet.predict.classification import preprocess
+from gluon_lprnet.predict.detectors import HaarDetector
 
 CLASSES = ['a', 'b', 'c']
 BOXES = [[20, 30, 90, 80.5], [-10, -5, 60, 70]]
@@ -49,6 +51,16 @@ def make_photos():
         return [path.read_bytes() for path in real]
     rng = np.random.default_rng(4)
     return [encode_jpeg(draw_face(rng)[0]) for _ in range(4)]
+
+
+def faces_in_one_pass(artefact, picture):
+    """What the server finds in a BGR picture: the cascades' faces, each seen by the network once."""
+    found = HaarDetector()(picture)
+    boxes = [np.round(face.landmark_box(), 2) for face in found]
+    faces = [(picture[..., ::-1], box) for box in boxes]
+    points = predict_landmarks(*load_network(artefact), faces) if faces else []
+    return [{'box': box.tolist(), 'detected': np.round(face.box, 2).tolist(), 'detector': face.kind,
+             'score': face.score, 'points': each.tolist()} for face, box, each in zip(found, boxes, points)]
 
 
 def expected_probabilities(artefact, file):

@@ -7,6 +7,7 @@ import numpy as np
 from gluon_lprnet import get_model
 from gluon_lprnet.artefact import export_network
 from gluon_lprnet.data.batches import IMAGENET_MEAN, IMAGENET_STD
+from gluon_lprnet.data.faces.head_model import MODEL
 from gluon_lprnet.data.faces.landmarks import landmark_box
 from gluon_lprnet.data.faces.records import FaceRecord, encode_record
 from gluon_lprnet.data.images import encode_jpeg
@@ -14,16 +15,18 @@ from gluon_lprnet.data.recordio import write_records
 
 # Of the networks below: 68 points from the box's center, in units of its longer side.
 ANSWER = np.random.default_rng(3).uniform(-0.5, 0.5, (68, 2))
+# The same of a face that looks straight ahead: seen again in its own box, or in the mirror, it stays where it is.
+FRONTAL = (MODEL[:, :2] - [0, (MODEL[:, 1].min() + MODEL[:, 1].max()) / 2]) / np.ptp(MODEL[:, :2], axis=0).max()
 CROP_SCALE = 1.5
 
 
-def make_network(folder, model='lprnet_mobilenet_x0.25', outputs=136, scale=CROP_SCALE):
-    """A network whose answer is ANSWER whatever it sees, as an exported symbol."""
+def make_network(folder, model='lprnet_mobilenet_x0.25', outputs=136, scale=CROP_SCALE, answer=ANSWER):
+    """A network whose answer is the same whatever it sees, as an exported symbol."""
     net = get_model(model, classes=outputs)
     net.initialize(mx.init.Xavier())
     net.output.weight.set_data(mx.nd.zeros(net.output.weight.shape))
     if outputs == 136:
-        net.output.bias.set_data(mx.nd.array(ANSWER.ravel() / scale))
+        net.output.bias.set_data(mx.nd.array(answer.ravel() / scale))
     return export_network(net, dict(task='landmarks', model=model, num_classes=outputs, input_size=32, crop_ratio=1.0,
                                     crop_scale=scale, rgb_mean=list(IMAGENET_MEAN), rgb_std=list(IMAGENET_STD),
                                     class_names=None), folder)

@@ -12,14 +12,12 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
-from reference.artefacts import BOXES, assert_classes, expected_probabilities
+from reference.artefacts import BOXES, assert_classes, expected_probabilities, faces_in_one_pass
 from reference.commands import command
 
 from gluon_lprnet.artefact import load_network
 from gluon_lprnet.data.images import encode_jpeg
 from gluon_lprnet.evaluate.landmarks import predict_landmarks
-from gluon_lprnet.predict.detectors import HaarDetector
-from gluon_lprnet.predict.face_alignment import Aligner
 from gluon_lprnet.serving import archive as archive_module
 from gluon_lprnet.serving import handler, soak
 from gluon_lprnet.serving import server as server_module
@@ -109,7 +107,6 @@ def test_landmarks_in_given_boxes_are_those_of_the_package(artefacts, services, 
 
 def test_faces_found_are_those_of_align(artefacts, services, photos):
     net, description = load_network(artefacts[1])
-    align = Aligner(artefacts[1], HaarDetector())
     found = 0
     for photo in photos:
         picture = cv2.imdecode(np.frombuffer(photo, 'uint8'), 1)
@@ -117,7 +114,7 @@ def test_faces_found_are_those_of_align(artefacts, services, photos):
         for shown in (picture, cv2.resize(np.hstack([picture, picture]), None, fx=2.3, fy=2.3)):
             data = cv2.imencode('.png', shown)[1].tobytes()
             status, answer = ask(services[1], data)
-            expected = align(shown)
+            expected = faces_in_one_pass(artefacts[1], shown)
             assert status == 200 and len(answer['faces']) == len(expected)
             for face, same in zip(answer['faces'], expected):
                 assert face.keys() == same.keys() and face['detector'] == same['detector']

@@ -13,11 +13,9 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
-from reference.artefacts import CLASSES, expected_probabilities
+from reference.artefacts import CLASSES, expected_probabilities, faces_in_one_pass
 
 from gluon_lprnet.data.images import read_image
-from gluon_lprnet.predict.detectors import HaarDetector
-from gluon_lprnet.predict.face_alignment import Aligner
 from gluon_lprnet.serving import server as server_module
 from gluon_lprnet.serving.load_client import form
 from gluon_lprnet.serving.page import Page
@@ -265,13 +263,12 @@ def test_classes_are_the_networks(browser, artefacts, photos, drop, tmp_path):
 
 def test_landmarks_are_drawn_where_the_network_finds_them(browser, artefacts, photos):
     browser.choose_network(LANDMARKS)
-    align = Aligner(artefacts[1], HaarDetector())
     found, drawn = [], []
     for photo in photos:
         one = cv2.imdecode(np.frombuffer(photo, 'uint8'), 1)
         # As large as the page has room for, and with more faces than that.
         for picture in (one, cv2.resize(np.hstack([one, one]), None, fx=3.3, fy=3.3)):
-            expected = align(picture)
+            expected = faces_in_one_pass(artefacts[1], picture)
             browser.send(cv2.imencode('.png', picture)[1].tobytes(), '.png')
             assert browser.fault is None and len(browser.table()) == len(expected)
             found.append(len(expected))
@@ -312,17 +309,16 @@ def oriented(photo, orientation, kind):
 @pytest.mark.parametrize('kind', ['JPEG', 'PNG'])
 def test_browser_and_network_turn_a_picture_by_its_exif_tag_alike(browser, artefacts, photos, kind):
     browser.choose_network(LANDMARKS)
-    align = Aligner(artefacts[1], HaarDetector())
 
     def decoded(data):
         return np.ascontiguousarray(read_image(data)[..., ::-1])
 
     # Not every drawn face is one to the detector.
-    photo = next(photo for photo in photos if align(decoded(oriented(photo, 1, kind))))
+    photo = next(photo for photo in photos if faces_in_one_pass(artefacts[1], decoded(oriented(photo, 1, kind))))
     for orientation in range(1, 9):
         data = oriented(photo, orientation, kind)
         pixels = decoded(data)
-        expected = align(pixels)
+        expected = faces_in_one_pass(artefacts[1], pixels)
         browser.send(data, f'.{kind.lower()}')
         assert browser.fault is None
         np.testing.assert_allclose(browser.points(), np.reshape([face['points'] for face in expected], (-1, 68, 2)),

@@ -87,6 +87,33 @@ def crop_matrix(box, size, scale=CROP_SCALE):
                      [0, factor, center - factor * (top + bottom) / 2]])
 
 
+def turned_crop_matrix(points, angle, size, scale=CROP_SCALE):
+    """The map from image to crop: as :func:`crop_matrix`, of the points' box in the image turned back by an angle.
+
+    Parameters
+    ----------
+    points : ndarray (N, 2)
+        Landmarks or corners of a box, in pixels of the image.
+    angle : float
+        In radians, clockwise as seen: the crop of a face that is turned so shows it upright.
+    size, scale
+        As of :func:`crop_matrix`.
+
+    Returns
+    -------
+    ndarray (2, 3) float64
+    """
+    cosine, sine = math.cos(angle), math.sin(angle)
+    back = np.array([[cosine, sine], [-sine, cosine]])
+    matrix = crop_matrix(landmark_box(points @ back.T), size, scale)
+    return np.column_stack([matrix[:, :2] @ back, matrix[:, 2]])
+
+
+def mirrored_crop_matrix(matrix, size):
+    """The map (2, 3) to a crop of ``size`` flipped left to right, of the one to the crop."""
+    return np.array([[-1, 0], [0, 1]]) @ matrix + [[0, 0, size - 1], [0, 0, 0]]
+
+
 def warp_crop(picture, matrix, size):
     """The square of an image that an affine map without shear cuts out.
 
@@ -94,7 +121,7 @@ def warp_crop(picture, matrix, size):
     ----------
     picture : ndarray (height, width, 3) uint8
     matrix : ndarray (2, 3)
-        From image to crop, as from :func:`crop_matrix`; it may include a rotation.
+        From image to crop, as from :func:`crop_matrix`; it may include a rotation and a reflection.
     size : int
         Side of the crop in pixels.
 

@@ -26,7 +26,7 @@ from ...utils.processes import default_workers, map_in_processes
 from ...utils.text import listing
 from ..images import decode_image, encode_jpeg, read_file, rgb
 from .datasets import LAYOUTS, read_faces
-from .head_model import JAW, MODEL, PoseFit, fit_pose, mirror_points, rotation
+from .head_model import CROWN, JAW, MODEL, SKIN, PoseFit, fit_pose, mirror_points, rotation
 from .landmarks import landmark_box
 from .lp_layout import new_folder, write_face
 
@@ -42,17 +42,6 @@ _FAULTS_SHOWN = 20
 # Side of the images, as in 300W-LP, and the part of it taken by the longer side of the landmarks' box.
 MAX_SIDE = 450
 BOX_PART = 0.48
-
-# Points of the skin between the landmarks, in millimeters of the generic head, set by hand: x, y, z of the midline
-# and of the half on the right of the image.
-_SKIN = np.array([
-    (0, -57, -16), (0, -78, -15), (25, -78, -9), (46, -76, 8), (0, -100, -8), (30, -98, 0),     # forehead
-    (62, -40, 30), (58, -14, 18), (42, -20, 0), (36, 0, -9), (52, 8, 10), (62, 10, 32),          # temple and cheek
-    (40, 22, -3), (51, 30, 18), (36, 44, -2), (47, 44, 24), (25, 54, -9),
-    (9, -31, -11), (11, -22, -14), (14, -11, -16), (20, 2, -13),                                # sides of the nose
-    (0, 50, -17), (0, 63, -19), (14, 62, -14)])                                                 # chin
-# Where the forehead meets the hair and the crown, from the temple at the right to the one at the left.
-_CROWN = np.array([(72, -48, 64), (69, -68, 58), (60, -90, 50), (45, -108, 40), (24, -119, 30), (0, -123, 25)])
 
 # Beyond the outline of jaw and crown the head recedes within a few millimeters of the image: factors of the
 # outline's distance from the middle of the face, and millimeters of depth beyond the outline's.
@@ -342,15 +331,13 @@ def _lift(landmarks, fit):
 
 def _surface(landmarks, fit):
     """The surface of an image whose landmarks fit the generic head in this pose."""
-    skin = np.concatenate([_SKIN, _SKIN[_SKIN[:, 0] > 0] * [-1, 1, 1]])
-    crown = np.concatenate([_CROWN, _CROWN[-2::-1] * [-1, 1, 1]])
     # What lies between the landmarks moves with their deviation from the generic head's.
-    generic = fit.place(np.concatenate([MODEL, skin, crown]))
+    generic = fit.place(np.concatenate([MODEL, SKIN, CROWN]))
     shift = RBFInterpolator(generic[:68, :2], landmarks - generic[:68, :2], kernel='linear', smoothing=fit.scale)
     placed = generic.copy()
     placed[68:, :2] += shift(generic[68:, :2])
     placed[:68, :2] = landmarks
-    outline = _denser(np.concatenate([placed[JAW], placed[68 + len(skin):]]))
+    outline = _denser(np.concatenate([placed[JAW], placed[68 + len(SKIN):]]))
     box = landmark_box(landmarks)
     middle = (box[:2] + box[2:]) / 2
     rings = []
@@ -359,7 +346,7 @@ def _surface(landmarks, fit):
         ring[:, :2] = middle + factor * (outline[:, :2] - middle)
         ring[:, 2] += depth * fit.scale
         rings.append(ring)
-    known = np.concatenate([placed[:68 + len(skin)], outline, *rings])
+    known = np.concatenate([placed[:68 + len(SKIN)], outline, *rings])
     # In millimeters, so that the smoothing, needed where eyelids or lips coincide, does not depend on the scale.
     depth = RBFInterpolator(known[:, :2] / fit.scale, known[:, 2], smoothing=1)
     rim = rings[-1]
