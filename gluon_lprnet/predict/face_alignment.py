@@ -97,7 +97,7 @@ class Face(NamedTuple):
     visible: np.ndarray
 
 
-class _Crop(NamedTuple):
+class Crop(NamedTuple):
     """Where a face is: an RGB picture, points (N, 2) around its landmarks, and its angle, clockwise, in radians."""
 
     picture: np.ndarray
@@ -105,10 +105,24 @@ class _Crop(NamedTuple):
     angle: float
 
 
-class _Estimate(NamedTuple):
-    """Of N faces: landmarks (N, 2, 68, 2) by jaw, in pixels, confidence (N,), rotations (N, 3, 3) of the head."""
+class Estimate(NamedTuple):
+    """What the network finds.
+
+    Attributes
+    ----------
+    landmarks : ndarray (N, 2, 68, 2)
+        By jaw, in pixels of the pictures.
+    signs : ndarray (N, 3)
+        Of how good they are, lower being better: the mean distances of the crop's landmarks from those of its mirror
+        image and of the mean of both from the first ones, over the size of the box, and the misfit of a head.
+    confidence : ndarray (N,)
+        From the signs: how probable it is that the NME is at most 7%.
+    rotations : ndarray (N, 3, 3)
+        Of the head.
+    """
 
     landmarks: np.ndarray
+    signs: np.ndarray
     confidence: np.ndarray
     rotations: np.ndarray
 
@@ -179,10 +193,10 @@ class Aligner:
             found.append(faces)
             if faces:
                 rgb = cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
-                crops += [_Crop(rgb, _corners(face['box']), turn * np.pi / 2) for face, turn in zip(faces, turns)]
+                crops += [Crop(rgb, corners(face['box']), turn * np.pi / 2) for face, turn in zip(faces, turns)]
         faces = [face for of_picture in found for face in of_picture]
         for first in range(0, len(faces), _BATCH_SIZE):
-            estimate = self._best_estimate(crops[first:first + _BATCH_SIZE])
+            estimate = self._look_from_all_sides(crops[first:first + _BATCH_SIZE])
             for face, entry in zip(faces[first:], self._entries(estimate)):
                 face.update(entry)
         return found
@@ -204,8 +218,8 @@ class Aligner:
             yield {'points': _rounded(points), 'confidence': round(float(confidence), 3),
                    'pose': Pose(yaw, pitch, roll)._asdict(), 'hidden': np.flatnonzero(behind).tolist()}
 
-    def _best_estimate(self, crops):
-        estimate = self._estimate(crops)
+    def _look_from_all_sides(self, crops):
+        estimate = self.look(crops)
         unsure = np.flatnonzero(estimate.confidence < _SURE)
         if len(unsure):
             places = [crops[index] for index in unsure]
@@ -213,14 +227,14 @@ class Aligner:
                 places, estimate.landmarks[unsure], upright_angles(estimate.rotations[unsure]))]]
             ways += [[place._replace(angle=place.angle + turn * np.pi / 2) for place in places] for turn in (1, 2, 3)]
             for way in ways:
-                other = self._estimate(way)
+                other = self.look(way)
                 better = other.confidence > estimate.confidence[unsure]
                 for kept, found in zip(estimate, other):
                     kept[unsure[better]] = found[better]
         return estimate
 
-    def _estimate(self, crops):
-        """The :class:`_Estimate` of faces that are upright in their crops, or nearly so."""
+    def look(self, crops: Sequence[Crop]) -> Estimate:
+        """The landmarks of faces that are upright at the angles given, or nearly so, by three passes."""
         pictures = [crop.picture for crop in crops]
         size, scale = self._description['input_size'], self._description.get('crop_scale', CROP_SCALE)
 
@@ -241,7 +255,12 @@ class Aligner:
         upright, mirrored = predict(around, angles), predict(around, angles, mirrored=True)
         landmarks = (upright + mirrored) / 2
         poses = estimate_poses(landmarks[:, 0])
-        return _Estimate(landmarks, _confidence(first, upright[:, 0], mirrored[:, 0], poses.misfits), poses.matrices)
+        size = np.maximum(box_size(landmark_box(landmarks[:, 0])), 1e-9)
+        signs = np.stack([_distances(upright, mirrored)[:, 0] / size, _distances(first, landmarks[:, 0]) / size,
+                          poses.misfits], axis=-1)
+        # Exact agreement is not infinitely good.
+        confidence = expit(-_CONFIDENCE[0] - np.log(signs + 1e-4) @ _CONFIDENCE[1:])
+        return Estimate(landmarks, signs, confidence, poses.matrices)
 
 
 class FaceAligner:
@@ -332,22 +351,15 @@ def _face(entry):
                 Pose(**entry['pose']), visible)
 
 
-def _corners(box):
+def corners(box: Sequence[float]) -> np.ndarray:
+    """The corners (4, 2) of a box: left, top, right, bottom."""
     left, top, right, bottom = box
     return np.array([[left, top], [right, top], [right, bottom], [left, bottom]])
 
 
-def _confidence(first, upright, mirrored, misfits):
-    """How probable it is that the mean of ``upright`` and ``mirrored`` (N, 68, 2) is right: (N,), 0 to 1."""
-    landmarks = (upright + mirrored) / 2
-    size = np.maximum(box_size(landmark_box(landmarks)), 1e-9)
-
-    def apart(one, other):
-        return np.linalg.norm(one - other, axis=-1).mean(axis=-1) / size
-
-    signs = np.stack([apart(upright, mirrored), apart(first, landmarks), misfits], axis=-1)
-    # Exact agreement is not infinitely good.
-    return expit(-_CONFIDENCE[0] - np.log(signs + 1e-4) @ _CONFIDENCE[1:])
+def _distances(one, other):
+    """Mean distances (...) of landmarks (..., 68, 2)."""
+    return np.linalg.norm(one - other, axis=-1).mean(axis=-1)
 
 
 def upright_crop(picture, face, size):
