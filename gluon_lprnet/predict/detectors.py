@@ -88,6 +88,12 @@ class Detection(NamedTuple):
         half = side * correction.ratio / 2
         return np.concatenate([centre - half, centre + half])
 
+    def sides(self):
+        """Where the landmarks are to be expected if the face lies on any side: four of (box, quarter turns)."""
+        # Upside down a face is often found too, where nothing tells it from an upright one.
+        turns = [(self.turn + more) % 4 for more in range(4)]
+        return [(self._replace(turn=turn).landmark_box(), turn) for turn in turns]
+
 
 def read_picture(path, upright=True):
     """A picture file, as of :func:`gluon_lprnet.data.images.read_image`, but BGR; or InputError."""

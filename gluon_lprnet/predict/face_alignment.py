@@ -132,8 +132,8 @@ class Aligner:
 
     A face passes the network three times: in the box where its landmarks are expected; in the crop that the first
     landmarks place, turned upright; and in that crop's mirror image. The mean of the last two is the answer. Where the
-    three disagree, or their mean is far from a head's, the same is done from the answer once more, and with the box
-    lying on each of its other sides; the answer of the most confidence is taken.
+    three disagree, or their mean is far from a head's, the same is done with the face lying on each of its other sides,
+    and once more from the answer; the one of the most confidence is taken.
 
     Parameters
     ----------
@@ -186,27 +186,29 @@ class Aligner:
         InputError
             If the network gives NaN or infinite landmarks.
         """
-        found, crops = [], []
+        found, sides = [], []
         for number, picture in enumerate(pictures):
-            faces, turns = self._find(picture) if boxes is None else (
-                [{'box': _rounded(np.array(box))} for box in boxes[number]], [0] * len(boxes[number]))
-            found.append(faces)
-            if faces:
+            if boxes is None:
+                with self._lock:
+                    detections = detect_turned(self._detect, picture)
+                places = [detection.sides() for detection in detections]
+                found.append([{'box': _rounded(of_sides[0][0]), 'detected': _rounded(detection.box),
+                               'detector': detection.kind, 'score': detection.score}
+                              for detection, of_sides in zip(detections, places)])
+            else:
+                places = [[(box, turn) for turn in range(4)] for box in boxes[number]]
+                found.append([{'box': _rounded(box)} for box in boxes[number]])
+            if places:
                 rgb = cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
-                crops += [Crop(rgb, corners(face['box']), turn * np.pi / 2) for face, turn in zip(faces, turns)]
+                # Rounded as it is told, so that the box given again has the same landmarks.
+                sides += [[Crop(rgb, corners(np.round(box, 2)), turn * np.pi / 2) for box, turn in of_sides]
+                          for of_sides in places]
         faces = [face for of_picture in found for face in of_picture]
         for first in range(0, len(faces), _BATCH_SIZE):
-            estimate = self._look_from_all_sides(crops[first:first + _BATCH_SIZE])
+            estimate = self._look_from_all_sides(sides[first:first + _BATCH_SIZE])
             for face, entry in zip(faces[first:], self._entries(estimate)):
                 face.update(entry)
         return found
-
-    def _find(self, picture):
-        with self._lock:
-            detections = detect_turned(self._detect, picture)
-        return [{'box': _rounded(detection.landmark_box()), 'detected': _rounded(detection.box),
-                 'detector': detection.kind, 'score': detection.score} for detection in detections], [
-                     detection.turn for detection in detections]
 
     def _entries(self, estimate):
         hidden = hidden_landmarks(estimate.rotations)
@@ -218,19 +220,23 @@ class Aligner:
             yield {'points': _rounded(points), 'confidence': round(float(confidence), 3),
                    'pose': Pose(yaw, pitch, roll)._asdict(), 'hidden': np.flatnonzero(behind).tolist()}
 
-    def _look_from_all_sides(self, crops):
-        estimate = self.look(crops)
+    def _look_from_all_sides(self, sides):
+        """The :class:`Estimate` of faces, each given as four crops."""
+        estimate = self.look([crops[0] for crops in sides])
+
+        def improve(unsure, crops):
+            other = self.look(crops)
+            better = other.confidence > estimate.confidence[unsure]
+            for kept, found in zip(estimate, other):
+                kept[unsure[better]] = found[better]
+
+        unsure = np.flatnonzero(estimate.confidence < _SURE)
+        for side in (1, 2, 3) if len(unsure) else ():
+            improve(unsure, [sides[index][side] for index in unsure])
         unsure = np.flatnonzero(estimate.confidence < _SURE)
         if len(unsure):
-            places = [crops[index] for index in unsure]
-            ways = [[place._replace(points=points[0], angle=angle) for place, points, angle in zip(
-                places, estimate.landmarks[unsure], upright_angles(estimate.rotations[unsure]))]]
-            ways += [[place._replace(angle=place.angle + turn * np.pi / 2) for place in places] for turn in (1, 2, 3)]
-            for way in ways:
-                other = self.look(way)
-                better = other.confidence > estimate.confidence[unsure]
-                for kept, found in zip(estimate, other):
-                    kept[unsure[better]] = found[better]
+            improve(unsure, [sides[index][0]._replace(points=points[0], angle=angle) for index, points, angle in zip(
+                unsure, estimate.landmarks[unsure], upright_angles(estimate.rotations[unsure]))])
         return estimate
 
     def look(self, crops: Sequence[Crop]) -> Estimate:

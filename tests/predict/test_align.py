@@ -202,12 +202,12 @@ def test_several_faces_one_and_none(run, photo, tmp_path):
 
 
 def test_small_faces_of_a_large_picture_are_found(annotated):
-    """Of 60 pixels in one of 3000, at four places; and nothing twice."""
+    """Of 90 pixels in one of 3000, at four places; and nothing twice."""
     picture = np.full((2000, 3000, 3), 120, 'uint8')
     expected = []
     for face, left, top in zip(annotated, (30, 1400, 2800, 700), (60, 900, 1800, 1500)):
         small = cv2.imread(face.image)
-        scale = 60 / (face.box[2:] - face.box[:2]).max()
+        scale = 90 / (face.box[2:] - face.box[:2]).max()
         small = cv2.resize(small, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
         picture[top:top + small.shape[0], left:left + small.shape[1]] = small
         expected.append((face.box[:2] + face.box[2:]) / 2 * scale + [left, top])
@@ -358,7 +358,7 @@ def test_a_second_interrupt_leaves_no_video(network, photo, tmp_path, monkeypatc
     def detect(self, picture):
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
-    monkeypatch.setattr(detectors.HaarDetector, '__call__', detect)
+    monkeypatch.setattr(face_alignment, 'detect_turned', detect)
     with pytest.raises(KeyboardInterrupt):
         command(align, 'align', network, tmp_path / 'clip.mp4', '--out', tmp_path / 'out')
     assert {path.name for path in (tmp_path / 'out').iterdir()} == {'landmarks.json', 'landmarks.jsonl'}
