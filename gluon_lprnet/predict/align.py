@@ -178,7 +178,7 @@ def _align_video(aligner, source, args, target, results, stop):
     def draw(picture, time):
         nonlocal seen
         faces = tracker.update(picture, time)
-        draw_faces(picture, faces)
+        draw_faces(picture, faces, args.pose)
         seen += bool(faces)
         return faces
 

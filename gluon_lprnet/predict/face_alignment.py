@@ -210,6 +210,29 @@ class Aligner:
                 face.update(entry)
         return found
 
+    def follow(self, picture: np.ndarray, faces: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The faces of a picture that are near those of the one before it.
+
+        Parameters
+        ----------
+        picture : ndarray (height, width, 3) uint8
+            BGR.
+        faces : sequence of dict
+            Of the picture before, as of :meth:`align`.
+
+        Returns
+        -------
+        list of dict
+            As of :meth:`align` for boxes that are given, one for each of ``faces``.
+        """
+        if not faces:
+            return []
+        rgb = cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
+        angles = upright_angles(np.stack([_rotation_of(face['pose']) for face in faces]))
+        crops = [Crop(rgb, np.array(face['points']), angle) for face, angle in zip(faces, angles)]
+        return [{'box': _rounded(landmark_box(crop.points)), **entry}
+                for crop, entry in zip(crops, self._entries(self.look(crops)))]
+
     def _entries(self, estimate):
         hidden = hidden_landmarks(estimate.rotations)
         if self._jaw == 'contour':
@@ -418,10 +441,14 @@ def draw_faces(picture, faces, pose=False):
             color = _COLOR if hidden.isdisjoint(line) else _HIDDEN_COLOR
             _draw_line(picture, points[list(line)], color, thickness)
         if pose:
-            angles = np.radians([face['pose'][name] for name in ('pitch', 'yaw', 'roll')])
             length = (box[2:] - box[:2]).max() / 2
-            for axis, color in zip(rotation(angles)[:2].T * [[1], [1], [-1]], ((0, 0, 255), (0, 160, 0), (255, 0, 0))):
+            axes = _rotation_of(face['pose'])[:2].T * [[1], [1], [-1]]
+            for axis, color in zip(axes, ((0, 0, 255), (0, 160, 0), (255, 0, 0))):
                 _draw_line(picture, points[_NOSE] + np.stack([np.zeros(2), length * axis]), color, 2 * thickness)
+
+
+def _rotation_of(pose):
+    return rotation(np.radians([pose[name] for name in ('pitch', 'yaw', 'roll')]))
 
 
 def _draw_line(picture, points, color, thickness):

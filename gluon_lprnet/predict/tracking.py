@@ -1,12 +1,12 @@
 """Faces that keep their number from frame to frame, and landmarks that do not tremble."""
 import math
-from collections.abc import Callable
 from typing import Any, Optional
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from ..data.faces.landmarks import landmark_box
+from .face_alignment import Aligner
 
 # Cutoff of a still face in Hz, and Hz more for each face size per second.
 MIN_CUTOFF, BETA, DERIVATIVE_CUTOFF = 0.3, 20.0, 1.0
@@ -15,8 +15,7 @@ DETECT_EVERY = 10
 # Overlap of two boxes of one face, over their union.
 _SAME_FACE = 0.3
 _REPEATED = 0.6
-# Looks in a row that may miss a face that is followed, and seconds that a lost one is remembered.
-_MISSES = 5
+# Seconds that a lost face is remembered.
 _REMEMBERED = 1.0
 # What a box may do between two frames: move by this part of its side, and grow or shrink by this factor.
 _SHIFT, _GROWTH = 0.5, 1.5
@@ -73,21 +72,15 @@ def _smoothing(step, cutoff):
 class _Track:
     """A face on its way through the frames."""
 
-    def __init__(self, number, smooth):
+    def __init__(self, number):
         self.number = number
-        self._smooth = smooth
-        self.misses = 0
-        self.begin()
-
-    def begin(self):
-        self._filter = OneEuroFilter() if self._smooth else None
 
     def move(self, face, time):
-        """Go on to the face found now; what is said of it, with the number."""
+        """Go on to the face found now."""
         points = np.array(face['points'])
-        self.box, self.time = landmark_box(points), time
-        if self._filter is not None:
-            points = self._filter(points, time, math.sqrt((self.box[2:] - self.box[:2]).prod()))
+        self.found, self.box, self.time = face, landmark_box(points), time
+        if self.filter is not None:
+            points = self.filter(points, time, math.sqrt((self.box[2:] - self.box[:2]).prod()))
         self.face = {'id': self.number, **face, 'points': np.round(points, 2).tolist()}
 
 
@@ -100,20 +93,18 @@ class FaceTracker:
 
     Parameters
     ----------
-    align : callable
-        (picture (height, width, 3) uint8, BGR) or (picture, boxes) to a list of dicts with ``box``, ``points`` and
-        perhaps ``confidence``, as :class:`~gluon_lprnet.predict.face_alignment.Aligner`.
+    aligner : gluon_lprnet.predict.face_alignment.Aligner
     smooth : bool
         Filter the points of a face against jitter, by :class:`OneEuroFilter`.
     detect_every : int
         In frames.
     least_confidence : float
-        Below it a face that is followed is lost, where ``align`` says its confidence.
+        A face of less is not taken, and one that is followed is lost.
     """
 
-    def __init__(self, align: Callable[..., list[dict[str, Any]]], smooth: bool = True,
-                 detect_every: int = DETECT_EVERY, least_confidence: float = 0.5) -> None:
-        self._align = align
+    def __init__(self, aligner: Aligner, smooth: bool = True,
+                 detect_every: int = DETECT_EVERY, least_confidence: float = 0.2) -> None:
+        self._aligner = aligner
         self._smooth = smooth
         self._detect_every = detect_every
         self._least_confidence = least_confidence
@@ -135,7 +126,7 @@ class FaceTracker:
         Returns
         -------
         list of dict
-            As ``align`` gives them, with ``id``, a number from 0 that no other face gets.
+            As the aligner gives them, with ``id``, a number from 0 that no other face gets.
         """
         lost_one = self._follow(picture, time)
         self._until_detection -= 1
@@ -150,8 +141,7 @@ class FaceTracker:
         if not self._followed:
             return False
         tracks, self._followed = self._followed, []
-        boxes = [track.box.tolist() for track in tracks]
-        for track, face in zip(tracks, self._align(picture, boxes)):
+        for track, face in zip(tracks, self._aligner.follow(picture, [track.found for track in tracks])):
             if self._goes_on(track, face, picture.shape) and not self._repeats(face):
                 track.move(face, time)
                 self._followed.append(track)
@@ -160,43 +150,41 @@ class FaceTracker:
         return len(self._followed) < len(tracks)
 
     def _goes_on(self, track, face, shape):
-        box = landmark_box(np.array(face['points']))
+        box = _box(face)
         side, side_before = (max(of[2:] - of[:2]) for of in (box, track.box))
-        centre, centre_before = ((of[:2] + of[2:]) / 2 for of in (box, track.box))
-        return (face.get('confidence', 1) >= self._least_confidence
-                and np.abs(centre - centre_before).max() <= _SHIFT * side_before
+        center, center_before = ((of[:2] + of[2:]) / 2 for of in (box, track.box))
+        return (face['confidence'] >= self._least_confidence
+                and np.abs(center - center_before).max() <= _SHIFT * side_before
                 and 1 / _GROWTH <= side / side_before <= _GROWTH
-                and (centre >= 0).all() and (centre < shape[1::-1]).all())
+                and (center >= 0).all() and (center < shape[1::-1]).all())
 
     def _repeats(self, face):
-        box = landmark_box(np.array(face['points']))
-        return any(overlap(box, track.box) > _REPEATED for track in self._followed)
+        return any(overlap(_box(face), track.box) > _REPEATED for track in self._followed)
 
     def _detect(self, picture, time):
-        """Look for faces in all of the picture: those of tracks confirm them, others begin new ones."""
-        found = [face for face in self._align(picture) if face.get('confidence', 1) >= self._least_confidence]
+        """Look for faces in all of the picture: of lost tracks, which go on, and new ones."""
+        found = [face for face in self._aligner(picture) if face['confidence'] >= self._least_confidence]
         tracks = self._followed + self._lost
-        overlaps = np.array([[overlap(landmark_box(np.array(face['points'])), track.box) for face in found]
+        overlaps = np.array([[overlap(_box(face), track.box) for face in found]
                              for track in tracks]).reshape(len(tracks), len(found))
-        pairs = [(row, column) for row, column in zip(*linear_sum_assignment(-overlaps))
-                 if overlaps[row, column] >= _SAME_FACE]
-        matched = dict(pairs)
-        for row, track in enumerate(tracks):
-            track.misses = 0 if row in matched else track.misses + 1
-            if row in matched and track in self._lost:
-                self._lost.remove(track)
-                track.begin()
-                track.move(found[matched[row]], time)
-                self._followed.append(track)
-        gone = [track for track in self._followed if track.misses >= _MISSES]
-        self._followed = [track for track in self._followed if track.misses < _MISSES]
-        self._lost += gone
+        matched = {column: tracks[row] for row, column in zip(*linear_sum_assignment(-overlaps))
+                   if overlaps[row, column] >= _SAME_FACE}
         for column, face in enumerate(found):
-            if column not in matched.values() and not self._repeats(face):
-                track = _Track(self.count, self._smooth)
+            track = matched.get(column)
+            if track in self._followed or track is None and self._repeats(face):
+                continue
+            if track is None:
+                track = _Track(self.count)
                 self.count += 1
-                track.move(face, time)
-                self._followed.append(track)
+            else:
+                self._lost.remove(track)
+            track.filter = OneEuroFilter() if self._smooth else None
+            track.move(face, time)
+            self._followed.append(track)
+
+
+def _box(face):
+    return landmark_box(np.array(face['points']))
 
 
 def overlap(box, other):

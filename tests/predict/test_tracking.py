@@ -8,7 +8,7 @@ import pytest
 
 from gluon_lprnet.data.faces.datasets import read_faces
 from gluon_lprnet.evaluate.network_flag import DEFAULTS
-from gluon_lprnet.predict.detectors import HaarDetector
+from gluon_lprnet.predict.detectors import make_detector
 from gluon_lprnet.predict.face_alignment import Aligner
 from gluon_lprnet.predict.tracking import FaceTracker, OneEuroFilter, overlap
 
@@ -89,41 +89,36 @@ SHAPE = np.array([[-0.5, -0.5], [0.5, -0.5], [0.5, 0.5], [-0.5, 0.5]] * 17)
 
 
 class World:
-    """Bright squares of ``SIZE`` in a dark picture stand for faces, the aligner finds each in and around its box.
+    """Squares of ``SIZE`` at known places stand for faces; an aligner of them.
 
-    The detector misses those of ``hidden``, and every one in frames of which ``blind`` is true.
+    The detector is ``blind`` at times; of what it finds the aligner is ``sure``, of what is not there ``unsure``.
     """
 
-    def __init__(self, confidence=False):
-        self.calls, self.detections, self.hidden, self.blind, self.confidence = 0, 0, set(), False, confidence
+    def __init__(self, sure=0.9, unsure=0.1):
+        self.detections, self.blind, self.sure, self.unsure = 0, False, sure, unsure
         self.centers = {}
 
     def picture(self, **centers):
         self.centers = centers
         return np.zeros((300, 400, 3), 'uint8')
 
-    def __call__(self, picture, boxes=None):
-        self.calls += 1
-        if boxes is None:
-            self.detections += 1
-            return [] if self.blind else [self.face(center, box=self.box(center))
-                                          for name, center in self.centers.items() if name not in self.hidden]
+    def __call__(self, picture):
+        self.detections += 1
+        return [] if self.blind else [self.face(center, self.sure) for center in self.centers.values()]
+
+    def follow(self, picture, faces):
         found = []
-        for box in boxes:
-            middle = (np.array(box[:2]) + box[2:]) / 2
+        for face in faces:
+            middle = np.mean(face['points'], axis=0)
             near = [center for center in self.centers.values() if np.abs(center - middle).max() < 0.4 * SIZE]
             # A network answers also where there is no face.
-            center = min(near, key=lambda center: np.abs(center - middle).sum()) if near else middle
-            found.append(self.face(center, box=box, confidence=0.9 if near else 0.1))
+            found.append(self.face(min(near, key=lambda center: np.abs(center - middle).sum()), self.sure) if near
+                         else self.face(middle, self.unsure))
         return found
 
     @staticmethod
-    def box(center):
-        return [*np.subtract(center, SIZE / 2), *np.add(center, SIZE / 2)]
-
-    def face(self, center, box, confidence=0.9):
-        points = (SHAPE * SIZE + center).tolist()
-        return {'box': list(box), 'points': points, **({'confidence': confidence} if self.confidence else {})}
+    def face(center, confidence):
+        return {'points': (SHAPE * SIZE + center).tolist(), 'confidence': confidence}
 
 
 def centers_by_id(faces):
@@ -150,20 +145,24 @@ def test_a_face_that_comes_later_is_found_and_one_that_left_does_not_stay():
         if frame >= 12:
             centers['second'] = np.array([250, 150])
         seen.append(set(centers_by_id(tracker.update(world.picture(**centers), frame / 30))))
-    assert seen[:12] == [{0}] * 12 and seen[17:40] == [{0, 1}] * 23
-    # The detector has missed it five times, every fifth frame.
-    assert seen[70:] == [{1}] * 10
+    # The detector looks at every fifth frame.
+    assert seen[:12] == [{0}] * 12 and seen[17:40] == [{0, 1}] * 23 and seen[40:] == [{1}] * 40
+
+
+def test_a_doubtful_face_is_not_taken():
+    world = World(sure=0.15)
+    assert FaceTracker(world).update(world.picture(a=np.array([100, 100])), 0) == []
 
 
 def test_a_confidence_ends_a_track_at_once():
-    world = World(confidence=True)
+    world = World()
     tracker = FaceTracker(world, smooth=False)
     assert set(centers_by_id(tracker.update(world.picture(a=np.array([100, 100])), 0))) == {0}
     assert tracker.update(world.picture(), 1 / 30) == []
 
 
 def test_a_number_is_not_given_again_but_after_a_moment():
-    world = World(confidence=True)
+    world = World()
     tracker = FaceTracker(world, smooth=False)
     there, gone = {'a': np.array([100, 100])}, {}
 
@@ -175,7 +174,7 @@ def test_a_number_is_not_given_again_but_after_a_moment():
 
 
 def test_a_face_that_the_detector_misses_is_followed():
-    world = World(confidence=True)
+    world = World()
     tracker = FaceTracker(world, smooth=False, detect_every=10)
     for frame in range(45):
         world.blind = frame > 0
@@ -183,7 +182,7 @@ def test_a_face_that_the_detector_misses_is_followed():
 
 
 def test_two_tracks_of_one_face_become_one():
-    world = World()
+    world = World(unsure=0.9)
     tracker = FaceTracker(world, smooth=False)
     tracker.update(world.picture(a=np.array([100, 100]), b=np.array([150, 100])), 0)
     found = [set(centers_by_id(tracker.update(world.picture(a=np.array([100 + 10 * frame, 100])), frame / 30)))
@@ -207,7 +206,7 @@ def test_smoothing_is_of_one_face_alone():
 
 def test_memory_is_flat():
     """One frame a second, with a new face every ten."""
-    world = World(confidence=True)
+    world = World()
     tracker = FaceTracker(world)
     held = {}
     tracemalloc.start()
@@ -238,7 +237,7 @@ def test_real_faces_that_move_and_turn(shared_data):
     faces = list(read_faces(shared_data / '300w' / 'test', 'pts', []))[7:500:250]
     if not faces:
         pytest.skip('no photos')
-    align = Aligner(DEFAULTS['landmarks'], HaarDetector(), 'contour')
+    align = Aligner(DEFAULTS['landmarks'], make_detector(), 'contour')
     for face in faces:
         trackers = {smooth: FaceTracker(align, smooth=smooth) for smooth in (False, True)}
         errors = {False: [], True: []}
