@@ -1,15 +1,17 @@
 #!/usr/bin/env python
-"""What compress keeps of a MobileNetV1 trained on ImageNet, on photos that it was not calibrated on.
+"""What compress keeps of a MobileNetV1 trained on ImageNet, by the way its ranks are chosen; before any tuning.
 
-    python benchmarks/compress_imagenet.py mobilenetv1_x0.25.npz --input-size 128 --ranks 1/8 1/4 1/3 \\
-        --calibrate imagenette/train imagenet_samples --photos 500 --test imagenet_samples
+    python benchmarks/compress_imagenet.py mobilenetv1_x0.5.npz --input-size 160 --ranks 1/8 1/4 --budgets 0.9 0.8 \\
+        --calibrate photos.rec --photos 500 --test ILSVRC2012_VAL_SET/dataset.txt
 
-Of each folder of --calibrate, which has a folder of photos for each class, an equal number of photos is taken, evenly
-spaced by name; the test is on all photos of --test that are not among them. `agreement` is the share of these on which
-the network names the class that the original names. `top-1` takes the folders of --test, sorted by name, as the
-classes; photos that the original was trained on may be among them, so that it is for comparison only.
+`photos.rec` is any photos, as `pack photos` writes them; the test is a list, lines "path label". Each budget is met
+twice: by the error at the network's output (`Budget`), and by the sum of the layers' relative errors, for comparison.
+`predicted` and `error` are the mean squared error of the outputs over their variance, as the ranks were chosen by and
+as it is on the calibration photos; `agreement` is the share of the test on which the network names the class that the
+original names.
 """
 import argparse
+import itertools
 import os
 import sys
 import time
@@ -25,6 +27,11 @@ from tqdm import tqdm
 
 from gluon_lprnet.complexity import count
 from gluon_lprnet.compression import Budget, Fraction, compress, import_mobilenetv1
+from gluon_lprnet.compression.modules import PointwiseGraph
+from gluon_lprnet.compression.sensitivity import spectra_at_output
+from gluon_lprnet.data.batches import validation_batches
+from gluon_lprnet.data.integrity import check_records
+from gluon_lprnet.graph import trace
 from gluon_lprnet.predict.classification import preprocess
 from gluon_lprnet.train.config import rank
 from gluon_lprnet.utils.flags import positive_int
@@ -33,54 +40,76 @@ from gluon_lprnet.utils.text import render_table
 BATCH = 50
 
 
-def photos_of(folder):
-    return sorted(path for path in Path(folder).glob('*/*') if path.is_file())
+def test_set(path, description):
+    """Batches of pictures, and their labels."""
+    lines = [line.replace(',', ' ').split() for line in Path(path).read_text().splitlines() if line.strip()]
+    photos = [Path(path).parent / photo for photo, _ in lines]
+    batches = [mx.nd.concat(*(preprocess(photo, description) for photo in photos[begin:begin + BATCH]), dim=0)
+               for begin in tqdm(range(0, len(photos), BATCH), 'reading photos', leave=False, disable=None)]
+    return batches, np.array([int(label) for _, label in lines])
 
 
-def images_of(paths, description):
-    return [mx.nd.concat(*(preprocess(path, description) for path in paths[begin:begin + BATCH]), dim=0)
-            for begin in tqdm(range(0, len(paths), BATCH), 'reading photos', unit='batch', leave=False, disable=None)]
+def outputs_of(net, batches):
+    return np.concatenate([net(batch).asnumpy() for batch in batches])
 
 
-def classes_of(net, images):
-    return np.concatenate([net(batch).argmax(axis=1).asnumpy() for batch in images])
+def relative_error(found, expected):
+    return np.square(found - expected).sum() / np.square(expected - expected.mean(axis=0)).sum()
+
+
+class Relative(Budget):
+    """The budget by relative errors of the layers, as if an error counted alike wherever it is."""
+
+    def choose(self, problem):
+        spectra = [shares / shares.sum() for shares in problem.spectra()]
+        problem = type(problem)(problem.layers, problem.multiply_adds, problem.residual, lambda: spectra, None)
+        return super().choose(problem)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('arrays')
     parser.add_argument('--input-size', type=positive_int, required=True)
-    parser.add_argument('--ranks', type=rank, nargs='+', default=[1 / 8, 1 / 4], help='fractions of the width')
+    parser.add_argument('--ranks', type=rank, nargs='+', default=[], help='fractions of the width')
     parser.add_argument('--budgets', type=float, nargs='+', default=[], help='fractions of the multiply-adds')
-    parser.add_argument('--calibrate', nargs='+', required=True, metavar='FOLDER')
+    parser.add_argument('--no-residual', action='store_true')
+    parser.add_argument('--calibrate', required=True, metavar='REC')
     parser.add_argument('--photos', type=positive_int, default=500)
-    parser.add_argument('--test', required=True, metavar='FOLDER')
+    parser.add_argument('--test', required=True, metavar='LIST')
     args = parser.parse_args()
     net, description = import_mobilenetv1(args.arrays, args.input_size)
     net.hybridize(static_alloc=True)
-    chosen = []
-    for folder in args.calibrate:
-        found = photos_of(folder)
-        share = min(args.photos // len(args.calibrate), len(found))
-        chosen += [found[number * len(found) // share] for number in range(share)]
-    test = [path for path in photos_of(args.test) if path not in set(chosen)]
-    wnids = sorted(path.name for path in Path(args.test).iterdir() if path.is_dir())
-    labels = np.array([wnids.index(path.parent.name) for path in test])
-    calibration, images = images_of(chosen, description), images_of(test, description)
-    expected = classes_of(net, images)
     shape = (1, 3, args.input_size, args.input_size)
-    rows = [('original', f'{count(net, shape).multiply_adds:,}', '', f'{(expected == labels).mean():.3f}', '')]
-    for ranks in [*map(Fraction, args.ranks), *map(Budget, args.budgets)]:
+    records = validation_batches(check_records(args.calibrate), description, BATCH, 1)
+    photos = [batch.data.copyto(mx.cpu()) for batch in itertools.islice(records.epoch(0), args.photos // BATCH)]
+    images, labels = test_set(args.test, description)
+    before, classes = outputs_of(net, photos), outputs_of(net, images).argmax(axis=1)
+    rows = [('original', f'{count(net, shape).multiply_adds / 1e6:.1f}M', '', '', '',
+             f'{100 * (classes == labels).mean():.1f}', '')]
+    graph = PointwiseGraph(*trace(net))
+    layers = graph.pointwise()
+    wanted = [layer for layer in layers if not layer.skipped]
+    spectra = dict(zip((layer.name for layer in wanted), spectra_at_output(
+        *trace(net), layers, wanted, not args.no_residual, photos)))
+    choices = [(f'm/{1 / share:g}', Fraction(share)) for share in args.ranks]
+    for share in args.budgets:
+        choices += [(f'{share:g}, by the output', Budget(share)), (f'{share:g}, by the layers', Relative(share))]
+    for name, ranks in choices:
         begin = time.perf_counter()
-        compressed, report = compress(net, ranks, calibration=calibration)
+        compressed, report = compress(net, ranks, residual=not args.no_residual, calibration=photos)
         seconds = time.perf_counter() - begin
-        print(f'\n{report}', flush=True)
-        classes = classes_of(compressed, images)
-        rows.append((ranks, f'{report.after.multiply_adds:,}', f'{(classes == expected).mean():.3f}',
-                     f'{(classes == labels).mean():.3f}', f'{seconds:.0f}'))
-    print(f'\n{Path(args.arrays).stem}, {args.input_size}x{args.input_size}; {len(chosen)} photos to calibrate on, '
-          f'{len(test)} others to test on; gluon_lprnet {gluon_lprnet.__version__}')
-    print(render_table(('', 'multiply-adds', 'agreement', 'top-1', 'seconds'), rows, 'markdown'))
+        chosen = {layer.name: layer.rank for layer in report.layers if layer.rank}
+        predicted = sum(spectra[layer][r:].sum() for layer, r in chosen.items())
+        found = outputs_of(compressed, images).argmax(axis=1)
+        rows.append((name, f'{report.after.multiply_adds / 1e6:.1f}M', f'{predicted:.3f}',
+                     f'{relative_error(outputs_of(compressed, photos), before):.3f}',
+                     f'{100 * (found == classes).mean():.1f}', f'{100 * (found == labels).mean():.1f}',
+                     f'{seconds:.0f}'))
+        print(rows[-1], list(chosen.values()), flush=True)
+    print(f'\n{Path(args.arrays).stem}, {args.input_size}x{args.input_size}; {len(before)} photos to calibrate on, '
+          f'{len(labels)} to test on; gluon_lprnet {gluon_lprnet.__version__}')
+    print(render_table(('ranks', 'multiply-adds', 'predicted', 'error', 'agreement %', 'top-1 %', 'seconds'), rows,
+                       'markdown'))
 
 
 if __name__ == '__main__':

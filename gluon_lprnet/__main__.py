@@ -8,7 +8,7 @@ import sys
 from . import __version__, complexity
 from .compression import command as compression
 from .compression import originals
-from .data import check, digits, pack
+from .data import check, digits, pack, photos
 from .data.faces import drawn, pose_synthesis
 from .data.faces import records as face_records
 from .deployment import export
@@ -29,7 +29,7 @@ _COMMAND_MODULES = (imagenet, face, tables, table6, complexity, symbols, digits,
                     journal, runs, evaluation, prediction, publish, nme, align, detectors, export, archive, server,
                     soak, compare, compression, originals, cifar10, figure2)
 # `pack KIND`: each module adds the parser of a kind of data set.
-_PACK_MODULES = (pack, face_records)
+_PACK_MODULES = (pack, photos, face_records)
 
 
 def _add_archives(parser):

@@ -15,6 +15,7 @@ from mxnet import gluon
 from ..artefact import export_network
 from ..data.batches import ImageBatches, Normalization, paper_augmentation, validation_batches
 from ..data.classes import labels_of
+from ..data.images import BILINEAR, shorter_side
 from ..data.integrity import check_records
 from ..deployment.reparametrize import deploy
 from ..evaluate.classification import add_description_flags, correct_in_top, evaluate_classification, load_described
@@ -29,7 +30,7 @@ from ..utils.text import integer, real, render_table
 from .latency import median_milliseconds
 from .network import compress
 from .ranks import Budget, ByLayer, Energy, Latency, as_ranks
-from .tuning import distill
+from .tuning import Agreement, Best, distill
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,8 @@ class TuningConfig(TrainingConfig):
     no_residual: bool = False
     l2_norm: bool = False
     temperature: float = 4.0
+    labels: bool = False
+    held_out: Optional[str] = None
     pad: int = 0
     min_random_scale: float = 1.0
     no_mirror: bool = False
@@ -98,7 +101,12 @@ def add_commands(commands):
 
     tuning = parser.add_argument_group('tuning')
     tuning.add_argument('--tune-epochs', type=non_negative_int, default=0, metavar='N', help='default: %(default)s')
-    tuning.add_argument('--rec-train', metavar='REC', help='images to tune on')
+    tuning.add_argument('--rec-train', metavar='REC',
+                        help='images to tune on; any photos will do, since the original network says what they show')
+    tuning.add_argument('--held-out', metavar='REC',
+                        help='other such images: the epoch is kept that agrees with the original most often on them '
+                             '(default: the last one)')
+    tuning.add_argument('--labels', action='store_true', help='learn from the labels of --rec-train too')
     tuning.add_argument('--lr', type=positive_float, default=0.02,
                         help='initial rate, which follows a cosine to 0 (default: %(default)s)')
     tuning.add_argument('--wd', type=non_negative_float, default=1e-4, help='weight decay (default: %(default)s)')
@@ -143,8 +151,8 @@ def _run(args):
     # Ranks are given and saved by layer name, and Gluon numbers the names by what the process has built before.
     with mx.name.NameManager():
         original, description = load_described(args.network, args)
-    if args.tune_epochs and not (args.rec_train and args.rec_val):
-        raise InputError('--tune-epochs needs --rec-train and --rec-val.')
+    if args.tune_epochs and not (args.rec_train and (args.held_out or args.rec_val)):
+        raise InputError('--tune-epochs needs --rec-train, and --held-out or --rec-val.')
     if args.resume and not args.tune_epochs:
         raise InputError('--resume goes on with a tuning: give --tune-epochs too.')
     out = Path(args.out)
@@ -155,8 +163,10 @@ def _run(args):
     size = description['input_size']
     shape = (1, 3, size, size)
     classes = original(mx.nd.zeros(shape)).shape[1]
-    records = {flag: getattr(args, flag) and check_records(getattr(args, flag), num_classes=classes)
-               for flag in ('calibrate', 'rec_train', 'rec_val')}
+    # Of photos alone, labels mean nothing.
+    records = {flag: getattr(args, flag) and check_records(
+        getattr(args, flag), num_classes=classes if flag == 'rec_val' or args.labels and flag == 'rec_train' else None)
+               for flag in ('calibrate', 'rec_train', 'held_out', 'rec_val')}
 
     # Measured again, ranks by latency might differ from the tuned ones.
     ranks = ByLayer(found.state['config']['ranks']) if found else _ranks_of(args)
@@ -168,15 +178,23 @@ def _run(args):
     make_folder(out)
     validation = records['rec_val'] and validation_batches(records['rec_val'], description, args.batch_size,
                                                            args.num_data_workers)
-    columns = {'original': _accuracy(original, validation), 'compressed': _accuracy(net, validation)}
+    held_out = records['held_out'] and validation_batches(records['held_out'], description, args.batch_size,
+                                                          args.num_data_workers)
+    agreement = held_out and Agreement(original, lambda: held_out.epoch(0))
+
+    def measured(net):
+        return {**({'agreement': agreement.of(net)} if agreement else {}), **_accuracy(net, validation)}
+
+    columns = {'original': measured(original), 'compressed': measured(net)}
     if args.tune_epochs:
         images = ImageBatches(records['rec_train'], size, args.batch_size,
                               Normalization(description['rgb_mean'], description['rgb_std']), shuffle=True,
-                              threads=args.num_data_workers, seed=args.seed, augmentation=paper_augmentation(
-                                  args.pad, args.min_random_scale, mirror=not args.no_mirror),
-                              labels=labels_of(description, args.rec_train))
-        columns['tuned'] = fit(_tuning(net, original, args.temperature, images, validation),
-                               _tuning_config(args, chosen), found)
+                              resize=shorter_side(description), threads=args.num_data_workers, seed=args.seed,
+                              augmentation=dict(paper_augmentation(args.pad, args.min_random_scale,
+                                                                   mirror=not args.no_mirror),
+                                                inter_method=description.get('inter_method', BILINEAR)),
+                              labels=labels_of(description, args.rec_train) if args.labels else None)
+        columns['tuned'] = _tuned(net, original, args, images, measured, _tuning_config(args, chosen), found)
     latencies = median_milliseconds([deploy(original), deploy(net)], shape)
     print(f'\n{_table(columns, report, latencies)}')
     _write(net, dict(description, model=name), out, report, columns, latencies)
@@ -200,15 +218,26 @@ def _accuracy(net, validation):
     return evaluate_classification(net, validation, mx.cpu()) if validation else {}
 
 
-def _tuning(net, teacher, temperature, images, validation):
+def _tuned(net, teacher, args, images, measured, config, found):
+    """Tune the network; its numbers."""
     # Inside another block: MXNet cannot read back the parameters that a bare SymbolBlock saves.
     whole = gluon.nn.HybridSequential()
     whole.add(net)
-    return distill(TrainingTask(
+    best = Best(whole, Path(config.save_dir) / 'best.params')
+
+    def evaluate():
+        numbers = measured(net)
+        if 'agreement' in numbers:
+            best.offer(numbers['agreement'])
+        return numbers
+
+    fit(distill(TrainingTask(
         net=whole, contexts=[mx.cpu()], batches=images.epoch, batches_per_epoch=len(images),
         loss=gluon.loss.SoftmaxCrossEntropyLoss(),
         count=lambda outputs, label: {'top1': correct_in_top(outputs, label, 1)},
-        evaluate=lambda: evaluate_classification(net, validation, mx.cpu())), teacher, temperature)
+        evaluate=evaluate), teacher, args.temperature, args.labels), config, found)
+    best.take()
+    return measured(net)
 
 
 def _table(columns, report, latencies):

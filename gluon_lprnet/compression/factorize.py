@@ -107,7 +107,7 @@ def spectrum(matrix, covariance=None):
 
 
 def ranks_within(budget, spectra, costs):
-    """The rank of each layer that keeps the sum of relative errors low within a budget.
+    """The rank of each layer that keeps the sum of errors low within a budget.
 
     All layers start at their cheapest rank. Then the step (of any layer to any higher rank, or to the unchanged
     matrix) that reduces the error most for its cost is taken, until no step fits.
@@ -117,7 +117,8 @@ def ranks_within(budget, spectra, costs):
     budget : float
         Of all layers together, in the unit of the costs.
     spectra : sequence of ndarray
-        As :func:`spectrum` gives them.
+        By layer: what rank 1, 2, ... take off its error, descending, as :func:`spectrum` or
+        :func:`gluon_lprnet.compression.sensitivity.spectra_at_output` give them.
     costs : sequence of dict
         By layer: the cost of each possible rank and, for None, of the unchanged layer.
 
@@ -157,7 +158,7 @@ def _worth_their_cost(spectral, cost):
     """The ranks cheaper than every higher one (None is the highest): ranks, costs and errors, ascending."""
     ranks = [*sorted(rank for rank in cost if rank is not None), None]
     costs = np.array([cost[rank] for rank in ranks])
-    errors = np.array([0.0 if rank is None else 1 - spectral[:rank].sum() for rank in ranks])
+    errors = np.array([0.0 if rank is None else spectral[rank:].sum() for rank in ranks])
     cheapest_above = np.minimum.accumulate(np.append(costs[1:], np.inf)[::-1])[::-1]
     kept = np.flatnonzero(costs < cheapest_above)
     return [ranks[number] for number in kept], costs[kept], errors[kept]

@@ -65,7 +65,7 @@ class Clock(NamedTuple):
 
 def ranks_by_latency(allowed: Callable[[float], float], spectra: Sequence[np.ndarray], shapes: Sequence[tuple],
                      clock: Clock) -> list[Optional[int]]:
-    """The rank of each layer that keeps the sum of relative errors low within a latency.
+    """The rank of each layer that keeps the sum of errors low within a latency.
 
     Each layer is timed at some ranks, and the ranks are chosen as within a budget of multiply-adds. The
     measured time of the whole network, relative to the original, then corrects the budget of the next choice.
@@ -75,7 +75,7 @@ def ranks_by_latency(allowed: Callable[[float], float], spectra: Sequence[np.nda
     allowed : callable
         From the milliseconds of the original to those that the network may take.
     spectra : sequence of ndarray
-        By layer, as :func:`gluon_lprnet.compression.factorize.spectrum` gives them.
+        By layer, as :func:`gluon_lprnet.compression.factorize.ranks_within` takes them.
     shapes : sequence of tuple
         Of each layer's output, NCHW, where the network's input is the clock's.
     clock : Clock
@@ -128,7 +128,7 @@ def _times_by_rank(shape, build_layers):
     """Milliseconds of a layer at some ranks, and unchanged (None)."""
     width = shape[1]
     # In steps of the vector width; from half of the layer's width on, multiply-adds are no longer saved.
-    step = max(8, width // 16)
+    step = max(8, width // 128 * 8)
     ranks = [*range(step, width // 2, step), None]
     times = _milliseconds([build_layers(shape, rank) for rank in ranks], shape, _LAYER_ROUNDS)
     # The shortest, not the median: other load only adds to a time.

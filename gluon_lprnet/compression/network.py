@@ -16,8 +16,9 @@ from .factorize import Factors, spectrum
 from .latency import COPIES, Clock
 from .modules import Pointwise, PointwiseGraph, Replacement
 from .ranks import Layer, Problem, Ranks, as_ranks, matching
-from .refit import Fit, fit_in_sequence, replacement, spectra_of
+from .refit import Fit, fit_in_sequence, replacement
 from .report import LayerReport, Report
+from .sensitivity import spectra_at_output
 
 __all__ = ['compress']
 
@@ -150,9 +151,9 @@ def _choose_ranks(found, ranks, form, images, stays):
         return {}
 
     def spectra():
-        names = [layer.name for layer in wanted]
         if images:
-            return spectra_of(found.graph, [layer for layer in found.pointwise if layer.plain], names, images)
+            return spectra_at_output(found.symbol, found.params, [layer for layer in found.pointwise if layer.plain],
+                                     wanted, form.residual, images)
         return [spectrum(found.graph.folded(layer)[0]) for layer in wanted]
 
     problem = Problem([Layer(layer.name, layer.shape[0], found.costs[layer.node].output_shape,

@@ -8,6 +8,7 @@ import numpy as np
 from mxnet.gluon import HybridBlock
 
 from ..artefact import export_network
+from ..data.imagenet_names import imagenet_names
 from ..data.images import BILINEAR
 from ..utils.errors import InputError
 from ..utils.flags import positive_int
@@ -37,7 +38,8 @@ def import_mobilenetv1(path: Union[str, os.PathLike], input_size: int) -> tuple[
     tuple of (HybridBlock, dict)
         The network ``mobilenetv1`` of the zoo, with ReLU6 and TensorFlow's padding; its BatchNorms add the biases and
         do nothing else, in training too. And its description, as of an exported network: pictures are prepared as by
-        its authors, with the center 0.875 of the shorter side, bilinear, and (pixel - 128) / 128.
+        its authors, with the center 0.875 of the shorter side, bilinear, and (pixel - 128) / 128. Of 1,000 classes it has ImageNet's
+        names.
 
     Raises
     ------
@@ -57,6 +59,9 @@ def import_mobilenetv1(path: Union[str, os.PathLike], input_size: int) -> tuple[
         'rgb_mean': [128.0] * 3, 'rgb_std': [128.0] * 3, 'class_names': None}
     if config['num_classes'] < 1:
         raise InputError(f'{path}: output_bias has no class besides the background.')
+    words = imagenet_names()
+    if config['num_classes'] == len(words):
+        config.update(class_names=list(words.values()), class_ids=list(words))
     with mx.name.NameManager():
         net = get_model(config['model'], classes=config['num_classes'], activation='relu6', padding='tensorflow')
     net.initialize()

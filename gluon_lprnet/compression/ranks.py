@@ -15,6 +15,11 @@ from .latency import Clock, ranks_by_latency
 __all__ = ['Fraction', 'Rank', 'Energy', 'Budget', 'Latency', 'ByLayer', 'Ranks', 'as_ranks', 'matching']
 
 
+# oneDNN computes on so many channels at once, and a 1x1 convolution of another number takes it up to three times as
+# long.
+VECTOR = 8
+
+
 class Layer(NamedTuple):
     """A pointwise convolution that is to be replaced; ``output_shape`` is NCHW."""
 
@@ -36,7 +41,8 @@ class Problem:
     residual : bool
         Whether the modules have it.
     spectra : callable
-        Without arguments, to each layer's :func:`gluon_lprnet.compression.factorize.spectrum`.
+        Without arguments, to what rank 1, 2, ... of each layer take off the error at the network's output: see
+        :func:`gluon_lprnet.compression.sensitivity.spectra_at_output`.
     clock : Clock
     """
 
@@ -51,6 +57,11 @@ class Problem:
         if rank is None:
             return layer.multiply_adds
         return math.prod(layer.output_shape) * (2 * rank + self.residual)
+
+
+def fast_ranks(width: int) -> list[int]:
+    """The ranks of a layer that are worth a choice: multiples of 8, or all of a layer that is narrower than 32."""
+    return list(range(VECTOR, width + 1, VECTOR) if width >= 4 * VECTOR else range(1, width + 1))
 
 
 class Ranks:
@@ -98,7 +109,10 @@ class Rank(Ranks):
 
 @dataclass(frozen=True)
 class Energy(Ranks):
-    """By layer: the lowest rank that keeps this share of the mean square of the layer's output, above 0 and up to 1."""
+    """By layer: the lowest of its fast ranks that keeps this share of the variance of its output, above 0 and up to 1.
+
+    See :func:`fast_ranks`: multiples of 8.
+    """
 
     share: float
 
@@ -106,8 +120,9 @@ class Energy(Ranks):
         _check(0 < self.share <= 1, f'Energy({self.share}): give a share above 0 and up to 1.')
 
     def choose(self, problem: Problem) -> list[Optional[int]]:
-        # Of equal rounding errors in a sum of 1.
-        return [min(len(shares), int(np.searchsorted(np.cumsum(shares), self.share - 1e-12)) + 1)
+        return [next((rank for rank in fast_ranks(len(shares))
+                      # Of equal rounding errors in a sum of 1.
+                      if shares[:rank].sum() >= (self.share - 1e-12) * shares.sum()), len(shares))
                 for shares in problem.spectra()]
 
 
@@ -115,7 +130,9 @@ class Energy(Ranks):
 class Budget(Ranks):
     """By layer: the ranks of least error for which the whole network has at most so many multiply-adds.
 
-    The error is the sum of those of the layers, each relative. A float up to 1 is a fraction of what the network has.
+    The error is that at the network's output, of which each layer's share is measured on the calibration images
+    (without them: the sum of the layers' relative errors); see :mod:`gluon_lprnet.compression.sensitivity`. Ranks are
+    multiples of 8. A float up to 1 is a fraction of what the network has.
     """
 
     multiply_adds: Union[int, float]
@@ -130,7 +147,7 @@ class Budget(Ranks):
         budget = self.multiply_adds * problem.multiply_adds if fraction else self.multiply_adds
         fixed = problem.multiply_adds - sum(layer.multiply_adds for layer in problem.layers)
         return ranks_within(budget - fixed, problem.spectra(), [
-            {rank: problem.cost(layer, rank) for rank in (None, *range(1, layer.width + 1))}
+            {rank: problem.cost(layer, rank) for rank in (None, *fast_ranks(layer.width))}
             for layer in problem.layers])
 
 

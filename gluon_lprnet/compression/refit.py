@@ -15,14 +15,16 @@ from scipy import linalg
 from tqdm import tqdm
 
 from ..utils.errors import InputError
-from .factorize import factorize, spectrum
+from .factorize import factorize
 from .modules import Pointwise, PointwiseGraph, Refit, Replacement
 from .stages import Activations, stages
 
-__all__ = ['Fit', 'fit_in_sequence', 'replacement', 'ridge', 'spectra_of']
+__all__ = ['Fit', 'fit_in_sequence', 'replacement', 'ridge', 'moments_of']
 
 # Of the ridge, relative to the mean variance of the inputs.
 RIDGE = 1e-3
+# Statistics are taken of at most so many rows and columns of a feature map: neighbors differ little.
+_GRID = 28
 
 
 class Fit(NamedTuple):
@@ -60,8 +62,8 @@ def fit_in_sequence(graph: PointwiseGraph, layers: Sequence[Pointwise], ranks: M
                     l2_norm: bool, images: list[mx.nd.NDArray]) -> dict[str, Fit]:
     """Fit all pointwise convolutions of a network, one after the other.
 
-    Both networks are run together, stage by stage, over all images: memory holds the activations of the images at one
-    place of the original and of the compressed network, whatever their depth.
+    Both networks are run together, stage by stage and batch by batch: memory holds the activations of the images at
+    one place of the original and at one of the compressed network; what lies between is held for one batch.
 
     Parameters
     ----------
@@ -86,98 +88,138 @@ def fit_in_sequence(graph: PointwiseGraph, layers: Sequence[Pointwise], ranks: M
     InputError
         If there are fewer positions in front of a layer that is to be replaced than it has channels.
     """
-    count = sum(len(batch) for batch in images)
-    original: Activations = {_data(graph): [batch.as_in_context(graph.context) for batch in images]}
-    images.clear()
-    compressed = dict(original)
+    count, data = sum(len(batch) for batch in images), _data(graph)
+    batches = [_Batch({data: images.pop(0).as_in_context(graph.context)}) for _ in range(len(images))]
     fits = {}
-    steps, needed = stages(graph, layers)
-    for layer, stage, still_needed in zip(tqdm(layers, 'fitting layers', leave=False, disable=None), steps, needed):
-        found = stage.run(original)
-        # Until something differs the two networks are one.
-        same = all(compressed[entry] is original[entry] for entry in stage.inputs)
-        compressed.update(found if same else stage.run(compressed))
-        original.update(found)
+    for layer, stage, needed in zip(tqdm(layers, 'fitting layers', leave=False, disable=None),
+                                    *stages(graph, layers)):
         source, result = tuple(graph.nodes[layer.node]['inputs'][0][:2]), (layer.last, 0)
-        fits[layer.name], original[result], compressed[result] = _fit(
-            layer, *graph.folded(layer), ranks.get(layer.name), residual, l2_norm, original[source],
-            compressed[source], count)
-        original, compressed = ({entry: values[entry] for entry in still_needed if entry in values}
-                                for values in (original, compressed))
+        fitting = _Fitting(layer, *graph.folded(layer), ranks.get(layer.name), residual, l2_norm)
+        for batch in batches:
+            batch.run(stage)
+            batch.original[result] = fitting.add(batch.original[source], batch.compressed[source])
+            batch.keep(needed, [*needed, source])
+        fitting.fit(count)
+        for batch in batches:
+            batch.compressed[result] = fitting.output(batch.compressed[source], batch.original[result])
+            batch.keep(needed, needed)
+        fits[layer.name] = fitting.result
     return fits
 
 
-def _fit(layer, weight, bias, rank, residual, l2_norm, inputs, own_inputs, count):
-    """The Fit of a layer, its outputs in the original network, and those in the compressed one."""
-    targets = [_pointwise(x, weight, bias) for x in inputs]
-    same = own_inputs is inputs
-    if same and rank is None:
-        return Fit(None, None, None), targets, targets
-    moments = _moments(own_inputs)
-    if moments.positions < weight.shape[1] and rank is not None:
-        raise InputError(f'calibration: {count} images give {moments.positions} positions in front of {layer.name}, '
-                         f'which has {weight.shape[1]} channels: give at least '
-                         f'{math.ceil(weight.shape[1] * count / moments.positions)} images, better several times '
-                         'as many.')
-    new, error_before, total = None, None, _variation(targets)
-    if not same:
-        left_over = [y - _pointwise(x, weight, bias) for y, x in zip(targets, own_inputs)]
-        error_before = _squares(left_over) / total
-        # With fewer positions than channels it keeps its values.
-        if moments.positions >= weight.shape[1]:
-            weight, bias = _refitted(weight, bias, moments, own_inputs, left_over)
-            new = Refit(weight, bias, moments.mean)
-    if rank is not None:
-        new = replacement(weight, bias, rank, residual, l2_norm, moments.mean, moments.covariance)
-        outputs = [module_output(x, new) for x in own_inputs]
-    else:
-        outputs = [_pointwise(x, weight, bias) for x in own_inputs]
-    error = _squares(y - found for y, found in zip(targets, outputs)) / total
-    return Fit(new, error_before, error), targets, outputs
+class _Batch:
+    """The activations of a batch of images, in the original and in the compressed network."""
+
+    def __init__(self, inputs):
+        self.original, self.compressed = inputs, dict(inputs)
+
+    def run(self, stage):
+        found = stage.run(self.original)
+        # Until something differs the two networks are one.
+        same = all(self.compressed[entry] is self.original[entry] for entry in stage.inputs)
+        self.compressed.update(found if same else stage.run(self.compressed))
+        self.original.update(found)
+
+    def keep(self, original, compressed):
+        """Forget all but these entries."""
+        self.original = {entry: self.original[entry] for entry in original if entry in self.original}
+        self.compressed = {entry: self.compressed[entry] for entry in compressed if entry in self.compressed}
 
 
-class _Moments(NamedTuple):
-    """Of a layer's inputs: positions, mean (m,) and covariance (m, m)."""
+class _Fitting:
+    """The fit of one layer: :meth:`add` each batch, :meth:`fit`, and take each batch's :meth:`output`."""
 
-    positions: int
-    mean: np.ndarray
-    covariance: np.ndarray
+    def __init__(self, layer, weight, bias, rank, residual, l2_norm):
+        self._layer, self._weight, self._bias, self._rank, self._form = layer, weight, bias, rank, (residual, l2_norm)
+        self._same, self._new, self._error_before, self._error = True, None, None, 0.0
+        self._inputs, self._targets = Moments(), Moments()
+        # Of what the compressed network's inputs leave over of the targets, with the weight as it is.
+        self._left_over, self._products, self._squares_left = 0.0, 0.0, 0.0
+
+    @property
+    def result(self):
+        return Fit(self._new, self._error_before, None if self._stays else self._error / self._targets.variation)
+
+    @property
+    def _stays(self):
+        return self._same and self._rank is None
+
+    def add(self, inputs, own_inputs):
+        """Take in what a batch has in front of the layer in both networks; its outputs in the original one."""
+        target = _pointwise(inputs, self._weight, self._bias)
+        self._same = own_inputs is inputs
+        if self._stays:
+            return target
+        x = _rows(own_inputs)
+        self._inputs.add(x, products=True)
+        self._targets.add(_rows(target))
+        if not self._same:
+            left_over = _rows(target - _pointwise(own_inputs, self._weight, self._bias))
+            self._left_over = self._left_over + left_over.sum(axis=1)
+            self._products = self._products + left_over @ x.T
+            self._squares_left += _squares(left_over)
+        return target
+
+    def fit(self, count):
+        if self._stays:
+            return
+        positions, channels = self._inputs.positions, self._weight.shape[1]
+        if positions < channels and self._rank is not None:
+            raise InputError(f'calibration: {count} images give {positions} positions in front of {self._layer.name}, '
+                             f'which has {channels} channels: give at least {math.ceil(channels * count / positions)} '
+                             'images, better several times as many.')
+        mean, covariance = self._inputs.mean, self._inputs.covariance
+        if not self._same:
+            self._error_before = self._squares_left / self._targets.variation
+            # With fewer positions than channels it keeps its values.
+            if positions >= channels:
+                left_over = self._left_over / positions
+                step = ridge(covariance, self._products / positions - np.outer(left_over, mean))
+                self._weight, self._bias = self._weight + step, self._bias + left_over - step @ mean
+                self._new = Refit(self._weight, self._bias, mean)
+        if self._rank is not None:
+            self._new = replacement(self._weight, self._bias, self._rank, *self._form, mean, covariance)
+
+    def output(self, own_inputs, target):
+        """The layer's outputs in the compressed network, of which the error is noted."""
+        if self._stays:
+            return target
+        found = (module_output(own_inputs, self._new) if self._rank is not None else
+                 _pointwise(own_inputs, self._weight, self._bias))
+        self._error += _squares(_rows(target - found))
+        return found
 
 
-def _moments(inputs):
-    positions, total, squares = 0, 0.0, 0.0
-    for x in map(_rows, inputs):
-        positions += x.shape[1]
-        total = total + x.sum(axis=1)
-        squares = squares + x @ x.T
-    mean = total / positions
-    return _Moments(positions, mean, squares / positions - np.outer(mean, mean))
+class Moments:
+    """Of vectors that come batch by batch, as columns (channels, positions)."""
+
+    def __init__(self):
+        self.positions, self._sum, self._squares, self._products = 0, 0.0, 0.0, 0.0
+
+    def add(self, columns, products=False):
+        self.positions += columns.shape[1]
+        self._sum = self._sum + columns.sum(axis=1)
+        if products:
+            self._products = self._products + columns @ columns.T
+        else:
+            self._squares += _squares(columns)
+
+    @property
+    def mean(self):
+        return self._sum / self.positions
+
+    @property
+    def covariance(self):
+        return self._products / self.positions - np.outer(self.mean, self.mean)
+
+    @property
+    def variation(self):
+        """The sum of squared distances from the mean."""
+        return max(self._squares - self.positions * float(np.square(self.mean).sum()), np.finfo('float32').tiny)
 
 
-def _refitted(weight, bias, moments, inputs, left_over):
-    """Weight and bias with the ridge regression's step, from what they leave over of the targets."""
-    total, products = 0.0, 0.0
-    for x, r in zip(inputs, left_over):
-        x, r = _rows(x), _rows(r)
-        total = total + r.sum(axis=1)
-        products = products + r @ x.T
-    mean = total / moments.positions
-    step = ridge(moments.covariance, products / moments.positions - np.outer(mean, moments.mean))
-    return weight + step, bias + mean - step @ moments.mean
-
-
-def _variation(outputs):
-    """The sum of squared distances from the channels' means."""
-    positions, total, squares = 0, 0.0, 0.0
-    for y in map(_rows, outputs):
-        positions += y.shape[1]
-        total = total + y.sum(axis=1)
-        squares += float(np.square(y).sum())
-    return max(squares - float(np.square(total).sum()) / positions, np.finfo('float32').tiny)
-
-
-def _squares(arrays):
-    return sum(float(np.square(array.asnumpy(), dtype='float64').sum()) for array in arrays)
+def _squares(values):
+    return float(np.einsum('ij,ij->', values, values))
 
 
 def replacement(weight: np.ndarray, bias: np.ndarray, rank: int, residual: bool, l2_norm: bool, mean: np.ndarray,
@@ -212,26 +254,28 @@ def _pointwise(x, weight, bias):
 
 
 def _rows(x):
-    """NCHW to (channels, positions), float64."""
-    x = x.asnumpy().astype('float64')
+    """NCHW to (channels, positions), float64; of large maps an even grid of positions."""
+    rows, columns = (slice(step // 2, None, step) for step in (math.ceil(length / _GRID) for length in x.shape[2:]))
+    x = x.asnumpy()[:, :, rows, columns].astype('float64')
     return x.transpose(1, 0, 2, 3).reshape(x.shape[1], -1)
 
 
-def spectra_of(graph: PointwiseGraph, layers: Sequence[Pointwise], wanted: Sequence[str],
-               images: list[mx.nd.NDArray]) -> list[np.ndarray]:
-    """The spectrum of each of the layers ``wanted``, in the metric of its inputs in the network as it is."""
-    activations: Activations = {_data(graph): [batch.as_in_context(graph.context) for batch in images]}
-    found = {}
-    for layer, stage, still_needed in zip(tqdm(layers, 'calibrating', leave=False, disable=None),
-                                          *stages(graph, layers)):
-        activations.update(stage.run(activations))
-        weight, bias = graph.folded(layer)
-        inputs = activations[tuple(graph.nodes[layer.node]['inputs'][0][:2])]
-        if layer.name in wanted:
-            found[layer.name] = spectrum(weight, _moments(inputs).covariance)
-        activations[layer.last, 0] = [_pointwise(x, weight, bias) for x in inputs]
-        activations = {entry: activations[entry] for entry in still_needed if entry in activations}
-    return [found[name] for name in wanted]
+def moments_of(graph: PointwiseGraph, layers: Sequence[Pointwise], wanted: Sequence[str],
+               images: list[mx.nd.NDArray]) -> dict[str, Moments]:
+    """Of the inputs of the layers ``wanted``, by name, in the network as it is."""
+    moments = {name: Moments() for name in wanted}
+    weights = {layer.name: graph.folded(layer) for layer in layers}
+    steps = list(zip(layers, *stages(graph, layers)))
+    for batch in tqdm(images, 'calibrating', unit='batch', leave=False, disable=None):
+        activations: Activations = {_data(graph): batch.as_in_context(graph.context)}
+        for layer, stage, needed in steps:
+            activations.update(stage.run(activations))
+            inputs = activations[tuple(graph.nodes[layer.node]['inputs'][0][:2])]
+            if layer.name in moments:
+                moments[layer.name].add(_rows(inputs), products=True)
+            activations[layer.last, 0] = _pointwise(inputs, *weights[layer.name])
+            activations = {entry: activations[entry] for entry in needed if entry in activations}
+    return moments
 
 
 def _data(graph):

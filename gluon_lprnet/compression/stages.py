@@ -1,4 +1,4 @@
-"""A network run stage by stage, each over all images, so that a layer can be fitted before the next one is run."""
+"""A network run stage by stage, so that a layer can be fitted before the next one is run."""
 import copy
 import json
 from collections.abc import Sequence
@@ -12,8 +12,8 @@ __all__ = ['Stage', 'stages', 'Activations']
 
 # A node's number and which of its outputs.
 Entry = tuple[int, int]
-# By entry, an array for each batch of images.
-Activations = dict[Entry, list[mx.nd.NDArray]]
+# Of one batch of images, by entry.
+Activations = dict[Entry, mx.nd.NDArray]
 
 
 class Stage:
@@ -37,17 +37,11 @@ class Stage:
         self._block = self._as_block(graph, nodes) if self.outputs else None
 
     def run(self, activations: Activations) -> Activations:
-        """What it puts out for each batch; it takes what it needs from ``activations``."""
+        """What it puts out for a batch; it takes what it needs from ``activations``."""
         if self._block is None:
             return {}
-        batches: list[list[mx.nd.NDArray]] = [[] for _ in self.outputs]
-        for inputs in zip(*(activations[entry] for entry in self.inputs)):
-            found = self._block(*inputs)
-            for batch, output in zip(batches, found if isinstance(found, (list, tuple)) else [found]):
-                batch.append(output)
-            # MXNet runs ahead: without this the scratch memory of all batches is taken at once.
-            mx.nd.waitall()
-        return dict(zip(self.outputs, batches))
+        found = self._block(*(activations[entry] for entry in self.inputs))
+        return dict(zip(self.outputs, found if isinstance(found, (list, tuple)) else [found]))
 
     def _as_block(self, graph, nodes):
         rewritten = copy.deepcopy(graph.graph)

@@ -1,24 +1,32 @@
-"""Distillation: the outputs of the original network become part of the labels, so any training loop can use them."""
+"""Tuning with the original network as teacher: photos are enough, and labels can be added."""
+from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
+from typing import Callable
 
 import mxnet as mx
+import numpy as np
 from mxnet import gluon
+from mxnet.gluon import HybridBlock
 
 from ..data.batches import Batch
+from ..train.loop import TrainingTask
+from ..utils.files import write_file
 
-__all__ = ['distill', 'distillation_loss']
+__all__ = ['Agreement', 'Best', 'distill', 'distillation_loss']
 
 
-def distillation_loss(temperature=4.0):
-    """The loss of Hinton et al. 2015 (arXiv 1503.02531), section 2, with equal weights.
+def distillation_loss(temperature: float = 4.0, labels: bool = False) -> Callable:
+    """The loss of Hinton et al. 2015 (arXiv 1503.02531), section 2.
 
-    Half the cross entropy with the label, plus half ``T^2`` times the Kullback-Leibler divergence of the softened
-    outputs ``softmax(z / T)`` from the teacher's.
+    ``T^2`` times the Kullback-Leibler divergence of the softened outputs ``softmax(z / T)`` from the teacher's; with
+    ``labels`` half of it, plus half the cross entropy with the label.
 
     Parameters
     ----------
     temperature : float
         T.
+    labels : bool
 
     Returns
     -------
@@ -31,13 +39,13 @@ def distillation_loss(temperature=4.0):
 
     def loss(outputs, targets):
         label, taught = targets[:, 0], targets[:, 1:]
-        divergence = soft(outputs / temperature, mx.nd.softmax(taught / temperature))
-        return 0.5 * hard(outputs, label) + 0.5 * temperature ** 2 * divergence
+        divergence = temperature ** 2 * soft(outputs / temperature, mx.nd.softmax(taught / temperature))
+        return 0.5 * hard(outputs, label) + 0.5 * divergence if labels else divergence
     return loss
 
 
-def distill(task, teacher, temperature=4.0):
-    """A training that learns from the labels and from a teacher's outputs.
+def distill(task: TrainingTask, teacher: HybridBlock, temperature: float = 4.0, labels: bool = False) -> TrainingTask:
+    """A training that learns from a teacher's outputs.
 
     Parameters
     ----------
@@ -47,6 +55,9 @@ def distill(task, teacher, temperature=4.0):
         From the same data to the same classes, on the first of the task's contexts.
     temperature : float
         See :func:`distillation_loss`.
+    labels : bool
+        Learn from the labels too. Without, they are not looked at, and the task counts how often the network names the
+        teacher's class, under ``agreement``.
 
     Returns
     -------
@@ -58,5 +69,72 @@ def distill(task, teacher, temperature=4.0):
             label = label.as_in_context(taught.context).astype('float32', copy=False)
             yield Batch(data, mx.nd.concat(label.expand_dims(1), taught, dim=1))
 
-    return replace(task, batches=batches, loss=distillation_loss(temperature),
-                   count=lambda outputs, targets: task.count(outputs, targets[:, 0]))
+    def count(outputs, targets):
+        if labels:
+            return task.count(outputs, targets[:, 0])
+        return {'agreement': int((outputs.argmax(axis=1) == targets[:, 1:].argmax(axis=1)).sum())}
+
+    return replace(task, batches=batches, loss=distillation_loss(temperature, labels), count=count)
+
+
+class Agreement:
+    """On which share of some images networks name the class that a teacher names.
+
+    Parameters
+    ----------
+    teacher : HybridBlock
+    batches : callable
+        Without arguments, to an iterable of (data, label), the same each time.
+    """
+
+    def __init__(self, teacher: HybridBlock, batches: Callable[[], Iterable]) -> None:
+        self._batches = batches
+        self._expected = self._classes(teacher)
+
+    def of(self, net: HybridBlock) -> float:
+        """The share for a network, 0 to 1; ArithmeticError if it gives NaN or infinite outputs."""
+        return float((self._classes(net) == self._expected).mean())
+
+    def _classes(self, net):
+        found = []
+        context = next(iter(net.collect_params().values())).list_ctx()[0]
+        for data, _ in self._batches():
+            outputs = net(data.as_in_context(context)).asnumpy()
+            if not np.isfinite(outputs).all():
+                raise ArithmeticError('the network returns NaN or infinite outputs')
+            found.append(outputs.argmax(axis=1))
+        return np.concatenate(found)
+
+
+class Best:
+    """The parameters of a network when its score was highest, kept in a file: a resumed training finds them there.
+
+    Parameters
+    ----------
+    net : HybridBlock
+    path : path
+        Of the file; what it holds already is taken as the best so far.
+    """
+
+    _SCORE = 'score'
+
+    def __init__(self, net: HybridBlock, path: Path) -> None:
+        self._net, self._path = net, path
+        self.score = float(mx.nd.load(str(path))[self._SCORE].asscalar()) if path.exists() else -np.inf
+
+    def offer(self, score: float) -> None:
+        """Keep the network as it is, if its score is above that of the best so far."""
+        if score > self.score:
+            self.score = score
+            # In double precision: of two scores that are equal the first is kept, after a resume too.
+            values = {self._SCORE: mx.nd.array([score], dtype='float64'), **{
+                name: parameter.data(parameter.list_ctx()[0]) for name, parameter in
+                self._net._collect_params_with_prefix().items()}}
+            write_file(self._path, lambda scratch: mx.nd.save(str(scratch), values))
+
+    def take(self) -> None:
+        """Give the network the parameters of the best; it stays as it is if there is none."""
+        if self._path.exists():
+            values = mx.nd.load(str(self._path))
+            for name, parameter in self._net._collect_params_with_prefix().items():
+                parameter.set_data(values[name])
