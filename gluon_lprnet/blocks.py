@@ -33,12 +33,15 @@ class OneSidedConv2D(nn.Conv2D):
 class ConvBNReLU(nn.HybridSequential):
     """A bias-free convolution with batch normalization and, unless ``activation`` is None, an activation.
 
+    Without ``batch_norm`` the convolution has a bias instead, as where a trained network's is folded in.
+
     Padding keeps the size of the feature map at stride 1. At stride 2 it is the same on all sides (``'symmetric'``) or,
     for even sizes, on the right and below only (``'tensorflow'``, which calls it SAME).
     """
 
     def __init__(self, channels: int, kernel: int, stride: int = 1, groups: int = 1, in_channels: int = 0,
-                 activation: Optional[str] = 'relu', padding: str = 'symmetric', **kwargs: Any) -> None:
+                 activation: Optional[str] = 'relu', padding: str = 'symmetric', batch_norm: bool = True,
+                 **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if padding not in PADDINGS:
             raise InputError(f'padding {padding!r} is unknown: give {" or ".join(map(repr, PADDINGS))}.')
@@ -47,12 +50,12 @@ class ConvBNReLU(nn.HybridSequential):
         one_sided = padding == 'tensorflow' and stride == 2 and kernel == 3
         with self.name_scope():
             self.add((OneSidedConv2D if one_sided else nn.Conv2D)(
-                channels, kernel, stride, 0 if one_sided else kernel // 2, groups=groups, use_bias=False,
-                in_channels=in_channels), nn.BatchNorm(in_channels=channels))
-            if activation == 'relu6':
-                self.add(ReLU6())
-            elif activation is not None:
-                self.add(nn.Activation(activation))
+                channels, kernel, stride, 0 if one_sided else kernel // 2, groups=groups, use_bias=not batch_norm,
+                in_channels=in_channels))
+            if batch_norm:
+                self.add(nn.BatchNorm(in_channels=channels))
+            if activation is not None:
+                self.add(activation_of(activation))
 
 
 class ReLU6(HybridBlock):
@@ -62,11 +65,16 @@ class ReLU6(HybridBlock):
         return F.clip(x, 0, 6)
 
 
-def depthwise(channels: int, stride: int = 1, activation: Optional[str] = 'relu',
-              padding: str = 'symmetric') -> ConvBNReLU:
+def activation_of(name: str) -> HybridBlock:
+    """The block of an activation, one of ACTIVATIONS."""
+    return ReLU6() if name == 'relu6' else nn.Activation(name)
+
+
+def depthwise(channels: int, stride: int = 1, activation: Optional[str] = 'relu', padding: str = 'symmetric',
+              batch_norm: bool = True) -> ConvBNReLU:
     """The depthwise 3x3 convolution D of equation (2) with batch normalization."""
     return ConvBNReLU(channels, 3, stride, groups=channels, in_channels=channels, activation=activation,
-                      padding=padding)
+                      padding=padding, batch_norm=batch_norm)
 
 
 class SConv(ConvBNReLU):
@@ -80,11 +88,11 @@ class DSC(nn.HybridSequential):
     """Depthwise separable convolution, equation (4): depthwise 3x3, then pointwise."""
 
     def __init__(self, in_channels: int, channels: int, stride: int = 1, activation: str = 'relu',
-                 padding: str = 'symmetric', **kwargs: Any) -> None:
+                 padding: str = 'symmetric', batch_norm: bool = True, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         with self.name_scope():
-            self.add(depthwise(in_channels, stride, activation, padding),
-                     ConvBNReLU(channels, 1, in_channels=in_channels, activation=activation))
+            self.add(depthwise(in_channels, stride, activation, padding, batch_norm),
+                     ConvBNReLU(channels, 1, in_channels=in_channels, activation=activation, batch_norm=batch_norm))
 
 
 def resolve_rank(rank: Union[int, float], channels: int) -> int:

@@ -32,6 +32,9 @@ from .network import compress
 from .ranks import Budget, ByLayer, Energy, Latency, as_ranks
 from .tuning import Agreement, Best, distill
 
+# Of a tuning: where files were.
+_PLACES = ('save_dir', 'network', 'calibrate', 'held_out')
+
 
 @dataclass(frozen=True)
 class TuningConfig(TrainingConfig):
@@ -107,8 +110,8 @@ def add_commands(commands):
                         help='other such images: the epoch is kept that agrees with the original most often on them '
                              '(default: the last one)')
     tuning.add_argument('--labels', action='store_true', help='learn from the labels of --rec-train too')
-    tuning.add_argument('--lr', type=positive_float, default=0.02,
-                        help='initial rate, which follows a cosine to 0 (default: %(default)s)')
+    tuning.add_argument('--lr', type=positive_float, default=3e-4,
+                        help='initial rate of Adam, which follows a cosine to 0 (default: %(default)s)')
     tuning.add_argument('--wd', type=non_negative_float, default=1e-4, help='weight decay (default: %(default)s)')
     tuning.add_argument('--temperature', type=positive_float, default=4.0,
                         help='temperature of the distillation (default: %(default)s)')
@@ -197,12 +200,15 @@ def _run(args):
         columns['tuned'] = _tuned(net, original, args, images, measured, _tuning_config(args, chosen), found)
     latencies = median_milliseconds([deploy(original), deploy(net)], shape)
     print(f'\n{_table(columns, report, latencies)}')
-    _write(net, dict(description, model=name), out, report, columns, latencies)
+    recipe = _tuning_config(args, chosen).to_dict() if args.tune_epochs else {'ranks': chosen}
+    _write(net, dict(description, model=name), out, report, columns, latencies, residual=not args.no_residual,
+           recipe={key: value for key, value in recipe.items() if key not in _PLACES})
 
 
 def _tuning_config(args, ranks):
+    # Adam's steps do not depend on the scale of a layer, which no BatchNorm holds where one was folded in.
     return TuningConfig.from_args(args, num_epochs=args.tune_epochs, save_dir=str(Path(args.out) / 'tuning'),
-                                  ranks=ranks)
+                                  ranks=ranks, optimizer='adam')
 
 
 def _compressed(original, ranks, args, description, records, shape):
@@ -256,11 +262,11 @@ def _table(columns, report, latencies):
     return render_table(('', *columns, 'ratio or difference'), rows, 'text')
 
 
-def _write(net, description, out, report, columns, latencies):
+def _write(net, description, out, report, columns, latencies, **more):
     symbol = export_network(net, description, out)
     write_file(out / f'{description["model"]}-report.json', json.dumps({
         'accuracy': columns, 'milliseconds': dict(zip(('original', 'compressed'), latencies)),
         **{when: {'params': complexity.params, 'multiply_adds': complexity.multiply_adds}
            for when, complexity in (('before', report.before), ('after', report.after))},
-        'layers': [layer._asdict() for layer in report.layers]}, indent=1) + '\n')
+        'layers': [layer._asdict() for layer in report.layers], **more}, indent=1) + '\n')
     print(symbol)

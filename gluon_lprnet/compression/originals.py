@@ -38,8 +38,8 @@ def import_mobilenetv1(path: Union[str, os.PathLike], input_size: int) -> tuple[
     tuple of (HybridBlock, dict)
         The network ``mobilenetv1`` of the zoo, with ReLU6 and TensorFlow's padding; its BatchNorms add the biases and
         do nothing else, in training too. And its description, as of an exported network: pictures are prepared as by
-        its authors, with the center 0.875 of the shorter side, bilinear, and (pixel - 128) / 128. Of 1,000 classes it has ImageNet's
-        names.
+        its authors, with the center 0.875 of the shorter side, bilinear, and (pixel - 128) / 128. Of 1,000 classes it
+        has ImageNet's names.
 
     Raises
     ------

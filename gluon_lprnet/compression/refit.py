@@ -245,9 +245,9 @@ def module_output(x: mx.nd.NDArray, new: Replacement) -> mx.nd.NDArray:
 
 
 def _pointwise(x, weight, bias):
-    weight, bias = (mx.nd.array(values, ctx=x.context, dtype='float32') for values in (weight, bias))
-    found = mx.nd.Convolution(x, weight.reshape((*weight.shape, 1, 1)), bias, kernel=(1, 1),
-                              num_filter=weight.shape[0])
+    # Not a view of a matrix: MXNet's NaiveEngine puts weights into another order in place, which a view refuses.
+    weight, bias = (mx.nd.array(values, ctx=x.context, dtype='float32') for values in (weight[:, :, None, None], bias))
+    found = mx.nd.Convolution(x, weight, bias, kernel=(1, 1), num_filter=weight.shape[0])
     # MXNet runs ahead: without this the inputs of all batches stay in memory.
     found.wait_to_read()
     return found

@@ -1,6 +1,16 @@
 """The networks, one family per file; each layout is a table that can be compared with its paper."""
 # They register themselves.
-from . import condensenet, espnetv2, igcv3, mnasnet, mobilenetv1, mobilenetv2, shufflenetv1, shufflenetv2  # noqa: F401
+from . import (  # noqa: F401
+    compressed,
+    condensenet,
+    espnetv2,
+    igcv3,
+    mnasnet,
+    mobilenetv1,
+    mobilenetv2,
+    shufflenetv1,
+    shufflenetv2,
+)
 from .registry import get_model, list_models
 
 __all__ = ['get_model', 'list_models']

@@ -23,22 +23,24 @@ LAYOUT = (
     Row(1024, 2, 1),
     Row(1024, 1, 1),   # LPR
 )
+# Modules that LPR can stand for.
+PLACES = 8
 
 
 class MobileNetV1(Network):
     """The layout, with ``module`` where the stride is 1 and input and output are equally wide, and DSC elsewhere.
 
-    ``places`` limits this to some of those modules, numbered from 0 to 7. ``activation`` and ``padding``, of
-    :class:`gluon_lprnet.blocks.ConvBNReLU`, are those of the other modules and of the first convolution.
+    ``places`` limits this to some of those modules, numbered from 0 to 7. ``form`` are keywords of
+    :class:`gluon_lprnet.blocks.ConvBNReLU` for the other modules and the first convolution: ``activation``, ``padding``
+    and ``batch_norm``.
     """
 
-    def __init__(self, module, width, classes, small_image, places=range(8), activation='relu', padding='symmetric'):
+    def __init__(self, module, width, classes, small_image, places=range(PLACES), **form):
         super().__init__()
         with self.name_scope():
             self.features = nn.HybridSequential()
             in_channels = scale_channels(STEM_CHANNELS, width)
-            self.features.add(ConvBNReLU(in_channels, 3, 1 if small_image else 2, in_channels=3,
-                                         activation=activation, padding=padding))
+            self.features.add(ConvBNReLU(in_channels, 3, 1 if small_image else 2, in_channels=3, **form))
             place = itertools.count()
             for row in without_first_down_sampling(LAYOUT) if small_image else LAYOUT:
                 channels = scale_channels(row.channels, width)
@@ -46,7 +48,7 @@ class MobileNetV1(Network):
                     if row.stride == 1 and in_channels == channels and next(place) in places:
                         self.features.add(module(channels))
                     else:
-                        self.features.add(DSC(in_channels, channels, row.stride, activation, padding))
+                        self.features.add(DSC(in_channels, channels, row.stride, **form))
                     in_channels = channels
             self.features.add(nn.GlobalAvgPool2D(), nn.Flatten())
             self.output = nn.Dense(classes, in_units=in_channels)

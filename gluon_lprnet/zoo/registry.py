@@ -92,8 +92,11 @@ def get_model(name: str, classes: Optional[int] = None, pretrained: Union[bool, 
     rank, residual, l2_norm, l2_norm_scale
         LPR networks only: see :class:`gluon_lprnet.blocks.LPR`.
     activation, padding
-        ``mobilenetv1`` only: ``'relu6'`` and ``'tensorflow'`` are those of its authors' trained networks; see
-        :class:`gluon_lprnet.blocks.ConvBNReLU`.
+        ``mobilenetv1`` and ``compressed_mobilenet`` only: ``'relu6'`` and ``'tensorflow'`` are those of its authors'
+        trained networks; see :class:`gluon_lprnet.blocks.ConvBNReLU`.
+    ranks, residual, batch_norm
+        ``compressed_mobilenet`` only, which is what ``compress`` makes of MobileNetV1: ranks of the eight modules of
+        equal width, None for one that stays; whether they have the residual; and False for convolutions with biases.
 
     Returns
     -------
@@ -140,7 +143,8 @@ def _pretrained(card, classes, ctx, kwargs):
                          f'{", ".join(f"{key}={given[key]!r}" for key in other)}: load it as it is'
                          + (', then call net.reset_class(CLASSES).' if other == ['classes'] else '.'))
     net = get_model(card.model, **card.keywords)
-    net.load_parameters(str(card.params), ctx=ctx)
+    # A file may hold float16 to be smaller.
+    net.load_parameters(str(card.params), ctx=ctx, cast_dtype=True)
     return net
 
 

@@ -446,12 +446,12 @@ def test_ranks_by_energy_budget_and_layer():
         None, 'excluded', 'not among the layers to compress', 'its input and output differ in width'}
 
 
-def test_what_reaches_the_output_is_measured(random):
+def test_what_reaches_the_output_is_measured():
     """Each layer alone at rank m/4, by hand: what its spectrum leaves over there is the error at the output."""
-    net, x = two_modules(random), random_images(40, 16)
+    net, x = network_of_unit_activations('mobilenetv1_x0.25'), random_images(40, 64)
     symbol, params = trace(net)
     layers = PointwiseGraph(symbol, params).pointwise()
-    wanted = [layer for layer in layers if not layer.skipped]
+    wanted = [layer for layer in layers if 'dsc4_' in layer.name or 'dsc10_' in layer.name]
     images = [x[:24], x[24:]]
     expected = net(x).asnumpy()
     found = spectra_at_output(symbol, params, layers, wanted, True, images)
@@ -465,7 +465,8 @@ def test_what_reaches_the_output_is_measured(random):
         graph.replace(layer, Replacement(factors, bias + (weight - factors.matrix) @ data.mean(axis=1), None, True))
         error = np.square(as_block(*graph.result())(x).asnumpy() - expected).sum()
         variation = np.square(expected - expected.mean(axis=0)).sum()
-        assert shares[m // 4:].sum() == pytest.approx(error / variation, rel=1e-3)
+        assert error / variation > 1e-3
+        assert shares[m // 4:].sum() == pytest.approx(error / variation, rel=1e-2)
         np.testing.assert_allclose(shares / shares.sum(), spectrum(weight, covariance), atol=1e-9)
 
 

@@ -1,0 +1,156 @@
+"""``gluon-lprnet publish-compressed``: a compressed MobileNetV1 as weights with a card, as the package carries them."""
+import datetime
+import hashlib
+import json
+import platform
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Optional, Union
+
+import mxnet as mx
+import numpy as np
+from mxnet.gluon import HybridBlock
+
+from ..artefact import load_network, relative_difference
+from ..data.batches import validation_batches
+from ..data.integrity import check_records
+from ..deployment.reparametrize import reparametrize
+from ..evaluate.classification import evaluate_classification
+from ..graph import trace
+from ..utils.errors import InputError
+from ..utils.files import write_file
+from ..utils.processes import available_cpus
+from ..zoo import get_model
+from ..zoo.pretrained import FOLDER
+
+__all__ = ['as_zoo_network', 'publish_compressed']
+
+
+def as_zoo_network(net: HybridBlock, description: dict[str, Any], ranks: Sequence[Optional[int]],
+                   residual: bool) -> tuple[HybridBlock, str, dict[str, Any]]:
+    """What :func:`gluon_lprnet.compress` made of a MobileNetV1 as a network of the zoo, with BatchNorm folded in.
+
+    Parameters
+    ----------
+    net : HybridBlock
+        The compressed network.
+    description : dict
+        Of the original: ``model``, ``num_classes``, ``small_image``, ``activation``, ``padding``.
+    ranks : sequence of int or None
+        Of the eight pointwise convolutions of equal width.
+    residual : bool
+        Of the modules.
+
+    Returns
+    -------
+    tuple of (HybridBlock, str, dict)
+        The network, and its name and keywords for :func:`gluon_lprnet.get_model`.
+
+    Raises
+    ------
+    InputError
+        If it is not a MobileNetV1 of the zoo with these modules.
+    """
+    width = re.fullmatch(r'mobilenetv1_(x[\d.]+)(-compressed)?', str(description.get('model')))
+    if width is None:
+        raise InputError(f'{description.get("model")} is not a compressed mobilenetv1 of the zoo.')
+    name = f'compressed_mobilenet_{width[1]}'
+    keywords = dict(classes=description['num_classes'], ranks=list(ranks), residual=residual, batch_norm=False,
+                    activation=description.get('activation') or 'relu',
+                    padding=description.get('padding') or 'symmetric')
+    if description.get('small_image'):
+        keywords['small_image'] = True
+    found = get_model(name, **keywords)
+    found.initialize()
+    # Of the same graph, the parameters come in the same order.
+    symbol, params = reparametrize(*trace(net))
+    values = [params[key] for key in symbol.list_inputs() if key in params]
+    parameters = found.collect_params()
+    mine = [parameters[key] for key in trace(found)[0].list_inputs() if key in parameters]
+    if [value.shape for value in values] != [parameter.shape for parameter in mine]:
+        raise InputError(f'the network is not {name} with the ranks {list(ranks)}.')
+    for parameter, value in zip(mine, values):
+        parameter.set_data(value)
+    size = description['input_size']
+    images = mx.nd.array(np.random.default_rng(0).normal(0, 1, (2, 3, size, size)))
+    if not relative_difference(found(images).asnumpy(), net(images).asnumpy()) <= 1e-4:
+        raise InputError(f'the network is not {name} with the ranks {list(ranks)}: it gives other outputs.')
+    return found, name, keywords
+
+
+def publish_compressed(symbol: Union[str, Path], tag: str, rec_test: str, facts: dict[str, Any],
+                       out: Union[str, Path] = FOLDER) -> Path:
+    """Write ``compressed_MODEL.TAG.params``, in float16, and its card ``compressed_MODEL.TAG.json``.
+
+    Parameters
+    ----------
+    symbol : path
+        The ``-symbol.json`` that ``compress`` wrote, with its report beside it.
+    tag : str
+        The data set's name, of letters, digits and ``_``, a letter first.
+    rec_test : str
+        RecordIO file that the accuracy on the card is measured on, from the weights as they are written.
+    facts : dict
+        Further entries of the card: ``data``, ``command``, ``license``.
+    out : path
+        Folder; files of the same name are replaced.
+
+    Returns
+    -------
+    Path
+        The card.
+
+    Raises
+    ------
+    InputError
+        If it is not a compressed MobileNetV1, or the tag or a file is at fault.
+    """
+    if not tag.isidentifier():
+        raise InputError(f'`tag` {tag!r}: give letters, digits and _, a letter first.')
+    net, description = load_network(symbol)
+    report_path = Path(str(symbol).replace('-symbol.json', '-report.json'))
+    try:
+        report = json.loads(report_path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f'{report_path}, the report of compress, cannot be read: {error}.') from error
+    ranks = [layer['rank'] for layer in report['layers'] if layer['shape'][0] == layer['shape'][1]]
+    found, name, keywords = as_zoo_network(net, description, ranks, report['residual'])
+    params = Path(out) / f'{name}.{tag}.params'
+    values = {key: parameter.data().astype('float16') for key, parameter in
+              found._collect_params_with_prefix().items()}
+    write_file(params, lambda path: mx.nd.save(str(path), values))
+    # What is measured is what is in the file.
+    found.load_parameters(str(params), cast_dtype=True)
+    records = check_records(rec_test)
+    accuracy = evaluate_classification(found, validation_batches(records, description, 50, 1), mx.cpu())
+    card = {
+        'name': params.stem, 'task': 'classification', 'keywords': keywords,
+        'description': {**description, 'model': name}, 'sha256': hashlib.sha256(params.read_bytes()).hexdigest(),
+        **facts, 'recipe': report.get('recipe'),
+        'accuracy': {Path(rec_test).stem: {'images': records.count, **accuracy}},
+        'machine': f'{available_cpus()} CPUs ({platform.processor() or platform.machine()})',
+        'date': datetime.date.today().isoformat(),
+    }
+    path = params.with_suffix('.json')
+    write_file(path, (json.dumps(card, indent=1, ensure_ascii=False) + '\n').encode())
+    return path
+
+
+def add_commands(commands):
+    parser = commands.add_parser(
+        'publish-compressed', help='a compressed MobileNetV1 as weights with a card, as the package carries them',
+        description='Write compressed_MODEL.TAG.params, in float16, and its card, with the accuracy on --rec-test.')
+    parser.add_argument('symbol', metavar='SYMBOL', help='the -symbol.json that compress wrote')
+    parser.add_argument('--tag', required=True, help="the data set's name, as imagenet")
+    parser.add_argument('--rec-test', required=True, metavar='REC', help='RecordIO file to measure the accuracy on')
+    parser.add_argument('--data', required=True, help='what it was trained and tuned on, in words')
+    parser.add_argument('--command', required=True, help='the command that made it')
+    parser.add_argument('--license', required=True, help='on what terms the weights may be used')
+    parser.add_argument('--out', default=str(FOLDER), metavar='DIR', help='default: the folder of the package')
+    parser.set_defaults(run=_run, flags={'tag': '--tag'})
+
+
+def _run(args):
+    facts = {key: getattr(args, key) for key in ('data', 'command', 'license')}
+    print(publish_compressed(args.symbol, args.tag, args.rec_test, facts, args.out))
