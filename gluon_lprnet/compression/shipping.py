@@ -2,7 +2,6 @@
 import datetime
 import hashlib
 import json
-import platform
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,8 +18,7 @@ from ..deployment.reparametrize import reparametrize
 from ..evaluate.classification import evaluate_classification
 from ..graph import trace
 from ..utils.errors import InputError
-from ..utils.files import write_file
-from ..utils.processes import available_cpus
+from ..utils.files import folder_aside, put_in_place
 from ..zoo import get_model
 from ..zoo.pretrained import FOLDER
 
@@ -79,9 +77,9 @@ def as_zoo_network(net: HybridBlock, description: dict[str, Any], ranks: Sequenc
     return found, name, keywords
 
 
-def publish_compressed(symbol: Union[str, Path], tag: str, rec_test: str, facts: dict[str, Any],
+def publish_compressed(symbol: Union[str, Path], tag: str, rec_tests: Sequence[str], facts: dict[str, Any],
                        out: Union[str, Path] = FOLDER) -> Path:
-    """Write ``compressed_MODEL.TAG.params``, in float16, and its card ``compressed_MODEL.TAG.json``.
+    """Write ``compressed_MODEL.TAG.params``, in float16, and its card ``compressed_MODEL.TAG.json``, both or neither.
 
     Parameters
     ----------
@@ -89,10 +87,10 @@ def publish_compressed(symbol: Union[str, Path], tag: str, rec_test: str, facts:
         The ``-symbol.json`` that ``compress`` wrote, with its report beside it.
     tag : str
         The data set's name, of letters, digits and ``_``, a letter first.
-    rec_test : str
-        RecordIO file that the accuracy on the card is measured on, from the weights as they are written.
+    rec_tests : sequence of str
+        RecordIO files that the accuracy on the card is measured on, from the weights as they are written.
     facts : dict
-        Further entries of the card: ``data``, ``command``, ``license``.
+        Further entries of the card: ``data``, ``command``, ``license``, ``machine``.
     out : path
         Folder; files of the same name are replaced.
 
@@ -116,25 +114,25 @@ def publish_compressed(symbol: Union[str, Path], tag: str, rec_test: str, facts:
         raise InputError(f'{report_path}, the report of compress, cannot be read: {error}.') from error
     ranks = [layer['rank'] for layer in report['layers'] if layer['shape'][0] == layer['shape'][1]]
     found, name, keywords = as_zoo_network(net, description, ranks, report['residual'])
-    params = Path(out) / f'{name}.{tag}.params'
-    values = {key: parameter.data().astype('float16') for key, parameter in
-              found._collect_params_with_prefix().items()}
-    write_file(params, lambda path: mx.nd.save(str(path), values))
-    # What is measured is what is in the file.
-    found.load_parameters(str(params), cast_dtype=True)
-    records = check_records(rec_test)
-    accuracy = evaluate_classification(found, validation_batches(records, description, 50, 1), mx.cpu())
-    card = {
-        'name': params.stem, 'task': 'classification', 'keywords': keywords,
-        'description': {**description, 'model': name}, 'sha256': hashlib.sha256(params.read_bytes()).hexdigest(),
-        **facts, 'recipe': report.get('recipe'),
-        'accuracy': {Path(rec_test).stem: {'images': records.count, **accuracy}},
-        'machine': f'{available_cpus()} CPUs ({platform.processor() or platform.machine()})',
-        'date': datetime.date.today().isoformat(),
-    }
-    path = params.with_suffix('.json')
-    write_file(path, (json.dumps(card, indent=1, ensure_ascii=False) + '\n').encode())
-    return path
+    with folder_aside(out, 'publish') as scratch:
+        params = scratch / f'{name}.{tag}.params'
+        mx.nd.save(str(params), {key: parameter.data().astype('float16') for key, parameter in
+                                 found._collect_params_with_prefix().items()})
+        # What is measured is what is in the file.
+        found.load_parameters(str(params), cast_dtype=True)
+        accuracy = {}
+        for rec in rec_tests:
+            records = check_records(rec)
+            accuracy[Path(rec).stem] = {'images': records.count, **evaluate_classification(
+                found, validation_batches(records, description, 50, 1), mx.cpu())}
+        card = {
+            'name': params.stem, 'task': 'classification', 'keywords': keywords,
+            'description': {**description, 'model': name}, 'sha256': hashlib.sha256(params.read_bytes()).hexdigest(),
+            'recipe': report['recipe'], 'accuracy': accuracy, 'date': datetime.date.today().isoformat(), **facts,
+        }
+        path = params.with_suffix('.json')
+        path.write_text(json.dumps(card, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
+        return put_in_place([params, path], out)[1]
 
 
 def add_commands(commands):
@@ -143,14 +141,16 @@ def add_commands(commands):
         description='Write compressed_MODEL.TAG.params, in float16, and its card, with the accuracy on --rec-test.')
     parser.add_argument('symbol', metavar='SYMBOL', help='the -symbol.json that compress wrote')
     parser.add_argument('--tag', required=True, help="the data set's name, as imagenet")
-    parser.add_argument('--rec-test', required=True, metavar='REC', help='RecordIO file to measure the accuracy on')
+    parser.add_argument('--rec-test', required=True, nargs='+', metavar='REC',
+                        help='RecordIO files to measure the accuracy on')
     parser.add_argument('--data', required=True, help='what it was trained and tuned on, in words')
     parser.add_argument('--command', required=True, help='the command that made it')
     parser.add_argument('--license', required=True, help='on what terms the weights may be used')
+    parser.add_argument('--machine', required=True, help='where it was made, in words')
     parser.add_argument('--out', default=str(FOLDER), metavar='DIR', help='default: the folder of the package')
     parser.set_defaults(run=_run, flags={'tag': '--tag'})
 
 
 def _run(args):
-    facts = {key: getattr(args, key) for key in ('data', 'command', 'license')}
+    facts = {key: getattr(args, key) for key in ('data', 'command', 'license', 'machine')}
     print(publish_compressed(args.symbol, args.tag, args.rec_test, facts, args.out))

@@ -128,7 +128,7 @@ def pack_photos(folders: Sequence[PathLike], prefix: PathLike, apart_from: Seque
                  seed=(seed, 0, 2**32 - 1))
     paths = [path for folder in folders for path in photos_in(folder)]
     if shuffle:
-        np.random.RandomState(seed).shuffle(paths)
+        paths = [paths[number] for number in np.random.RandomState(seed).permutation(len(paths))]
     workers = default_workers(len(paths)) if workers is None else workers
     known = KnownPhotos(apart_from)
     dropped: list[str] = []

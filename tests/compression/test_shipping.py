@@ -96,7 +96,7 @@ def test_it_is_shipped_and_used(original, photos, tmp_path, monkeypatch, capsys)
     monkeypatch.setattr('gluon_lprnet.compression.shipping.FOLDER', tmp_path / 'weights')
     monkeypatch.setattr(pretrained, 'FOLDER', tmp_path / 'weights')
     facts = dict(data='noise', command='none', license='none')
-    card = json.loads(publish_compressed(symbol, 'noise', photos, facts, tmp_path / 'weights').read_text())
+    card = json.loads(publish_compressed(symbol, 'noise', [photos], facts, tmp_path / 'weights').read_text())
     name = 'compressed_mobilenet_x0.25.noise'
     assert list_models(pretrained=True) == [name] and card['accuracy']['photos']['images'] == 280
     assert card['keywords']['ranks'] == [None, None, None, 16, None, None, None, 16]
@@ -120,6 +120,6 @@ def test_it_is_shipped_and_used(original, photos, tmp_path, monkeypatch, capsys)
     in_8_bits = run_onnx(files['compressed_mobilenet_x0.25-int8.onnx'], X.astype('float32'))
     assert relative_error(in_8_bits, net(x).asnumpy()) < 0.2
     _, symbol = symbols.build(name)
-    assert 'lowrank0_p1_weight' in symbol.tojson() and symbol.list_inputs()[0] == 'data'
+    assert 'lowrank0_conv0_weight' in symbol.tojson() and symbol.list_inputs()[0] == 'data'
     prediction, = Classifier(name).predict(np.zeros((40, 40, 3), 'uint8'))
     assert len(prediction) == 5
