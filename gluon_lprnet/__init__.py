@@ -1,6 +1,6 @@
 """LPRNet: lightweight deep networks by low-rank pointwise residual convolution, in MXNet Gluon."""
 from pathlib import Path
-from typing import TYPE_CHECKING, Union
+from typing import TYPE_CHECKING, Any, Union
 
 from ._compat import import_mxnet
 
@@ -10,6 +10,8 @@ from .blocks import LPR  # noqa: E402  MXNet must have been imported through _co
 from .zoo import get_model, list_models  # noqa: E402
 
 if TYPE_CHECKING:
+    from .compression import compress
+    from .deployment import deploy
     from .predict.classification import Classifier
     from .predict.face_alignment import FaceAligner
 
@@ -38,7 +40,7 @@ def load(network: Union[str, Path]) -> 'Union[Classifier, FaceAligner]':
     return FaceAligner(network) if is_of_landmarks else Classifier(network)
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> Any:
     # Imported on first use: they need the trainer, which a network of the zoo does not.
     if name == 'FaceAligner':
         from .predict.face_alignment import FaceAligner

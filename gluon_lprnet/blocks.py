@@ -5,6 +5,7 @@ exported symbol. A stride-1 module keeps height and width, a stride-2 module
 halves them, rounding up.
 """
 import math
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Optional, Union
 
@@ -26,7 +27,7 @@ PADDINGS = ('symmetric', 'tensorflow')
 class OneSidedConv2D(nn.Conv2D):
     """A 3x3 convolution of stride 2 with one row of zeros below and one column of zeros on the right."""
 
-    def hybrid_forward(self, F, x, weight, bias=None):
+    def hybrid_forward(self, F: Any, x: Any, weight: Any, bias: Any = None) -> Any:
         return super().hybrid_forward(F, F.pad(x, mode='constant', pad_width=(0, 0, 0, 0, 0, 1, 0, 1)), weight, bias)
 
 
@@ -61,7 +62,7 @@ class ConvBNReLU(nn.HybridSequential):
 class ReLU6(HybridBlock):
     """``min(max(x, 0), 6)``, the activation of MobileNetV2."""
 
-    def hybrid_forward(self, F, x):
+    def hybrid_forward(self, F: Any, x: Any) -> Any:
         return F.clip(x, 0, 6)
 
 
@@ -126,12 +127,12 @@ L2_NORM_SCALES = {'one': lambda channels: 1.0, 'sqrt_width': math.sqrt}
 class Scale(HybridBlock):
     """Multiplication by one learned number, which begins as ``initial``."""
 
-    def __init__(self, initial, **kwargs):
+    def __init__(self, initial: float, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         with self.name_scope():
             self.scale = self.params.get('scale', shape=(1, 1, 1, 1), init=mx.init.Constant(initial))
 
-    def hybrid_forward(self, F, x, scale):
+    def hybrid_forward(self, F: Any, x: Any, scale: Any) -> Any:
         return F.broadcast_mul(x, scale)
 
 
@@ -189,11 +190,11 @@ class LPR(HybridBlock):
             self.activation = nn.Activation('relu')
             self.scale = Scale(L2_NORM_SCALES[l2_norm_scale](channels)) if l2_norm_scale else None
 
-    def cast(self, dtype):
+    def cast(self, dtype: str) -> None:
         super().cast(dtype)
         self._half = np.dtype(dtype) == np.float16
 
-    def hybrid_forward(self, F, x):
+    def hybrid_forward(self, F: Any, x: Any) -> Any:
         d = self.depthwise(x)
         q = self.p1(d)
         if self._l2_norm and self._rank_space and not self._half:
@@ -204,17 +205,17 @@ class LPR(HybridBlock):
                 y = self._normalize(F, y)
         return self._output(F, self.scale(y) if self.scale else y, d)
 
-    def _output(self, F, y, d):
+    def _output(self, F: Any, y: Any, d: Any) -> Any:
         return self.activation(y + d if self._residual else y)
 
-    def _normalize(self, F, y):
+    def _normalize(self, F: Any, y: Any) -> Any:
         if not self._half:
             return F.L2Normalization(y, mode='channel', eps=self.EPSILON)
         # In float16 EPSILON is 0 and sums of squares over- and underflow: 0 / 0 would give NaN.
         y = F.L2Normalization(F.cast(y, 'float32'), mode='channel', eps=self.EPSILON)
         return F.cast(y, 'float16')
 
-    def _inverse_norm(self, F, q):
+    def _inverse_norm(self, F: Any, q: Any) -> Any:
         """``1 / ||P2 q||`` at each position, as (N, rank, H, W), from ``||P2 q||^2 = q' (P2' P2) q``."""
         weight = self.p2.weight.var() if F is mx.sym else self.p2.weight.data(q.context)
         matrix = F.reshape(weight, shape=(self._channels, self._rank))
@@ -227,7 +228,7 @@ class LPR(HybridBlock):
         return _pointwise(F, inverse, F.swapaxes(ones, 0, 1), self._rank)
 
 
-def _pointwise(F, x, weight, channels):
+def _pointwise(F: Any, x: Any, weight: Any, channels: int) -> Any:
     return F.Convolution(x, weight, kernel=(1, 1), num_filter=channels, no_bias=True)
 
 
@@ -242,14 +243,14 @@ def normalize_in_rank_space(net: HybridBlock, active: bool) -> None:
 
     Hybridize a hybridized network again afterwards, to drop its old graph.
     """
-    def choose(block):
+    def choose(block: HybridBlock) -> None:
         if isinstance(block, LPR):
             block._rank_space = active
     net.apply(choose)
 
 
 @contextmanager
-def plain_form(net):
+def plain_form(net: HybridBlock) -> Iterator[None]:
     """Within the context the LPR modules of ``net`` are equation (6) as it stands, in float32; then as they were.
 
     For a symbol of the network. A graph that the network was hybridized with stays.
@@ -284,12 +285,12 @@ class InvertedResidual(HybridBlock):
             self.body.add(depthwise(hidden, stride, activation='relu6'),
                           ConvBNReLU(channels, 1, in_channels=hidden, activation=None))
 
-    def hybrid_forward(self, F, x):
+    def hybrid_forward(self, F: Any, x: Any) -> Any:
         y = self.body(x)
         return x + y if self._shortcut else y
 
 
-def channel_shuffle(F, x, groups):
+def channel_shuffle(F: Any, x: Any, groups: int) -> Any:
     """Interleave the channels of ``groups`` groups (ShuffleNetV1, section 3.1)."""
     x = F.reshape(x, shape=(0, -4, groups, -1, -2))
     return F.reshape(F.swapaxes(x, 1, 2), shape=(0, -3, -2))
@@ -320,14 +321,14 @@ class ShuffleNetV1Unit(HybridBlock):
             if self._down:
                 self.pool = nn.AvgPool2D(3, 2, 1)
 
-    def hybrid_forward(self, F, x):
+    def hybrid_forward(self, F: Any, x: Any) -> Any:
         y = self.expand(channel_shuffle(F, self.compress(x), self._groups))
         if self._down:
             return self.activation(F.concat(y, self.pool(x), dim=1))
         return self.activation(x + y)
 
 
-def _shufflenet_v2_branch(in_channels, channels, stride):
+def _shufflenet_v2_branch(in_channels: int, channels: int, stride: int) -> nn.HybridSequential:
     """Pointwise, depthwise 3x3, pointwise: the transformed branch of both ShuffleNetV2 units."""
     branch = nn.HybridSequential()
     branch.add(ConvBNReLU(channels, 1, in_channels=in_channels),
@@ -344,7 +345,7 @@ class ShuffleNetV2Unit(HybridBlock):
         with self.name_scope():
             self.branch = _shufflenet_v2_branch(channels // 2, channels // 2, stride=1)
 
-    def hybrid_forward(self, F, x):
+    def hybrid_forward(self, F: Any, x: Any) -> Any:
         passed, transformed = F.split(x, num_outputs=2, axis=1)
         return channel_shuffle(F, F.concat(passed, self.branch(transformed), dim=1), 2)
 
@@ -361,5 +362,5 @@ class ShuffleNetV2DownUnit(HybridBlock):
             self.shortcut.add(depthwise(in_channels, 2, activation=None),
                               ConvBNReLU(half, 1, in_channels=in_channels))
 
-    def hybrid_forward(self, F, x):
+    def hybrid_forward(self, F: Any, x: Any) -> Any:
         return channel_shuffle(F, F.concat(self.shortcut(x), self.branch(x), dim=1), 2)

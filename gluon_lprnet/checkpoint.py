@@ -147,7 +147,7 @@ def newest(run_dir: PathLike, report: Callable[[str], object] = print) -> Option
     return None
 
 
-def _numbered(run_dir):
+def _numbered(run_dir: PathLike) -> list[tuple[int, Path]]:
     folder = Path(run_dir) / 'checkpoints'
     if not folder.is_dir():
         return []
@@ -157,5 +157,5 @@ def _numbered(run_dir):
     return [(step, path) for step, _, path in found]
 
 
-def _crc32(path):
+def _crc32(path: PathLike) -> int:
     return zlib.crc32(Path(path).read_bytes())

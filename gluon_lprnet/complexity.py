@@ -14,6 +14,7 @@ What is counted:
 
 All numbers are for the given input: for a batch of N images they are N times those for one.
 """
+import argparse
 import ast
 import json
 import math
@@ -21,7 +22,7 @@ import operator
 import os
 from collections import namedtuple
 from collections.abc import Sequence
-from typing import NamedTuple, Optional, Union
+from typing import Any, Callable, NamedTuple, Optional, Union
 
 import mxnet as mx
 from mxnet.gluon import Block, Constant, HybridBlock
@@ -29,6 +30,7 @@ from mxnet.gluon import Block, Constant, HybridBlock
 from .blocks import plain_form
 from .formats.symbol_files import read_symbol
 from .utils.errors import InputError
+from .utils.flags import Commands
 from .utils.text import FORMATS, integer, render_table
 from .zoo import get_model
 
@@ -161,7 +163,7 @@ def count(network: Union[HybridBlock, mx.sym.Symbol, str, os.PathLike],
     return Complexity(shape, layers, auxiliary, unknown)
 
 
-def _checked_shape(shape):
+def _checked_shape(shape: Any) -> tuple[int, ...]:
     try:
         checked = tuple(map(operator.index, shape))
     except TypeError:
@@ -172,7 +174,7 @@ def _checked_shape(shape):
     return checked
 
 
-def _trace(network, input_name):
+def _trace(network: Any, input_name: str) -> Any:
     """The symbol of ``network`` and the names of the variables that training never changes."""
     if isinstance(network, mx.sym.Symbol):
         return network, set()
@@ -189,7 +191,7 @@ def _trace(network, input_name):
     return read_symbol(network), set()
 
 
-def _infer_shapes(symbol, nodes, input_name, input_shape):
+def _infer_shapes(symbol: Any, nodes: list[dict[str, Any]], input_name: str, input_shape: Sequence[int]) -> Any:
     """The shapes of each node's visible outputs, one list per node in ``nodes``."""
     internals = symbol.get_internals()
     names = internals.list_outputs()
@@ -210,7 +212,8 @@ def _infer_shapes(symbol, nodes, input_name, input_shape):
     # may share a name (a block that is called twice): an output name seen before begins the next node.
     shapes, entry = [], 0
     for node in nodes:
-        own, seen = [], set()
+        own: list[Any] = []
+        seen: set[str] = set()
         while (entry < len(names) and names[entry] not in seen and internals[entry].name == node['name']
                and not (seen and node['op'] == 'null')):
             seen.add(names[entry])
@@ -220,45 +223,45 @@ def _infer_shapes(symbol, nodes, input_name, input_shape):
     return shapes
 
 
-def _is_label_or_fixed(operator_type, attributes, slot):
+def _is_label_or_fixed(operator_type: str, attributes: dict[str, str], slot: int) -> bool:
     """Whether a variable at this input is a label, or a gamma that BatchNorm holds at 1."""
     if operator_type == 'BatchNorm':
         return slot == 1 and _attribute(attributes, 'fix_gamma', True)
     return slot == 1 and operator_type in _OPERATORS_WITH_LABEL
 
 
-def _attribute(attributes, name, default):
+def _attribute(attributes: dict[str, str], name: str, default: Any) -> Any:
     return ast.literal_eval(attributes[name]) if name in attributes else default
 
 
-def _weighted(node):
+def _weighted(node: Any) -> tuple[int, int]:
     # Each output element is a sum over one filter: the weight is (filters, ...) in every layout.
     elements = math.prod(node.outputs[0])
     return elements * math.prod(node.inputs[1][1:]), elements if len(node.inputs) > 2 else 0
 
 
-def _deconvolution(node):
+def _deconvolution(node: Any) -> tuple[int, int]:
     # Each input element is multiplied with one filter: the weight is (input channels, ...).
     bias = math.prod(node.outputs[0]) if len(node.inputs) > 2 else 0
     return math.prod(node.inputs[0]) * math.prod(node.inputs[1][1:]), bias
 
 
-def _pooling(node):
+def _pooling(node: Any) -> tuple[int, int]:
     # One operation for each element of each window.
     if _attribute(node.attributes, 'global_pool', False):
         return 0, math.prod(node.inputs[0])
     return 0, math.prod(node.outputs[0]) * math.prod(_attribute(node.attributes, 'kernel', ()))
 
 
-def _add_n(node):
+def _add_n(node: Any) -> tuple[int, int]:
     return 0, math.prod(node.outputs[0]) * (len(node.inputs) - 1)
 
 
-def _per_output_element(operations):
+def _per_output_element(operations: int) -> Callable[[Any], tuple[int, int]]:
     return lambda node: (0, operations * math.prod(node.outputs[0]))
 
 
-def _per_input_element(operations):
+def _per_input_element(operations: int) -> Callable[[Any], tuple[int, int]]:
     return lambda node: (0, operations * math.prod(node.inputs[0]))
 
 
@@ -299,11 +302,11 @@ _RULES = {
 }
 
 
-def _unless_none(number):
+def _unless_none(number: Optional[int]) -> Any:
     return '?' if number is None else number
 
 
-def add_commands(subparsers):
+def add_commands(subparsers: Commands) -> None:
     parser = subparsers.add_parser(
         'complexity', help='parameters and multiply-adds of a network',
         description='Count parameters and multiply-adds, layer by layer. Exit status 1 if the network has an '
@@ -323,11 +326,11 @@ def add_commands(subparsers):
     parser.set_defaults(run=_run)
 
 
-def _run(args):
+def _run(args: argparse.Namespace) -> int:
     network = args.network
     if not network.endswith('.json'):
         network = get_model(network, classes=args.classes, small_image=args.small_image)
-    shape = (1, 3, args.input_size, args.input_size)
+    shape: tuple[int, ...] = (1, 3, args.input_size, args.input_size)
     if args.input_shape:
         try:
             shape = tuple(integer(size) for size in args.input_shape.split(','))

@@ -2,6 +2,7 @@
 import ast
 import json
 from collections import Counter
+from typing import Any, Optional, Union
 
 import mxnet as mx
 import numpy as np
@@ -16,7 +17,7 @@ _OTHER_PRECISIONS = ('float16', 'float64', 'bfloat16')
 _BATCH_NORMS = ('BatchNorm', 'BatchNorm_v1', '_contrib_SyncBatchNorm')
 
 
-def trace(net, cast=False):
+def trace(net: HybridBlock, cast: bool = False) -> tuple[mx.sym.Symbol, dict[str, mx.nd.NDArray]]:
     """Symbol and parameters of a network, which stays as it is.
 
     Parameters
@@ -54,7 +55,7 @@ def trace(net, cast=False):
     return symbol, params
 
 
-def in_float32(symbol):
+def in_float32(symbol: mx.sym.Symbol) -> mx.sym.Symbol:
     """The symbol of a network of another precision, for parameters in float32."""
     graph = json.loads(symbol.tojson())
     for node in graph['nodes']:
@@ -66,7 +67,7 @@ def in_float32(symbol):
     return mx.sym.load_json(json.dumps(graph))
 
 
-def with_fixed_gammas(symbol, params):
+def with_fixed_gammas(symbol: mx.sym.Symbol, params: dict[str, mx.nd.NDArray]) -> dict[str, mx.nd.NDArray]:
     """The parameters with 1 for each gamma that BatchNorm takes as 1 whatever it is, which other programs do not."""
     nodes = json.loads(symbol.tojson())['nodes']
     fixed = {nodes[node['inputs'][1][0]]['name'] for node in nodes
@@ -74,7 +75,7 @@ def with_fixed_gammas(symbol, params):
     return {name: mx.nd.ones_like(value) if name in fixed else value for name, value in params.items()}
 
 
-def as_block(symbol, params):
+def as_block(symbol: mx.sym.Symbol, params: dict[str, mx.nd.NDArray]) -> SymbolBlock:
     """The SymbolBlock of a symbol with the input ``data``, on the device of its parameters."""
     block = SymbolBlock(symbol, mx.sym.var('data', dtype='float32'))
     block.collect_params().load_dict(params, ctx=next(iter(params.values())).context)
@@ -91,7 +92,7 @@ class SymbolGraph:
         Its parameters and auxiliary states.
     """
 
-    def __init__(self, symbol, params):
+    def __init__(self, symbol: mx.sym.Symbol, params: dict[str, mx.nd.NDArray]) -> None:
         self.graph = json.loads(symbol.tojson())
         # It states how many outputs each node has, which rewriting changes; MXNet reads a symbol without it.
         del self.graph['node_row_ptr']
@@ -100,32 +101,32 @@ class SymbolGraph:
         self.uses = Counter(index for inputs in [self.graph['heads'], *(node['inputs'] for node in self.nodes)]
                             for index, *_ in inputs)
 
-    def result(self):
+    def result(self) -> tuple[mx.sym.Symbol, dict[str, mx.nd.NDArray]]:
         """The new Symbol and the parameters it needs; unused nodes are dropped."""
         symbol = mx.sym.load_json(json.dumps(self.graph))
         return symbol, {name: self.params[name] for name in symbol.list_inputs() if name in self.params}
 
     @property
-    def context(self):
+    def context(self) -> mx.Context:
         """The device of the parameters."""
         return next(iter(self.params.values())).context
 
-    def scale_of_norm(self, norm):
+    def scale_of_norm(self, norm: dict[str, Any]) -> np.ndarray:
         """What a BatchNorm multiplies each channel by at inference, float64."""
         eps, fix_gamma = attributes(norm, eps=1e-3, fix_gamma=True)
         return (1 if fix_gamma else self.value(norm, 1)) / np.sqrt(self.value(norm, 4) + eps)
 
-    def folded_weights(self, convolution, norm):
+    def folded_weights(self, convolution: dict[str, Any], norm: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
         """Weight and bias, float64, of a convolution with the BatchNorm that follows it."""
         scale, weight = self.scale_of_norm(norm), self.value(convolution, 1)
         bias = self.value(norm, 2) + (self.bias(convolution) - self.value(norm, 3)) * scale
         return weight * scale.reshape((-1,) + (1,) * (weight.ndim - 1)), bias
 
-    def bias(self, convolution):
+    def bias(self, convolution: dict[str, Any]) -> Union[np.ndarray, int]:
         """The bias of a convolution, float64; 0 without one."""
         return self.value(convolution, 2) if len(convolution['inputs']) > 2 else 0
 
-    def sole_convolution(self, node):
+    def sole_convolution(self, node: dict[str, Any]) -> Optional[dict[str, Any]]:
         """The convolution whose output only ``node`` uses, if it does not share its weights; otherwise None."""
         index = node['inputs'][0][0]
         source = self.nodes[index]
@@ -133,20 +134,20 @@ class SymbolGraph:
             return source
         return None
 
-    def has_own_parameters(self, node):
+    def has_own_parameters(self, node: dict[str, Any]) -> bool:
         """Whether all inputs of a node but the first are parameters that serve it alone."""
         return all(self.uses[index] == 1 and self.nodes[index]['name'] in self.params
                    for index, *_ in node['inputs'][1:])
 
-    def input_name(self, node, slot):
+    def input_name(self, node: dict[str, Any], slot: int) -> str:
         """The name of what a node takes in a slot."""
         return self.nodes[node['inputs'][slot][0]]['name']
 
-    def value(self, node, slot):
+    def value(self, node: dict[str, Any], slot: int) -> np.ndarray:
         """The parameter that a node takes in a slot, float64."""
         return self.params[self.input_name(node, slot)].asnumpy().astype('float64')
 
-    def set_value(self, node, slot, value):
+    def set_value(self, node: dict[str, Any], slot: int, value: np.ndarray) -> None:
         """Give a node another value, an ndarray of any shape, for the parameter in a slot."""
         name = self.input_name(node, slot)
         # Gluon writes the shapes of its parameters into the symbol.
@@ -154,14 +155,14 @@ class SymbolGraph:
         self.params[name] = mx.nd.array(value, ctx=self.params[name].context, dtype='float32')
 
 
-def attributes(node, **defaults):
+def attributes(node: dict[str, Any], **defaults: Any) -> list[Any]:
     """Values of a node's attributes, as a list in the order of ``defaults``."""
     found = node.get('attrs', {})
     return [type(default)(_literal(found[name])) if name in found else default
             for name, default in defaults.items()]
 
 
-def _literal(text):
+def _literal(text: str) -> Any:
     try:
         return ast.literal_eval(text)
     except ValueError:

@@ -150,7 +150,7 @@ def lock(path: PathLike, in_use: str) -> Iterator[None]:
         yield
 
 
-def _flush(path):
+def _flush(path: PathLike) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -5,6 +5,7 @@ says neither, so this does not drop and reinforces each stage.
 """
 import math
 from collections import namedtuple
+from typing import Any
 
 from mxnet.gluon import nn
 from mxnet.gluon.block import HybridBlock
@@ -28,11 +29,11 @@ LAYOUT = (
 )
 
 
-def _last_channels(width):
+def _last_channels(width: float) -> int:
     return 1024 if width <= 1.5 else 1280
 
 
-def _dilations(limit):
+def _dilations(limit: int) -> list[int]:
     """Of the branches in ascending order: receptive fields of 3, 5, 7 and 9, or 3 where that is beyond the limit."""
     return sorted(1 + branch if 3 + 2 * branch <= limit else 1 for branch in range(BRANCHES))
 
@@ -40,7 +41,8 @@ def _dilations(limit):
 class ConvBNPReLU(ConvBNReLU):
     """A bias-free convolution with batch normalization and PReLU, which learns a slope for each channel."""
 
-    def __init__(self, channels, kernel, stride=1, groups=1, in_channels=0, **kwargs):
+    def __init__(self, channels: int, kernel: int, stride: int = 1, groups: int = 1, in_channels: int = 0,
+                 **kwargs: Any) -> None:
         super().__init__(channels, kernel, stride, groups, in_channels, activation=None, **kwargs)
         with self.name_scope():
             self.add(nn.PReLU(in_channels=channels))
@@ -53,7 +55,7 @@ class Pyramid(HybridBlock):
     (hierarchical feature fusion).
     """
 
-    def __init__(self, in_channels, channels, stride, limit, **kwargs):
+    def __init__(self, in_channels: int, channels: int, stride: int, limit: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         hidden = channels // BRANCHES
         with self.name_scope():
@@ -66,9 +68,9 @@ class Pyramid(HybridBlock):
             self.merge.add(nn.BatchNorm(in_channels=channels), nn.PReLU(in_channels=channels),
                            ConvBNReLU(channels, 1, groups=BRANCHES, in_channels=channels, activation=None))
 
-    def hybrid_forward(self, F, x):
+    def hybrid_forward(self, F: Any, x: Any) -> Any:
         reduced = self.reduce(x)
-        fused = []
+        fused: list[Any] = []
         for branch in self.branches:
             y = branch(reduced)
             fused.append(y + fused[-1] if fused else y)
@@ -78,13 +80,13 @@ class Pyramid(HybridBlock):
 class EESP(HybridBlock):
     """The unit of stride 1: the input plus its pyramid, activated."""
 
-    def __init__(self, channels, limit, **kwargs):
+    def __init__(self, channels: int, limit: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         with self.name_scope():
             self.pyramid = Pyramid(channels, channels, 1, limit)
             self.activation = nn.PReLU(in_channels=channels)
 
-    def hybrid_forward(self, F, x):
+    def hybrid_forward(self, F: Any, x: Any) -> Any:
         return self.activation(x + self.pyramid(x))
 
 
@@ -94,7 +96,7 @@ class StridedEESP(HybridBlock):
     The pooled features and a strided pyramid are concatenated; two convolutions of the image at that size are added.
     """
 
-    def __init__(self, in_channels, channels, stride, limit, **kwargs):
+    def __init__(self, in_channels: int, channels: int, stride: int, limit: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         with self.name_scope():
             self.pool = nn.AvgPool2D(3, stride, 1)
@@ -104,7 +106,7 @@ class StridedEESP(HybridBlock):
                                    ConvBNReLU(channels, 1, in_channels=IMAGE_CHANNELS, activation=None))
             self.activation = nn.PReLU(in_channels=channels)
 
-    def hybrid_forward(self, F, x, image):
+    def hybrid_forward(self, F: Any, x: Any, image: Any) -> Any:
         y = F.concat(self.pool(x), self.pyramid(x), dim=1)
         return self.activation(y + self.reinforcement(image))
 
@@ -112,7 +114,7 @@ class StridedEESP(HybridBlock):
 class Stages(HybridBlock):
     """The stem and all stages; the image is pooled along with the features."""
 
-    def __init__(self, width, small_image, **kwargs):
+    def __init__(self, width: float, small_image: bool, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         base = math.ceil(int(STEM_CHANNELS * width) / BRANCHES) * BRANCHES
         stem_channels = in_channels = min(STEM_CHANNELS, base)
@@ -132,7 +134,7 @@ class Stages(HybridBlock):
                 in_channels = channels
         self.out_channels = in_channels
 
-    def hybrid_forward(self, F, x):
+    def hybrid_forward(self, F: Any, x: Any) -> Any:
         first_pool, *pools = self.pools
         image = first_pool(x)
         x = self.stem(x)
@@ -144,7 +146,7 @@ class Stages(HybridBlock):
 
 class ESPNetv2(Network):
 
-    def __init__(self, width, classes, small_image):
+    def __init__(self, width: float, classes: int, small_image: bool) -> None:
         super().__init__()
         with self.name_scope():
             self.features = nn.HybridSequential()
@@ -157,5 +159,5 @@ class ESPNetv2(Network):
 
 
 @register(widths=(1.0, 1.25, 1.5, 2.0))
-def espnetv2(width=1.0, classes=1000, small_image=False):
+def espnetv2(width: float = 1.0, classes: int = 1000, small_image: bool = False) -> ESPNetv2:
     return ESPNetv2(width, classes, small_image)

@@ -1,5 +1,6 @@
 """IGCV3-D: interleaved low-rank group convolutions (arXiv 1806.00178, its Table 3 and section 3)."""
 from collections import namedtuple
+from typing import Any
 
 from mxnet.gluon import nn
 from mxnet.gluon.block import HybridBlock
@@ -32,7 +33,8 @@ class InterleavedResidual(HybridBlock):
     Only the depthwise convolution is followed by an activation. The input is added where the shapes permit it.
     """
 
-    def __init__(self, in_channels, channels, stride, expansion, groups=GROUPS, **kwargs):
+    def __init__(self, in_channels: int, channels: int, stride: int, expansion: int, groups: int = GROUPS,
+                 **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._groups = groups
         self._shortcut = stride == 1 and in_channels == channels
@@ -42,14 +44,14 @@ class InterleavedResidual(HybridBlock):
             self.depthwise = depthwise(hidden, stride, activation='relu6')
             self.project = ConvBNReLU(channels, 1, groups=groups, in_channels=hidden, activation=None)
 
-    def hybrid_forward(self, F, x):
+    def hybrid_forward(self, F: Any, x: Any) -> Any:
         y = self.project(self.depthwise(channel_shuffle(F, self.expand(x), self._groups)))
         return x + y if self._shortcut else y
 
 
 class IGCV3(Network):
 
-    def __init__(self, width, classes, small_image):
+    def __init__(self, width: float, classes: int, small_image: bool) -> None:
         super().__init__()
         with self.name_scope():
             self.features = nn.HybridSequential()
@@ -69,12 +71,12 @@ class IGCV3(Network):
             self.output = nn.Dense(classes, in_units=last_channels)
 
 
-def _even(channels, width):
+def _even(channels: int, width: float) -> int:
     """The scaled channels, rounded up to fill the two groups."""
     scaled = scale_channels(channels, width)
     return scaled + scaled % GROUPS
 
 
 @register(widths=(0.5, 0.75, 1.0), any_width=True)
-def igcv3(width=1.0, classes=1000, small_image=False):
+def igcv3(width: float = 1.0, classes: int = 1000, small_image: bool = False) -> IGCV3:
     return IGCV3(width, classes, small_image)

@@ -1,5 +1,6 @@
 """MnasNet-A1 (arXiv 1807.11626, its Figure 7a)."""
 from collections import namedtuple
+from typing import Any
 
 from mxnet.gluon import nn
 from mxnet.gluon.block import HybridBlock
@@ -30,14 +31,14 @@ CHANNEL_DIVISOR = 8
 class SqueezeExcitation(HybridBlock):
     """Channels weighted by a function of all channels' means (arXiv 1709.01507)."""
 
-    def __init__(self, channels, hidden, **kwargs):
+    def __init__(self, channels: int, hidden: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         with self.name_scope():
             self.body = nn.HybridSequential()
             self.body.add(nn.GlobalAvgPool2D(), nn.Conv2D(hidden, 1, in_channels=channels),
                           nn.Activation('relu'), nn.Conv2D(channels, 1, in_channels=hidden), nn.Activation('sigmoid'))
 
-    def hybrid_forward(self, F, x):
+    def hybrid_forward(self, F: Any, x: Any) -> Any:
         return F.broadcast_mul(x, self.body(x))
 
 
@@ -47,7 +48,8 @@ class MBConv(HybridBlock):
     ``squeeze`` is a quarter of the input's channels. At expansion 1 there is no expanding convolution (SepConv).
     """
 
-    def __init__(self, in_channels, channels, stride, expansion, kernel, squeeze, **kwargs):
+    def __init__(self, in_channels: int, channels: int, stride: int, expansion: int, kernel: int, squeeze: bool,
+                 **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._shortcut = stride == 1 and in_channels == channels
         hidden = in_channels * expansion
@@ -60,14 +62,14 @@ class MBConv(HybridBlock):
                 self.body.add(SqueezeExcitation(hidden, in_channels // SQUEEZE_DENOMINATOR))
             self.body.add(ConvBNReLU(channels, 1, in_channels=hidden, activation=None))
 
-    def hybrid_forward(self, F, x):
+    def hybrid_forward(self, F: Any, x: Any) -> Any:
         y = self.body(x)
         return x + y if self._shortcut else y
 
 
 class MnasNet(Network):
 
-    def __init__(self, width, classes, small_image):
+    def __init__(self, width: float, classes: int, small_image: bool) -> None:
         super().__init__()
         with self.name_scope():
             self.features = nn.HybridSequential()
@@ -86,5 +88,5 @@ class MnasNet(Network):
 
 
 @register(widths=(0.5, 1.0), any_width=True)
-def mnasnet(width=1.0, classes=1000, small_image=False):
+def mnasnet(width: float = 1.0, classes: int = 1000, small_image: bool = False) -> MnasNet:
     return MnasNet(width, classes, small_image)

@@ -1,8 +1,10 @@
 """MobileNetV1 (arXiv 1704.04861, its Table 1), and LPRNet-MobileNet (the paper's "Implementations")."""
 import itertools
 from collections import namedtuple
+from collections.abc import Collection
+from typing import Any, Callable, Optional, Union
 
-from mxnet.gluon import nn
+from mxnet.gluon import HybridBlock, nn
 
 from ..blocks import DSC, LPR, ConvBNReLU
 from .network import Network
@@ -35,7 +37,8 @@ class MobileNetV1(Network):
     and ``batch_norm``.
     """
 
-    def __init__(self, module, width, classes, small_image, places=range(PLACES), **form):
+    def __init__(self, module: Callable[[int], HybridBlock], width: float, classes: int, small_image: bool,
+                 places: Collection[int] = range(PLACES), **form: Any) -> None:
         super().__init__()
         with self.name_scope():
             self.features = nn.HybridSequential()
@@ -55,13 +58,15 @@ class MobileNetV1(Network):
 
 
 @register(widths=(0.25, 0.5, 0.75, 1.0), any_width=True)
-def mobilenetv1(width=1.0, classes=1000, small_image=False, activation='relu', padding='symmetric'):
+def mobilenetv1(width: float = 1.0, classes: int = 1000, small_image: bool = False, activation: str = 'relu',
+                padding: str = 'symmetric') -> MobileNetV1:
     return MobileNetV1(lambda channels: DSC(channels, channels, activation=activation), width, classes, small_image,
                        activation=activation, padding=padding)
 
 
 @register(widths=(0.25, 0.5, 0.75, 1.0, 1.25, 1.5), any_width=True, rank_denominators=(4, 16))
-def lprnet_mobilenet(width=1.0, classes=1000, small_image=False, rank=1 / 8, residual=True, l2_norm=True,
-                     l2_norm_scale=None):
+def lprnet_mobilenet(width: float = 1.0, classes: int = 1000, small_image: bool = False,
+                     rank: Union[int, float] = 1 / 8, residual: bool = True, l2_norm: bool = True,
+                     l2_norm_scale: Optional[str] = None) -> MobileNetV1:
     return MobileNetV1(lambda channels: LPR(channels, rank, residual, l2_norm, l2_norm_scale), width, classes,
                        small_image)

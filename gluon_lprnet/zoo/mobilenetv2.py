@@ -26,7 +26,7 @@ CHANNEL_DIVISOR = 8
 
 class MobileNetV2(Network):
 
-    def __init__(self, width, classes, small_image):
+    def __init__(self, width: float, classes: int, small_image: bool) -> None:
         super().__init__()
         with self.name_scope():
             self.features = nn.HybridSequential()
@@ -47,5 +47,5 @@ class MobileNetV2(Network):
 
 
 @register(widths=(0.5, 1.0, 1.4), any_width=True)
-def mobilenetv2(width=1.0, classes=1000, small_image=False):
+def mobilenetv2(width: float = 1.0, classes: int = 1000, small_image: bool = False) -> MobileNetV2:
     return MobileNetV2(width, classes, small_image)

@@ -1,5 +1,5 @@
 """The base of every network of the zoo: features, followed by an output layer."""
-from typing import Optional
+from typing import Any, Optional
 
 import mxnet as mx
 from mxnet.gluon import nn
@@ -14,7 +14,7 @@ class Network(HybridBlock):
     features: nn.HybridSequential
     output: nn.Dense
 
-    def hybrid_forward(self, F, x):
+    def hybrid_forward(self, F: Any, x: Any) -> Any:
         return self.output(self.features(x))
 
     def reset_class(self, classes: int, initializer: Optional[mx.init.Initializer] = None) -> None:

@@ -9,7 +9,7 @@ import mxnet as mx
 from mxnet.gluon.block import HybridBlock
 
 from ..utils.errors import InputError
-from .pretrained import cards, find_card, split_tag
+from .pretrained import Card, cards, find_card, split_tag
 
 
 class Family(NamedTuple):
@@ -43,7 +43,7 @@ def register(widths: Sequence[float], any_width: bool = False,
     rank_denominators : sequence of int
         The ranks m/4, m/16, ... that are listed in addition to the default of an LPR network.
     """
-    def add(build):
+    def add(build: Callable[..., HybridBlock]) -> Callable[..., HybridBlock]:
         _FAMILIES[build.__name__.lower()] = Family(build, tuple(widths), any_width, tuple(rank_denominators))
         return build
     return add
@@ -134,7 +134,7 @@ def get_model(name: str, classes: Optional[int] = None, pretrained: Union[bool, 
     return family.build(**kwargs)
 
 
-def _pretrained(card, classes, ctx, kwargs):
+def _pretrained(card: Card, classes: Optional[int], ctx: Any, kwargs: dict[str, Any]) -> HybridBlock:
     given = {**kwargs, **({} if classes is None else {'classes': classes})}
     other = sorted(key for key, value in given.items() if card.keywords.get(key, value) != value
                    or key not in card.keywords)
@@ -148,14 +148,14 @@ def _pretrained(card, classes, ctx, kwargs):
     return net
 
 
-def _fraction(match):
+def _fraction(match: re.Match[str]) -> float:
     denominator = int(match['denominator'])
     if denominator == 0:
         raise InputError(f'{match.string!r}: rank m/0 does not exist.')
     return 1 / denominator
 
 
-def _check_keywords(name, family, kwargs):
+def _check_keywords(name: str, family: Family, kwargs: dict[str, Any]) -> None:
     accepted = inspect.signature(family.build).parameters
     unknown = sorted(set(kwargs) - set(accepted))
     if unknown:

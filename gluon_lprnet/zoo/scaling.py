@@ -2,7 +2,7 @@
 from ..utils.errors import InputError
 
 
-def scale_channels(channels, width, divisor=1):
+def scale_channels(channels: int, width: float, divisor: int = 1) -> int:
     """``channels`` times the multiplier ``width``, as an int.
 
     Rounded down for ``divisor=1`` (MobileNetV1); otherwise to the nearest multiple of ``divisor`` that is
@@ -25,7 +25,7 @@ def scale_channels(channels, width, divisor=1):
     return rounded
 
 
-def without_first_down_sampling(layout):
+def without_first_down_sampling(layout: tuple) -> tuple:
     """The rows of ``layout`` (named tuples with a ``stride``) with the first stride of 2 made 1."""
     first = next(index for index, row in enumerate(layout) if row.stride == 2)
     return layout[:first] + (layout[first]._replace(stride=1),) + layout[first + 1:]

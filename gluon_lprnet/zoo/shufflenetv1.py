@@ -22,7 +22,7 @@ LAYOUT = (
 
 class ShuffleNetV1(Network):
 
-    def __init__(self, width, classes, small_image):
+    def __init__(self, width: float, classes: int, small_image: bool) -> None:
         super().__init__()
         with self.name_scope():
             self.features = nn.HybridSequential()
@@ -41,5 +41,5 @@ class ShuffleNetV1(Network):
 
 
 @register(widths=(0.25, 0.5, 1.0, 1.5, 2.0))
-def shufflenetv1(width=1.0, classes=1000, small_image=False):
+def shufflenetv1(width: float = 1.0, classes: int = 1000, small_image: bool = False) -> ShuffleNetV1:
     return ShuffleNetV1(width, classes, small_image)

@@ -1,5 +1,7 @@
 """ShuffleNetV2 (arXiv 1807.11164, its Table 5), and LPRNet-ShuffleNetV2 (the paper's "Implementations")."""
-from mxnet.gluon import nn
+from typing import Callable, Optional, Union
+
+from mxnet.gluon import HybridBlock, nn
 
 from ..blocks import LPR, ConvBNReLU, ShuffleNetV2DownUnit, ShuffleNetV2Unit
 from .network import Network
@@ -20,7 +22,7 @@ CHANNELS = {
 class ShuffleNetV2(Network):
     """The layout, with ``unit`` as the stride-1 unit over all channels of its stage."""
 
-    def __init__(self, unit, width, classes, small_image):
+    def __init__(self, unit: Callable[[int], HybridBlock], width: float, classes: int, small_image: bool) -> None:
         super().__init__()
         *stage_channels, last_channels = CHANNELS[width]
         with self.name_scope():
@@ -40,12 +42,13 @@ class ShuffleNetV2(Network):
 
 
 @register(widths=tuple(CHANNELS))
-def shufflenetv2(width=1.0, classes=1000, small_image=False):
+def shufflenetv2(width: float = 1.0, classes: int = 1000, small_image: bool = False) -> ShuffleNetV2:
     return ShuffleNetV2(ShuffleNetV2Unit, width, classes, small_image)
 
 
 @register(widths=tuple(CHANNELS))
-def lprnet_shufflenetv2(width=1.0, classes=1000, small_image=False, rank=1 / 8, residual=True, l2_norm=True,
-                        l2_norm_scale=None):
+def lprnet_shufflenetv2(width: float = 1.0, classes: int = 1000, small_image: bool = False,
+                        rank: Union[int, float] = 1 / 8, residual: bool = True, l2_norm: bool = True,
+                        l2_norm_scale: Optional[str] = None) -> ShuffleNetV2:
     return ShuffleNetV2(lambda channels: LPR(channels, rank, residual, l2_norm, l2_norm_scale), width, classes,
                         small_image)

@@ -3,18 +3,21 @@
 The files hold no parameters: ``mx.sym.load('symbols/NAME.json')`` gives the graph with the names and
 shapes of its variables.
 """
+import argparse
 import os
 
 import mxnet as mx
+from mxnet.gluon import HybridBlock
 
 from ..utils.errors import InputError
-from ..utils.files import write_file
+from ..utils.files import PathLike, write_file
+from ..utils.flags import Commands
 from .registry import get_model, list_models
 
 __all__ = ['build', 'symbol_json', 'differences', 'write']
 
 
-def build(name):
+def build(name: str) -> tuple[HybridBlock, mx.sym.Symbol]:
     """The network ``name`` and its symbol, with the same variable names in every process.
 
     MXNet numbers unnamed blocks with a counter per process, so a second network of a family would get
@@ -40,12 +43,12 @@ def build(name):
         return network, network(mx.sym.var('data'))
 
 
-def symbol_json(name):
+def symbol_json(name: str) -> str:
     """The content of ``NAME.json``, a str."""
     return build(name)[1].tojson() + '\n'
 
 
-def write(folder):
+def write(folder: PathLike) -> list[str]:
     """Write ``NAME.json`` for every network of :func:`gluon_lprnet.list_models`; the names, as a list.
 
     Raises
@@ -58,7 +61,7 @@ def write(folder):
     return list_models()
 
 
-def differences(folder):
+def differences(folder: PathLike) -> list[tuple[str, str]]:
     """The files in ``folder`` that differ from what :func:`write` would leave there.
 
     Returns
@@ -88,11 +91,11 @@ def differences(folder):
     return found
 
 
-def _path(folder, name):
+def _path(folder: PathLike, name: str) -> str:
     return os.path.join(folder, f'{name}.json')
 
 
-def add_commands(subparsers):
+def add_commands(subparsers: Commands) -> None:
     parser = subparsers.add_parser(
         'symbols', help='the symbol JSON of every network of the zoo',
         description='Write the symbol JSON of every network, or compare the files with the code.')
@@ -102,7 +105,7 @@ def add_commands(subparsers):
     parser.set_defaults(run=_run)
 
 
-def _run(args):
+def _run(args: argparse.Namespace) -> int:
     if not args.check:
         print(f'{args.out}: {len(write(args.out))} files')
         return 0

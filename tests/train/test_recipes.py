@@ -64,8 +64,8 @@ def images(request, ramps):
     """Name of a recipe, what it is, its configuration by flags, its task."""
     recipe = IMAGES[request.param]
     flags = ['--model', recipe['model'], '--rec-train', ramps[recipe['side']], '--rec-val', ramps[recipe['side']]]
-    # The paper's own are taken for its networks when no preset is named.
-    preset = [] if recipe['classes'] == 1000 else ['--preset', request.param]
+    # The paper's own are taken for its networks when no preset is named. The pictures have no names of classes.
+    preset = ['--num-classes', '1000'] if recipe['classes'] == 1000 else ['--preset', request.param]
     config = config_of(ClassificationConfig, *preset, *flags)
     return recipe, config, imagenet.build_task(config)
 
