@@ -188,7 +188,7 @@ def _trace(network: Any, input_name: str) -> Any:
         return (outputs if isinstance(outputs, mx.sym.Symbol) else mx.sym.Group(outputs)), constants
     if not isinstance(network, (str, os.PathLike)):
         raise InputError(f'{network!r} is not a HybridBlock, a Symbol or the path of a symbol JSON file.')
-    return read_symbol(network), set()
+    return read_symbol(os.fspath(network)), set()
 
 
 def _infer_shapes(symbol: Any, nodes: list[dict[str, Any]], input_name: str, input_shape: Sequence[int]) -> Any:
