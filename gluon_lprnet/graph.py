@@ -2,6 +2,7 @@
 import ast
 import json
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any, Optional, Union
 
 import mxnet as mx
@@ -67,7 +68,7 @@ def in_float32(symbol: mx.sym.Symbol) -> mx.sym.Symbol:
     return mx.sym.load_json(json.dumps(graph))
 
 
-def with_fixed_gammas(symbol: mx.sym.Symbol, params: dict[str, mx.nd.NDArray]) -> dict[str, mx.nd.NDArray]:
+def with_fixed_gammas(symbol: mx.sym.Symbol, params: Mapping[str, mx.nd.NDArray]) -> dict[str, mx.nd.NDArray]:
     """The parameters with 1 for each gamma that BatchNorm takes as 1 whatever it is, which other programs do not."""
     nodes = json.loads(symbol.tojson())['nodes']
     fixed = {nodes[node['inputs'][1][0]]['name'] for node in nodes
@@ -75,7 +76,7 @@ def with_fixed_gammas(symbol: mx.sym.Symbol, params: dict[str, mx.nd.NDArray]) -
     return {name: mx.nd.ones_like(value) if name in fixed else value for name, value in params.items()}
 
 
-def as_block(symbol: mx.sym.Symbol, params: dict[str, mx.nd.NDArray]) -> SymbolBlock:
+def as_block(symbol: mx.sym.Symbol, params: Mapping[str, mx.nd.NDArray]) -> SymbolBlock:
     """The SymbolBlock of a symbol with the input ``data``, on the device of its parameters."""
     block = SymbolBlock(symbol, mx.sym.var('data', dtype='float32'))
     block.collect_params().load_dict(params, ctx=next(iter(params.values())).context)
@@ -92,7 +93,7 @@ class SymbolGraph:
         Its parameters and auxiliary states.
     """
 
-    def __init__(self, symbol: mx.sym.Symbol, params: dict[str, mx.nd.NDArray]) -> None:
+    def __init__(self, symbol: mx.sym.Symbol, params: Mapping[str, mx.nd.NDArray]) -> None:
         self.graph = json.loads(symbol.tojson())
         # It states how many outputs each node has, which rewriting changes; MXNet reads a symbol without it.
         del self.graph['node_row_ptr']
