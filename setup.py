@@ -1,10 +1,23 @@
 """Installation of gluon_lprnet; requirements.txt pins the versions that the tests run with."""
 import re
+import sysconfig
+from importlib.metadata import distributions
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
+
+
+def has_another_mxnet():
+    """Whether MXNet is installed under another name, as its builds for GPUs are (mxnet-cu112).
+
+    pip builds in an environment of its own, which hides the packages of the Python that it runs with, but not where
+    they are.
+    """
+    folders = {sysconfig.get_path(kind) for kind in ('purelib', 'platlib')}
+    return any(re.match(r'mxnet[-_]', each.metadata['Name'] or '') for each in distributions(path=list(folders)))
+
 
 setup(
     name='gluon_lprnet',
@@ -43,7 +56,8 @@ setup(
     },
     entry_points={'console_scripts': ['gluon-lprnet = gluon_lprnet.__main__:main']},
     install_requires=[
-        'mxnet==1.9.1',
+        # Beside another build it would overwrite its files.
+        *([] if has_another_mxnet() else ['mxnet==1.9.1']),
         'numpy>=1.23,<2',
         'scipy',
         'opencv-python<4.12',
