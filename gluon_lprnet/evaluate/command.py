@@ -100,7 +100,8 @@ def _opened(path, index, classes):
         return
     with tempfile.TemporaryDirectory(prefix='evaluate-') as scratch:
         # Pictures keep their sizes and, as far as they are JPEGs, their bytes.
-        packed = pack_images(path, os.path.join(scratch, 'set'), resize=0, skip_bad=True, shuffle=False)
+        packed = pack_images(path, os.path.join(scratch, 'set'), resize=0, quality=100, skip_bad=True,
+                             shuffle=False)
         bad = {picture for picture, _ in packed.skipped}
         sources = [picture for picture in read_source(path, None).paths if picture not in bad]
         yield check_records(packed.rec_path, num_classes=classes), sources, packed.skipped

@@ -12,6 +12,7 @@ from gluon_lprnet import get_model
 from gluon_lprnet.__main__ import main
 from gluon_lprnet.artefact import export_network
 from gluon_lprnet.data.imagenet_names import imagenet_names
+from gluon_lprnet.data.images import encode_jpeg
 from gluon_lprnet.data.recordio import read_records
 from gluon_lprnet.evaluate.classification import Answers
 from gluon_lprnet.evaluate.report import by_class, confusion_matrix, draw_confusion
@@ -34,6 +35,18 @@ def network(tiny_records, tmp_path_factory):
     return export_network(net, dict(task='classification', model='lprnet_mobilenet_x0.25', num_classes=3, input_size=16,
                                     crop_ratio=1.0, rgb_mean=[120.0] * 3, rgb_std=[60.0] * 3, class_names=NAMES),
                           tmp_path_factory.mktemp('network'))
+
+
+@pytest.fixture(scope='module')
+def folder(tiny_records, tmp_path_factory):
+    """The pictures of the records, as JPEGs in a folder for each class."""
+    _, images, labels = tiny_records
+    folder = tmp_path_factory.mktemp('folders')
+    for number, (image, label) in enumerate(zip(images, labels)):
+        path = folder / NAMES[label] / f'{number:02}.jpg'
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(encode_jpeg(image))
+    return folder
 
 
 @pytest.fixture(scope='module')
@@ -99,6 +112,27 @@ def test_the_command_reports_what_predict_answers(network, tiny_records, expecte
     printed = capsys.readouterr().out
     assert f'50 images, 3 classes, top1 {np.mean(correct):.4f}' in printed
     assert all(f'{100 * each["top1"]:.1f}' in printed for each in row['by_class'])
+
+
+def test_a_folder_of_class_folders(network, folder, tmp_path, capsys):
+    """Its classes are in the order of their names, and so not in that of the network's."""
+    files = sorted(folder.rglob('*.jpg'))
+    said = [best.label for best, in Classifier(network).predict(files, top_k=1)]
+    bad = folder / 'red' / 'bad.jpg'
+    bad.write_bytes(files[0].read_bytes()[:100])
+    try:
+        assert main(['evaluate', str(folder), '--network', str(network), '--format', 'json', '--worst',
+                     str(tmp_path / 'worst')]) == 1
+    finally:
+        bad.unlink()
+    out, err = capsys.readouterr()
+    assert f'{bad} does not decode' in err
+    row, = json.loads(out)['sets']
+    with open(tmp_path / 'worst' / 'worst.csv', newline='') as file:
+        worst = list(csv.DictReader(file))
+    wrong = {f'{file.parent.name}/{file.name}': name for file, name in zip(files, said) if name != file.parent.name}
+    assert row['images'] == 50 and row['top1'] == pytest.approx(1 - len(wrong) / 50)
+    assert {each['picture']: each['answered'] for each in worst} == wrong and len(wrong) > 5
 
 
 def test_what_would_fail_at_the_end_is_refused_at_once(network, tiny_records, tmp_path, capsys):
