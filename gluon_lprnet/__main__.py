@@ -33,8 +33,9 @@ _PACK_MODULES = (pack, photos, face_records)
 
 
 def _add_archives(parser):
-    """Let the command ``export`` make model archives too, of which its own package does not know."""
-    parser.add_argument('--mar', action='store_true', help='model archives of symbol and params, as of `archive`')
+    """Let ``export`` write model archives too, which its own package does not know about."""
+    parser.add_argument('--mar', action='store_true',
+                        help='model archives of symbol and params too, as `archive` writes them')
     parser.set_defaults(run=_export)
 
 
@@ -79,13 +80,13 @@ def main(argv=None):
         try:
             return _run(parser, argv)
         finally:
-            # What is printed last, and of --help, too.
+            # An error here counts as well; --help leaves by this way too.
             sys.stdout.flush()
     except BrokenPipeError:
         _drop_output()
         return 128 + signal.SIGPIPE
     except OSError as error:
-        # Of files, functions raise InputError.
+        # For files, functions raise InputError.
         if error.filename is not None or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
             raise
         _drop_output()
@@ -97,7 +98,7 @@ def _run(parser, argv):
     args = parser.parse_args(argv)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, 'reconfigure'):
-            # Names of files may be of any bytes.
+            # File names may hold any bytes.
             stream.reconfigure(errors='backslashreplace')
     try:
         with exit_on_sigterm():
@@ -106,7 +107,7 @@ def _run(parser, argv):
         print(f'{parser.prog}: {in_flags(str(error), getattr(args, "flags", {}))}', file=sys.stderr)
         return 2
     except NonFiniteLoss:
-        # The training has said so.
+        # The training has reported it.
         return 1
     except KeyboardInterrupt:
         return 128 + signal.SIGINT

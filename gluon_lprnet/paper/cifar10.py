@@ -5,13 +5,13 @@ from typing import NamedTuple
 from ..data.integrity import check_records
 from ..utils.errors import InputError
 from ..utils.files import write_file
-from ..utils.flags import non_negative_int, positive_float, positive_int
+from ..utils.flags import add_record_flags, non_negative_int, positive_float, positive_int
 from ..utils.text import render_table
 from .grid import ExperimentRow, Grid, mean_and_deviation
 
 
 class Experiment(NamedTuple):
-    """The rows that are trained, and the one they are compared with.
+    """The rows to train, and the one that the others are compared with.
 
     Attributes
     ----------
@@ -51,7 +51,7 @@ def table4(width):
 
 
 def choices(width):
-    """What equation (6) leaves open, decided differently in all modules of LPRNet-MobileNet."""
+    """The other answers to what equation (6) leaves open, each in all modules of LPRNet-MobileNet."""
     default = _row(f'lprnet_mobilenet_x{width}', 'equation (6) as it is here', f'lprnet_mobilenet_x{width}')
     return Experiment(f'Open choices of the module, LPRNet-MobileNet x{width}', (
         default, *(_row(f'{family}_x{width}', title, f'{family}_x{width}') for family, title in (
@@ -155,8 +155,7 @@ def add_commands(commands):
         description='Train every row of an experiment with every seed and print its table. Finished runs are not '
                     'trained again, and stopped ones continue: call it again with the same flags.')
     parser.add_argument('name', choices=EXPERIMENTS)
-    for subset in ('train', 'val'):
-        parser.add_argument(f'--rec-{subset}', required=True, metavar='REC', help='RecordIO file of CIFAR-10')
+    add_record_flags(parser, 'RecordIO file of CIFAR-10')
     parser.add_argument('--width', type=positive_float, default=1.0,
                         help="width multiplier; the paper's is 1.0 (default: %(default)s)")
     parser.add_argument('--out', default='runs/experiments', metavar='DIR',

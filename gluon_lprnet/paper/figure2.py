@@ -27,7 +27,7 @@ from ..train.fine_tuning import fix_statistics
 from ..train.loop import TrainingTask
 from ..utils.errors import InputError
 from ..utils.files import folder_aside, write_file
-from ..utils.flags import non_negative_int, positive_float, positive_int
+from ..utils.flags import add_record_flags, non_negative_int, positive_float, positive_int
 from ..utils.text import render_table
 
 ORIGINAL = 'SConv'
@@ -43,7 +43,7 @@ MODULES = {
 
 @dataclass(frozen=True)
 class ModuleTrainingConfig(TrainingConfig):
-    """The training of one module; a resume takes no other network and no other target."""
+    """The training of one module; it cannot be resumed with another network or another target."""
 
     network: str = ''
     match_features: bool = False
@@ -190,8 +190,7 @@ def add_commands(commands):
                     'compare the output features of each pair of modules. Called again with the same flags, it '
                     'continues.')
     parser.add_argument('network', metavar='RUN', help='run or checkpoint of a table4_sconv network')
-    for subset in ('train', 'val'):
-        parser.add_argument(f'--rec-{subset}', required=True, metavar='REC', help='RecordIO file')
+    add_record_flags(parser, 'RecordIO file')
     parser.add_argument('--out', required=True, metavar='DIR')
     parser.add_argument('--num-epochs', type=positive_int, default=10,
                         help='epochs of each module (default: %(default)s)')

@@ -1,4 +1,4 @@
-"""The networks of Table 4, and LPRNet-MobileNet with what the paper leaves open decided otherwise.
+"""The networks of Table 4, and variants of LPRNet-MobileNet for what the paper leaves open.
 
 Each ``lprnet_with_...`` is LPRNet-MobileNet with one thing changed in all its modules. They are not part of the zoo:
 :func:`gluon_lprnet.get_model` knows their names only where this module has been imported.
@@ -62,7 +62,7 @@ class BatchNormForL2Norm(BatchNormAfterL2Norm):
 
 
 class OrthogonalInit(LPR):
-    """P1 and P2 begin with orthonormal rows and columns."""
+    """P1 starts with orthonormal rows, P2 with orthonormal columns."""
 
     def __init__(self, channels, **kwargs):
         super().__init__(channels, **kwargs)
@@ -71,7 +71,7 @@ class OrthogonalInit(LPR):
 
 
 class SmallInit(LPR):
-    """P1 and P2 begin small: since the norm takes away their size, they turn faster at the same rate."""
+    """P1 and P2 start small: the norm removes their scale, so the same learning rate turns them faster."""
 
     def __init__(self, channels, **kwargs):
         super().__init__(channels, **kwargs)

@@ -39,7 +39,7 @@ _SURE_SCORE = 0.85
 
 
 class Correction(NamedTuple):
-    """From a detector's box to the landmarks', in units of its longer side: shift of the centre, ratio of sides."""
+    """From a detector's box to the landmarks', in units of its longer side: shift of the center, ratio of sides."""
 
     x: float
     y: float
@@ -83,10 +83,10 @@ class Detection(NamedTuple):
     def landmark_box(self):
         """Where the landmarks' box is to be expected: a square, left, top, right, bottom."""
         correction = CORRECTIONS[self.kind]
-        centre, side = _square(self.box)
-        centre = centre + side * _turned_back(np.array([correction.x, correction.y]), self.turn)
+        center, side = _square(self.box)
+        center = center + side * _turned_back(np.array([correction.x, correction.y]), self.turn)
         half = side * correction.ratio / 2
-        return np.concatenate([centre - half, centre + half])
+        return np.concatenate([center - half, center + half])
 
     def sides(self):
         """Where the landmarks are to be expected if the face lies on any side: four of (box, quarter turns)."""
@@ -164,9 +164,9 @@ class HaarDetector:
         found = []
         for kind, cascade, mirrored in self._cascades:
             seen = cv2.flip(gray, 1) if mirrored else gray
-            boxes, neighbours = cascade.detectMultiScale2(seen, 1.1, 3, minSize=(_SMALLEST_FACE, _SMALLEST_FACE))
+            boxes, neighbors = cascade.detectMultiScale2(seen, 1.1, 3, minSize=(_SMALLEST_FACE, _SMALLEST_FACE))
             of_kind = []
-            for (left, top, width, height), score in zip(boxes, neighbours):
+            for (left, top, width, height), score in zip(boxes, neighbors):
                 if mirrored:
                     left = gray.shape[1] - left - width
                 box = np.array([left, top, left + width - 1, top + height - 1], dtype='float64')
@@ -270,7 +270,7 @@ def _turned_back(vectors, turn):
 
 
 def _square(box):
-    """Centre (2,) and longer side of a box (4,)."""
+    """Center (2,) and longer side of a box (4,)."""
     return (box[:2] + box[2:]) / 2, (box[2:] - box[:2]).max()
 
 
@@ -323,12 +323,12 @@ def measure_detector(detect, faces):
     """
     found = {}
     for face in faces:
-        centre, side = _square(face.box)
+        center, side = _square(face.box)
         # The landmarks belong to the pixels as stored.
         for detection in detect(read_picture(face.image, upright=False)):
             detected, length = _square(detection.box)
-            correction = Correction(*(centre - detected) / length, side / length)
-            # Otherwise something else was found: the centres are apart or the sizes differ too much.
+            correction = Correction(*(center - detected) / length, side / length)
+            # Otherwise something else was found: the centers are apart or the sizes differ too much.
             if max(abs(correction.x), abs(correction.y)) < 0.4 and 0.5 < correction.ratio < 1.6:
                 found.setdefault(detection.kind, []).append(correction)
     return {kind: np.array(rows) for kind, rows in found.items()}

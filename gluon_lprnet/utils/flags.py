@@ -37,6 +37,12 @@ def fraction(text: str) -> float:
     return value
 
 
+def add_record_flags(parser: argparse.ArgumentParser, what: str) -> None:
+    """Add ``--rec-train`` and ``--rec-val``, which are then required; ``what`` they are is for ``--help``."""
+    for subset in ('train', 'val'):
+        parser.add_argument(f'--rec-{subset}', required=True, metavar='REC', help=what)
+
+
 def _at_least(value: Number, least: Number, kind: str) -> Number:
     if not least <= value < math.inf:
         raise argparse.ArgumentTypeError(f'{value} is not a {kind}')

@@ -21,7 +21,7 @@ Result = TypeVar('Result')
 def default_workers(count: int) -> int:
     """The number of processes for `count` photos.
 
-    One per CPU, but a single one for few photos: each takes seconds to start, because it imports MXNet.
+    One for each CPU, but only one for a few photos: each takes seconds to start, because it imports MXNet.
     """
     return max(1, min(available_cpus(), count // 2000))
 

@@ -92,7 +92,7 @@ def write_drawn_faces(folder, count=2000, seed=0, workers=None):
         `folder` is not empty or cannot be written.
     """
     counts = count, max(1, count // _TEST_PART)
-    # Drawing takes ten times as long as the photos the default is tuned for.
+    # Drawing a face takes ten times as long as packing a photo, which the default is tuned for.
     workers = default_workers(10 * sum(counts)) if workers is None else workers
     with new_folder(folder) as root:
         tasks = ((str(root / part), range(first, min(first + _FACES_PER_TASK, total)), (seed, number))

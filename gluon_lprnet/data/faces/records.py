@@ -248,7 +248,7 @@ def pack_faces(sources, layout, prefix, size=224, scale=2.0, quality=95, workers
 
 def _held_out(face):
     name = face.identity or os.path.basename(face.name)
-    # As bytes whatever it holds: names of files may be no text.
+    # Encoded whatever it holds: the names of files need not be valid text.
     return zlib.crc32(name.encode('utf-8', 'surrogatepass')) % _HELD_OUT == 0
 
 
