@@ -1,14 +1,12 @@
 #!/usr/bin/env python
-"""What compress keeps of a MobileNetV1 trained on ImageNet, by the way its ranks are chosen; before any tuning.
+"""What compress keeps of a MobileNetV1 trained on ImageNet, before any tuning.
 
     python benchmarks/compress_imagenet.py mobilenetv1_x0.5.npz --input-size 160 --ranks 1/8 1/4 --budgets 0.9 0.8 \\
         --calibrate photos.rec --photos 500 --test ILSVRC2012_VAL_SET/dataset.txt
 
-`photos.rec` is any photos, as `pack photos` writes them; the test is a list, lines "path label". Each budget is met
-twice: by the error at the network's output (`Budget`), and by the sum of the layers' relative errors, for comparison.
-`predicted` and `error` are the mean squared error of the outputs over their variance, as the ranks were chosen by and
-as it is on the calibration photos; `agreement` is the share of the test on which the network names the class that the
-original names.
+`photos.rec` is any photos, as `pack photos` writes them; the test is a list, lines "path label". `error` is the mean
+squared error of the outputs over their variance, on the calibration photos and on those of the test; `agreement` is the
+share of the test on which the network names the class that the original names.
 """
 import argparse
 import itertools
@@ -27,11 +25,8 @@ from tqdm import tqdm
 
 from gluon_lprnet.complexity import count
 from gluon_lprnet.compression import Budget, Fraction, compress, import_mobilenetv1
-from gluon_lprnet.compression.modules import PointwiseGraph
-from gluon_lprnet.compression.sensitivity import spectra_at_output
 from gluon_lprnet.data.batches import validation_batches
 from gluon_lprnet.data.integrity import check_records
-from gluon_lprnet.graph import trace
 from gluon_lprnet.predict.classification import preprocess
 from gluon_lprnet.train.config import rank
 from gluon_lprnet.utils.flags import positive_int
@@ -57,15 +52,6 @@ def relative_error(found, expected):
     return np.square(found - expected).sum() / np.square(expected - expected.mean(axis=0)).sum()
 
 
-class Relative(Budget):
-    """The budget by relative errors of the layers, as if an error counted alike wherever it is."""
-
-    def choose(self, problem):
-        spectra = [shares / shares.sum() for shares in problem.spectra()]
-        problem = type(problem)(problem.layers, problem.multiply_adds, problem.residual, lambda: spectra, None)
-        return super().choose(problem)
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('arrays')
@@ -83,33 +69,27 @@ def main():
     records = validation_batches(check_records(args.calibrate), description, BATCH, 1)
     photos = [batch.data.copyto(mx.cpu()) for batch in itertools.islice(records.epoch(0), args.photos // BATCH)]
     images, labels = test_set(args.test, description)
-    before, classes = outputs_of(net, photos), outputs_of(net, images).argmax(axis=1)
+    expected = [outputs_of(net, photos), outputs_of(net, images)]
+    classes = expected[1].argmax(axis=1)
     rows = [('original', f'{count(net, shape).multiply_adds / 1e6:.1f}M', '', '', '',
              f'{100 * (classes == labels).mean():.1f}', '')]
-    graph = PointwiseGraph(*trace(net))
-    layers = graph.pointwise()
-    wanted = [layer for layer in layers if not layer.skipped]
-    spectra = dict(zip((layer.name for layer in wanted), spectra_at_output(
-        *trace(net), layers, wanted, not args.no_residual, photos)))
     choices = [(f'm/{1 / share:g}', Fraction(share)) for share in args.ranks]
-    for share in args.budgets:
-        choices += [(f'{share:g}, by the output', Budget(share)), (f'{share:g}, by the layers', Relative(share))]
+    choices += [(f'{share:g} of the multiply-adds', Budget(share)) for share in args.budgets]
     for name, ranks in choices:
         begin = time.perf_counter()
         compressed, report = compress(net, ranks, residual=not args.no_residual, calibration=photos)
         seconds = time.perf_counter() - begin
-        chosen = {layer.name: layer.rank for layer in report.layers if layer.rank}
-        predicted = sum(spectra[layer][r:].sum() for layer, r in chosen.items())
-        found = outputs_of(compressed, images).argmax(axis=1)
-        rows.append((name, f'{report.after.multiply_adds / 1e6:.1f}M', f'{predicted:.3f}',
-                     f'{relative_error(outputs_of(compressed, photos), before):.3f}',
-                     f'{100 * (found == classes).mean():.1f}', f'{100 * (found == labels).mean():.1f}',
+        found = [outputs_of(compressed, photos), outputs_of(compressed, images)]
+        named = found[1].argmax(axis=1)
+        rows.append((name, f'{report.after.multiply_adds / 1e6:.1f}M',
+                     *(f'{relative_error(*each):.3f}' for each in zip(found, expected)),
+                     f'{100 * (named == classes).mean():.1f}', f'{100 * (named == labels).mean():.1f}',
                      f'{seconds:.0f}'))
-        print(rows[-1], list(chosen.values()), flush=True)
-    print(f'\n{Path(args.arrays).stem}, {args.input_size}x{args.input_size}; {len(before)} photos to calibrate on, '
-          f'{len(labels)} to test on; gluon_lprnet {gluon_lprnet.__version__}')
-    print(render_table(('ranks', 'multiply-adds', 'predicted', 'error', 'agreement %', 'top-1 %', 'seconds'), rows,
-                       'markdown'))
+        print(rows[-1], [layer.rank for layer in report.layers if layer.rank], flush=True)
+    print(f'\n{Path(args.arrays).stem}, {args.input_size}x{args.input_size}; {len(expected[0])} photos to calibrate '
+          f'on, {len(labels)} to test on; gluon_lprnet {gluon_lprnet.__version__}')
+    print(render_table(('ranks', 'multiply-adds', 'error, calibration', 'error, test', 'agreement %', 'top-1 %',
+                        'seconds'), rows, 'markdown'))
 
 
 if __name__ == '__main__':

@@ -117,8 +117,7 @@ def ranks_within(budget, spectra, costs):
     budget : float
         Of all layers together, in the unit of the costs.
     spectra : sequence of ndarray
-        By layer: what rank 1, 2, ... take off its error, descending, as :func:`spectrum` or
-        :func:`gluon_lprnet.compression.sensitivity.spectra_at_output` give them.
+        By layer: what rank 1, 2, ... take off its error, descending, as :func:`spectrum` gives them.
     costs : sequence of dict
         By layer: the cost of each possible rank and, for None, of the unchanged layer.
 

@@ -16,9 +16,8 @@ from .factorize import Factors, spectrum
 from .latency import COPIES, Clock
 from .modules import Pointwise, PointwiseGraph, Replacement
 from .ranks import Layer, Problem, Ranks, as_ranks, matching
-from .refit import Fit, fit_in_sequence, replacement
+from .refit import Fit, fit_in_sequence, moments_of, replacement
 from .report import LayerReport, Report
-from .sensitivity import spectra_at_output
 
 __all__ = ['compress']
 
@@ -152,8 +151,9 @@ def _choose_ranks(found, ranks, form, images, stays):
 
     def spectra():
         if images:
-            return spectra_at_output(found.symbol, found.params, [layer for layer in found.pointwise if layer.plain],
-                                     wanted, form.residual, images)
+            moments = moments_of(found.graph, [layer for layer in found.pointwise if layer.plain],
+                                 [layer.name for layer in wanted], images)
+            return [spectrum(found.graph.folded(layer)[0], moments[layer.name].covariance) for layer in wanted]
         return [spectrum(found.graph.folded(layer)[0]) for layer in wanted]
 
     problem = Problem([Layer(layer.name, layer.shape[0], found.costs[layer.node].output_shape,

@@ -41,8 +41,7 @@ class Problem:
     residual : bool
         Whether the modules have it.
     spectra : callable
-        Without arguments, to what rank 1, 2, ... of each layer take off the error at the network's output: see
-        :func:`gluon_lprnet.compression.sensitivity.spectra_at_output`.
+        Without arguments, to each layer's :func:`gluon_lprnet.compression.factorize.spectrum`.
     clock : Clock
     """
 
@@ -122,7 +121,7 @@ class Energy(Ranks):
     def choose(self, problem: Problem) -> list[Optional[int]]:
         return [next((rank for rank in fast_ranks(len(shares))
                       # Of equal rounding errors in a sum of 1.
-                      if shares[:rank].sum() >= (self.share - 1e-12) * shares.sum()), len(shares))
+                      if shares[:rank].sum() >= self.share - 1e-12), len(shares))
                 for shares in problem.spectra()]
 
 
@@ -130,9 +129,8 @@ class Energy(Ranks):
 class Budget(Ranks):
     """By layer: the ranks of least error for which the whole network has at most so many multiply-adds.
 
-    The error is that at the network's output, of which each layer's share is measured on the calibration images
-    (without them: the sum of the layers' relative errors); see :mod:`gluon_lprnet.compression.sensitivity`. Ranks are
-    multiples of 8. A float up to 1 is a fraction of what the network has.
+    The error is the sum of those of the layers, each relative. Ranks are multiples of 8. A float up to 1 is a fraction
+    of what the network has.
     """
 
     multiply_adds: Union[int, float]

@@ -33,9 +33,8 @@ from gluon_lprnet.compression import (
     refit,
 )
 from gluon_lprnet.compression.factorize import factorize, ranks_within, spectrum
-from gluon_lprnet.compression.modules import PointwiseGraph, Replacement
+from gluon_lprnet.compression.modules import PointwiseGraph
 from gluon_lprnet.compression.refit import replacement, ridge
-from gluon_lprnet.compression.sensitivity import spectra_at_output
 from gluon_lprnet.compression.tuning import Agreement, Best
 from gluon_lprnet.graph import as_block, trace
 from gluon_lprnet.train.loop import TrainingTask
@@ -415,12 +414,12 @@ def network_of_unit_activations(name):
 
 def test_ranks_by_energy_budget_and_layer():
     net, x = network_of_unit_activations('mobilenetv1_x0.25'), random_images(64, 64)
-    _, report = compress(net, Energy(0.9), residual=False, calibration=x)
+    _, report = compress(net, Energy(0.7), residual=False, calibration=x)
     for layer in [layer for layer in report.layers if layer.shape[0] == layer.shape[1]]:
         weight, _ = folded_layer(net, layer.name)
         energies = np.linalg.eigvalsh(weight @ np.cov(layer_of(net, x, layer.name, 0)) @ weight.T)[::-1]
         # The next multiple of 8, which is as fast.
-        rank = -(-(int((np.cumsum(energies) / energies.sum() < 0.9).sum()) + 1) // 8) * 8
+        rank = -(-(int((np.cumsum(energies) / energies.sum() < 0.7).sum()) + 1) // 8) * 8
         assert layer.rank == rank or f'rank {rank} would not lower' in layer.skipped
     assert len({layer.rank for layer in report.layers}) > 2
     sums = []
@@ -432,10 +431,9 @@ def test_ranks_by_energy_budget_and_layer():
     assert sums[1] < sums[0]
     total = report.after.multiply_adds
     assert compress(net, Budget(total), input_shape=SHAPE)[1].after.multiply_adds <= total
-    uniform, report = compress(net, 1 / 8, calibration=x)
-    chosen, _ = compress(net, Budget(report.after.multiply_adds), calibration=x)
-    assert relative_error(chosen(x).asnumpy(), net(x).asnumpy()) < relative_error(uniform(x).asnumpy(),
-                                                                                 net(x).asnumpy())
+    _, uniform = compress(net, 1 / 8, calibration=x)
+    _, chosen = compress(net, Budget(uniform.after.multiply_adds), calibration=x)
+    assert sum(layer.error or 0 for layer in chosen.layers) < sum(layer.error or 0 for layer in uniform.layers)
 
     _, report = compress(net, ByLayer({'*dsc2_*': 1 / 4, '*dsc12*': 5}), input_shape=SHAPE)
     assert [(layer.name.split('_')[1], layer.rank) for layer in report.layers if layer.rank] == [
@@ -444,44 +442,6 @@ def test_ranks_by_energy_budget_and_layer():
     assert [layer.name.split('_')[1] for layer in report.layers if layer.rank] == ['dsc6']
     assert {layer.skipped for layer in report.layers} == {
         None, 'excluded', 'not among the layers to compress', 'its input and output differ in width'}
-
-
-def test_what_reaches_the_output_is_measured():
-    """Each layer alone at rank m/4, by hand: what its spectrum leaves over there is the error at the output."""
-    net, x = network_of_unit_activations('mobilenetv1_x0.25'), random_images(40, 64)
-    symbol, params = trace(net)
-    layers = PointwiseGraph(symbol, params).pointwise()
-    wanted = [layer for layer in layers if 'dsc4_' in layer.name or 'dsc10_' in layer.name]
-    images = [x[:24], x[24:]]
-    expected = net(x).asnumpy()
-    found = spectra_at_output(symbol, params, layers, wanted, True, images)
-    for layer, shares in zip(wanted, found):
-        m = layer.shape[0]
-        data = layer_of(net, x, layer.name, 0)
-        weight, bias = folded_layer(net, layer.name)
-        covariance = np.cov(data, bias=True)
-        factors = factorize(weight, m // 4, covariance)
-        graph = PointwiseGraph(symbol, params)
-        graph.replace(layer, Replacement(factors, bias + (weight - factors.matrix) @ data.mean(axis=1), None, True))
-        error = np.square(as_block(*graph.result())(x).asnumpy() - expected).sum()
-        variation = np.square(expected - expected.mean(axis=0)).sum()
-        assert error / variation > 1e-3
-        assert shares[m // 4:].sum() == pytest.approx(error / variation, rel=1e-2)
-        np.testing.assert_allclose(shares / shares.sum(), spectrum(weight, covariance), rtol=1e-4, atol=1e-9)
-
-
-def test_the_budget_looks_at_the_output():
-    """A layer whose output the network hardly takes is given up first, whatever its own error."""
-    def ranks(factors):
-        net, x = network_of_unit_activations('mobilenetv1_x0.25'), random_images(64, 64)
-        for block, factor in factors.items():
-            # A module that the next one takes little of, with a bias in place of the rest.
-            weight = net.features[block][0][0].weight
-            weight.set_data(weight.data() * factor)
-        return {layer.name.split('_')[1]: layer.rank or layer.shape[0]
-                for layer in compress(net, Budget(0.75), calibration=x)[1].layers if layer.shape[0] == layer.shape[1]}
-    as_it_is, faint = ranks({}), ranks({9: 1e-3})
-    assert faint['dsc7'] < as_it_is['dsc7']
 
 
 def clock(monkeypatch, milliseconds):
