@@ -6,7 +6,7 @@ DIGITS = runs/digits
 FACES = runs/drawn-faces
 
 # Each run of these is a fresh one: a finished training is not resumed.
-.PHONY: train face test coverage lint docs symbols clean
+.PHONY: train face test soak coverage lint docs symbols clean
 
 $(VENV)/installed: requirements.txt
 	$(PYTHON) -m venv $(VENV)
@@ -40,6 +40,12 @@ face: $(VENV)/installed
 # One process for each core; the tests of a file share what they set up.
 test: $(VENV)/installed
 	$(RUN) -m pytest -n auto --dist loadfile
+
+# Half an hour or more: 50,000 requests of 64 clients at each batch size, bad ones among them, and a killed worker.
+soak: $(VENV)/installed
+	for size in 1 4 8; do \
+	    $(RUN) -m gluon_lprnet soak --requests 50000 --clients 64 --batch-size $$size --run-dir runs/soak-$$size || exit 1; \
+	done
 
 # Lines and branches of this process; what tests start as processes of their own is not among them.
 coverage: $(VENV)/installed

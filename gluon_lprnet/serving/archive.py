@@ -1,4 +1,4 @@
-"""``python -m gluon_lprnet archive``: an exported network as a model archive (.mar) of multi-model-server."""
+"""``python -m gluon_lprnet archive``: a trained network as a model archive (.mar) of multi-model-server."""
 import json
 import re
 import tempfile
@@ -10,6 +10,7 @@ import mxnet as mx
 from ..artefact import read_network, write_symbol
 from ..data import images
 from ..data.faces import landmarks
+from ..deployment.export import export
 from ..evaluate.classification import described
 from ..predict.detectors import CORRECTIONS
 from ..utils.errors import InputError
@@ -25,14 +26,15 @@ _REQUIRED = {'classification': ('num_classes', 'input_size', 'crop_ratio', 'rgb_
 _NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9_.-]*')
 
 
-def archive(artefact, out):
-    """Write an exported network with its handler as ``NAME.mar``.
+def archive(network, out):
+    """Write a trained network with its handler as ``NAME.mar``.
 
     Parameters
     ----------
-    artefact : path
-        ``NAME-symbol.json``, with ``NAME-NNNN.params`` and ``NAME.json`` beside it. Without the last, it is taken as a
-        network of classes that sees images as is usual for ImageNet.
+    network : path
+        As :func:`gluon_lprnet.artefact.load_network` takes it. ``NAME-symbol.json`` is archived as it is, and taken as a
+        network of classes that sees images as is usual for ImageNet if ``NAME.json`` is not beside it; a network of the
+        package, a run or a checkpoint in its deployed form, under its own name or its model's.
     out : path
         Folder, created if it does not exist.
 
@@ -43,26 +45,34 @@ def archive(artefact, out):
     Raises
     ------
     InputError
-        If the artefact or its description is incomplete, or ``out`` cannot be written to.
+        If there is no such network, it or its description is incomplete, or ``out`` cannot be written to.
     """
-    artefact, out = Path(artefact), Path(out)
-    if not artefact.name.endswith('-symbol.json'):
-        raise InputError(f'{artefact} is not an exported network: give its -symbol.json file.')
-    name = artefact.name[:-len('-symbol.json')]
+    network = Path(network)
+    if network.name.endswith('-symbol.json'):
+        return _archive_exported(network, network.name[:-len('-symbol.json')], Path(out))
+    with tempfile.TemporaryDirectory(prefix='archive-') as scratch:
+        symbol, = (path for path in export(network, scratch, ('deployed',)) if path.name.endswith('-symbol.json'))
+        model = symbol.name[:-len('-deployed-symbol.json')]
+        return _archive_exported(symbol, model if network.is_dir() else network.name, Path(out))
+
+
+def _archive_exported(artefact, name, out):
+    """Write ``NAME-symbol.json``, with ``NAME-NNNN.params`` and ``NAME.json`` beside it, as ``name``.mar."""
+    prefix = artefact.name[:-len('-symbol.json')]
     if not _NAME.fullmatch(name):
         raise InputError(f'{artefact}: the server only accepts names of letters, digits and ._-; rename the files.')
     # Finds out now, and not in the server, whether the network loads.
     symbol, params, description = read_network(artefact)
-    if not artefact.with_name(f'{name}.json').exists():
+    if not artefact.with_name(f'{prefix}.json').exists():
         description = described(artefact, description, {})
     task = description.get('task')
     if task not in _REQUIRED:
         # A checkpoint from before tasks were recorded is exported without one.
-        raise InputError(f'{artefact}: {name}.json, its description, lacks a task: add "task": "classification" or '
+        raise InputError(f'{artefact}: {prefix}.json, its description, lacks a task: add "task": "classification" or '
                          '"task": "landmarks" to it, or export the network with python -m gluon_lprnet export.')
     missing = [key for key in _REQUIRED[task] if key not in description]
     if missing:
-        raise InputError(f'{artefact}: {name}.json, its description, lacks {", ".join(missing)}: export the network '
+        raise InputError(f'{artefact}: {prefix}.json, its description, lacks {", ".join(missing)}: export the network '
                          'with python -m gluon_lprnet export.')
     if task == 'landmarks':
         description = {'crop_scale': landmarks.CROP_SCALE, **description, 'corrections': CORRECTIONS}
@@ -88,15 +98,16 @@ def archive(artefact, out):
 
 def add_commands(commands):
     parser = commands.add_parser(
-        'archive', help='an exported network as a model archive (.mar) of multi-model-server',
-        description='Write NAME.mar, the network with a handler that needs mxnet, numpy, cv2 and PIL (Pillow) '
-                    'only.')
-    parser.add_argument('artefacts', nargs='+', metavar='NAME-symbol.json', help='what export wrote')
-    parser.add_argument('--out', required=True, metavar='DIR')
+        'archive', help='a trained network as a model archive (.mar) of multi-model-server',
+        description='Write NAME.mar, the network with a handler that needs only mxnet, numpy, cv2 and PIL (Pillow).',
+        epilog='Example: gluon-lprnet archive runs/latest --out archives')
+    parser.add_argument('networks', nargs='+', metavar='NETWORK',
+                        help='trained network of the package, run or checkpoint folder, or -symbol.json')
+    parser.add_argument('--out', required=True, metavar='DIR', help='folder to write to')
     parser.set_defaults(run=_run)
 
 
 def _run(args):
-    for artefact in args.artefacts:
-        path = archive(artefact, args.out)
+    for network in args.networks:
+        path = archive(network, args.out)
         print(f'{path} ({path.stat().st_size:,} bytes)')

@@ -1,19 +1,31 @@
 """The handler in a model archive: it runs in the worker processes of multi-model-server, without gluon_lprnet.
 
-A request is the image, of any format that the package reads, as the raw body, or a multipart form with the image as
-``data``. Further fields of a form, both optional: ``top_k``, how many classes (classification); ``boxes``, JSON, a list
-of the landmarks' boxes as [left, top, right, bottom] in pixels (landmarks; without it OpenCV's cascades look for
-faces).
+A request is one of
+
+- an image, of any format that the package reads, as the body;
+- a multipart form with the image as ``data``;
+- JSON, ``{"data": "the image in base64"}``;
+- JSON with several of these, ``{"instances": [{"data": ...}, ...]}``, as of KServe's protocol V1.
+
+Forms and JSON may have one more field, as may the query of ``/models/NAME/invoke?FIELD=VALUE``: ``top_k``, how many
+classes (classification), or ``boxes``, the landmarks' boxes as [[left, top, right, bottom], ...] in pixels (landmarks;
+without it OpenCV's cascades look for faces). Other fields are refused.
 
 The answer is JSON: ``{"classes": [{"label", "index", "probability"}, ...]}``, the most probable first, or
 ``{"width", "height", "faces": [{"box", "points", ...}, ...]}`` with 68 points (x, y) in pixels of the image, or
-``{"error": reason}`` with a status of its own for each request of a batch.
+``{"error": reason}`` with a status of its own for each request of a batch. Instances are answered by
+``{"predictions": [...]}``, with ``{"error": reason}`` in the place of one that cannot be answered; if none can, the
+request is refused.
 """
+import base64
+import binascii
 import json
 import logging
 import os
 import re
+from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -37,10 +49,20 @@ MAX_FACES = 100
 # In pixels, of a box's numbers: far beyond every image, and no sum or product of them overflows.
 _MAX_COORDINATE = 1e6
 _TOP_K = 5
-# Images or faces that pass the network at once, which bounds memory.
+# Images or faces that pass the network at once, and images whose faces are kept for it, which bounds memory.
 _MAX_FORWARD = 32
+_MAX_PREPARED = 8
 
-_FORM = 'send a picture as the body (Content-Type: image/jpeg), or as the field "data" of a multipart form'
+MAX_INSTANCES = 32
+
+_FORM = ('send a picture as the body (Content-Type: image/jpeg), as the field "data" of a multipart form, or in base64 '
+         'as {"data": "..."} (Content-Type: application/json)')
+_JSON_FORM = 'send {"data": "..."} or {"instances": [{"data": "..."}, ...]}, with the picture in base64'
+_JSON = 'application/json'
+# In the place of a content type.
+_BASE64 = 'base64'
+# `model_name` is the server's own, in the query of its address /invocations.
+_IMAGE_FIELDS = ('data', 'body', 'model_name')
 _BINARY_TYPES = ('', 'application/octet-stream', 'binary/octet-stream')
 
 # As gluon_lprnet.predict.align finds faces.
@@ -48,6 +70,11 @@ _DETECTION_SIDE = 1024
 _SMALLEST_FACE = 30
 _CASCADES = (('frontal', 'frontalface_alt', False), ('profile', 'profileface', False),
              ('profile, mirrored', 'profileface', True))
+
+# In bytes: of the sizes of the server's buffers, and what lies between two status numbers besides phrase and body (the
+# status, five lengths, the next request's id and its content type).
+_ALIGNMENT = 16
+_BETWEEN = 4 + 5 * 4 + 36 + len(_JSON)
 
 _service = None
 
@@ -75,14 +102,27 @@ def handle(data, context):
         _service = load(context.system_properties['model_dir'])
     if data is None:
         return None
+    # Not by set_response_content_type, which adds a header: see _aligned.
+    context.get_response_content_type = lambda index: _JSON
     answers = []
     for index, (status, answer) in enumerate(_service.answer(data, [_types(context, index, fields)
                                                                    for index, fields in enumerate(data)])):
-        if status != 200:
-            context.set_response_status(status, _PHRASES[status], index)
-        context.set_response_content_type(index, 'application/json')
-        answers.append(json.dumps(answer, separators=(',', ':')).encode())
+        phrase = '' if status == 200 else _PHRASES[status]
+        context.set_response_status(status, phrase, index)
+        answers.append(_aligned(json.dumps(answer, separators=(',', ':')).encode(), phrase))
     return answers
+
+
+def _aligned(body, phrase):
+    """An answer with spaces at its end, so that the server can read the batch that it is part of.
+
+    The server (multi-model-server 1.1.11) begins to decode a batch's answers with whatever has arrived. It waits for
+    more where that ends anywhere but in a status number or in the headers of an answer: there it fails, kills the
+    worker, and answers the whole batch with 500. What has arrived is a multiple of 16 bytes until it is complete, since
+    the server's buffers are. So there are no headers, and the status numbers begin 6 bytes after a multiple of 16: the
+    first one, at byte 86, does by itself, and the others do if what lies between two of them is a multiple of 16.
+    """
+    return body + b' ' * (-(len(body) + len(phrase) + _BETWEEN) % _ALIGNMENT)
 
 
 def _types(context, index, fields):
@@ -144,7 +184,16 @@ class _Service:
         list of (int, dict)
             Status and answer of each request.
         """
-        prepared = [self._attempt(self.prepare, fields, of_fields) for fields, of_fields in zip(requests, types)]
+        unfolded = [self._attempt(_unfold, *request) for request in zip(requests, types)]
+        instances = [instance for status, request in unfolded if status == 200 for instance in request.instances]
+        answers = iter([answer for begin in range(0, len(instances), _MAX_PREPARED)
+                        for answer in self._answer_each(instances[begin:begin + _MAX_PREPARED])])
+        return [_fold(list(islice(answers, len(request.instances))), request.are_listed) if status == 200
+                else (status, request) for status, request in unfolded]
+
+    def _answer_each(self, instances):
+        """Status and answer of each instance, which is its fields and their content types."""
+        prepared = [self._attempt(self._checked, fields, types) for fields, types in instances]
         good = [item for status, item in prepared if status == 200]
         # Of each request any number of inputs pass the network together.
         counts = [len(inputs) for inputs, _ in good]
@@ -153,6 +202,15 @@ class _Service:
         parts = iter(np.split(outputs, np.cumsum(counts)[:-1])) if counts else None
         return [self._attempt(self.finish, next(parts), item[1]) if status == 200 else (status, item)
                 for status, item in prepared]
+
+    def _checked(self, fields, types):
+        for name in fields:
+            if name == self.other_field:
+                raise BadRequest(f'{name} is not for this network, which {self.purpose}: leave it out')
+            if name not in (*_IMAGE_FIELDS, self.field):
+                raise BadRequest(f'there is no field {name[:40]!r}: this network takes data (the picture) and '
+                                 f'{self.field}')
+        return self.prepare(fields, types)
 
     def forward(self, data):
         """Outputs (N, outputs) for normalized inputs (N, 3, size, size), float32 ndarrays."""
@@ -172,6 +230,8 @@ class _Service:
 
 class Classification(_Service):
     """Image to the most probable classes; the center crop is the one of gluon_lprnet's validation."""
+
+    field, other_field, purpose = 'top_k', 'boxes', 'names classes'
 
     def __init__(self, net, description):
         super().__init__(net, description)
@@ -196,6 +256,8 @@ class Classification(_Service):
 
 class Landmarks(_Service):
     """Image and optional boxes to the 68 points of each face, as ``python -m gluon_lprnet align`` finds them."""
+
+    field, other_field, purpose = 'boxes', 'top_k', 'finds landmarks'
 
     def __init__(self, net, description):
         super().__init__(net, description)
@@ -263,6 +325,46 @@ class Landmarks(_Service):
 _SERVICES = {'classification': Classification, 'landmarks': Landmarks}
 
 
+class _Unfolded(NamedTuple):
+    """The instances of a request, fields and content types of each; whether they came as a list."""
+
+    instances: list
+    are_listed: bool
+
+
+def _unfold(fields, types):
+    """The instances of a request: one, unless its body is JSON with a list of them."""
+    if types.get('body') != _JSON:
+        return _Unfolded([(fields, types)], False)
+    try:
+        body = json.loads(fields['body'])
+    except (ValueError, RecursionError) as error:
+        raise BadRequest(f'the body is not JSON: {_JSON_FORM}') from error
+    if not isinstance(body, dict):
+        raise BadRequest(f'the body is not a JSON object: {_JSON_FORM}')
+    listed = 'instances' in body
+    if listed and len(body) > 1:
+        raise BadRequest(f'there is no field {next(name for name in body if name != "instances")[:40]!r} beside '
+                         '"instances": give it with each instance')
+    instances = body['instances'] if listed else [body]
+    if not isinstance(instances, list) or not all(isinstance(instance, dict) for instance in instances):
+        raise BadRequest(f'"instances" is not a list of JSON objects: {_JSON_FORM}')
+    if not 0 < len(instances) <= MAX_INSTANCES:
+        raise BadRequest(f'"instances" has {len(instances)} entries: give 1 to {MAX_INSTANCES}')
+    of_query = {name: value for name, value in fields.items() if name != 'body'}
+    return _Unfolded([({**of_query, **instance}, {'data': _BASE64, 'body': _BASE64}) for instance in instances], listed)
+
+
+def _fold(answers, are_listed):
+    """Status and answer of a request, of those of its instances."""
+    if not are_listed:
+        return answers[0]
+    if all(status != 200 for status, _ in answers):
+        status, answer = answers[0]
+        return status, {'error': f'none of the instances can be answered; the first one: {answer["error"]}'}
+    return 200, {'predictions': [answer for _, answer in answers]}
+
+
 def find_image(fields, types):
     """The image's bytes among the fields of a request.
 
@@ -275,6 +377,8 @@ def find_image(fields, types):
     if name is None:
         raise BadRequest(f'no image: {_FORM}')
     kind = types.get(name, '')
+    if kind == _BASE64:
+        return _from_base64(fields[name])
     if not (kind in _BINARY_TYPES or kind.startswith('image/')):
         raise BadRequest(f'the content type {kind} is not that of an image: {_FORM}', 415)
     if not fields[name]:
@@ -282,6 +386,18 @@ def find_image(fields, types):
     if isinstance(fields[name], str):
         raise BadRequest(f'the image is text: {_FORM}')
     return bytes(fields[name])
+
+
+def _from_base64(text):
+    try:
+        # Some clients break it into lines.
+        data = base64.b64decode(''.join(text.split()), validate=True)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise BadRequest(f'data is not base64{f" ({error})" if isinstance(error, binascii.Error) else ""}: '
+                         f'{_JSON_FORM}') from error
+    if not data:
+        raise BadRequest(f'the image is empty: {_JSON_FORM}')
+    return data
 
 
 def decode(data):
@@ -293,22 +409,23 @@ def decode(data):
 
 
 def _read_top_k(text, classes):
-    """``top_k`` of a request, at most as many as there are classes by default."""
+    """``top_k`` of a request, as text or as JSON has it, at most as many as there are classes by default."""
     if text is None:
         return min(_TOP_K, classes)
-    text = text if isinstance(text, str) else bytes(text).decode('utf-8', 'replace')
+    if not isinstance(text, str):
+        text = bytes(text).decode('utf-8', 'replace') if isinstance(text, (bytes, bytearray)) else json.dumps(text)
     if not re.fullmatch('[0-9]{1,9}', text.strip()) or not 1 <= int(text) <= classes:
         raise BadRequest(f'top_k is {text[:40]!r}: give a whole number from 1 to {classes}')
     return int(text)
 
 
 def _read_boxes(text):
-    """``boxes`` of a request: a list of lists of four numbers; None if it has none."""
+    """``boxes`` of a request, as text or as JSON has it: a list of lists of four numbers; None if it has none."""
     if text is None:
         return None
     form = 'give [[left, top, right, bottom], ...] in pixels, with left + 1 <= right and top + 1 <= bottom'
     try:
-        boxes = json.loads(text if isinstance(text, str) else bytes(text).decode())
+        boxes = json.loads(text) if isinstance(text, (bytes, bytearray, str)) else text
     except (ValueError, RecursionError) as error:
         raise BadRequest(f'boxes is not JSON: {form}') from error
     if not isinstance(boxes, list) or not all(isinstance(box, list) and len(box) == 4 for box in boxes):

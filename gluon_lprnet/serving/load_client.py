@@ -48,7 +48,7 @@ def form(image, **fields):
 
 
 def bad_requests(image):
-    """One of each kind of invalid request, made from a valid JPEG."""
+    """Each kind of invalid request, made from a valid JPEG, with reasons of different lengths in the answers."""
     bomb = cv2.imencode('.png', np.zeros((1, 1), 'uint8'))[1].tobytes()
     # The header of 20,000 x 20,000 pixels; what follows is not reached.
     header = b'IHDR' + (20_000).to_bytes(4, 'big') * 2 + bomb[24:29]
@@ -57,7 +57,10 @@ def bad_requests(image):
             Request('truncated JPEG', image[:len(image) // 2], 'image/jpeg', 400),
             Request('20,000 x 20,000 pixels', bomb, 'image/png', 413),
             Request('empty body', b'', 'image/jpeg', 400),
-            Request('JSON that is not', b'{not JSON', 'application/json', 415),
+            Request('JSON that is not', b'{not JSON', 'application/json', 400),
+            Request('JSON without base64', b'{"data": "!"}', 'application/json', 400),
+            *(Request(f'no such field, {length} letters', *form(image, **{'x' * length: 1}), 400)
+              for length in range(1, 17, 3)),
             Request('text that is not', b'\xff\xfe', 'text/plain', 415),
             Request('form without an image', b'top_k=3', 'application/x-www-form-urlencoded', 400)]
 

@@ -5,11 +5,17 @@ the page, threads of the command, hands its pictures on to the server. The alter
 the server (its ``cors_`` settings): two addresses for a browser to reach, and a server that answers to web pages. Here
 nothing of the server is opened: what is handed on is a POST to the networks' own addresses, and bodies that the server
 itself answers with 500 get a 4xx with the reason. Programs take the server's port, which has no Python in between.
+
+Any other web page can have a browser send requests here, and could read the answers by a name of its own that it lets
+point to this machine. So requests are only taken under an address, or a name of this machine.
 """
 import base64
+import contextlib
 import hashlib
+import ipaddress
 import json
 import re
+import socket
 import socketserver
 import sys
 import threading
@@ -25,6 +31,8 @@ _HTML = Path(__file__).with_name('page.html').read_text(encoding='utf-8')
 # Seconds: of a client that neither sends nor goes, and of a request that the server lost with a killed worker.
 _IDLE_SECONDS = 60
 _ANSWER_SECONDS = 60
+# Connections at a time, each of which is a thread and may hold a request in memory.
+MAX_CONNECTIONS = 64
 
 
 def _source(element):
@@ -44,10 +52,16 @@ _HEADERS = {
 }
 
 
+_BUSY_REASON = json.dumps({'error': 'the page has too many visitors at the moment: try again later'}).encode()
+_BUSY = (b'HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nConnection: close\r\n'
+         b'Content-Length: %d\r\n\r\n' % len(_BUSY_REASON)) + _BUSY_REASON
+
+
 class Page(socketserver.ThreadingTCPServer):
     """The page, served from :meth:`start` to :meth:`stop`; its port is taken before.
 
-    ``GET /`` is the page, ``GET /networks`` what it must know as JSON, ``POST /predictions/NAME`` as of the server.
+    ``GET /`` is the page, ``GET /networks`` what it must know as JSON, ``POST /predictions/NAME`` as of the server, but
+    also with fields in the query, and ``GET /ready`` whether the networks take requests (200 or 503).
 
     Parameters
     ----------
@@ -55,10 +69,12 @@ class Page(socketserver.ThreadingTCPServer):
         Host and port to listen on.
     server : (str, int)
         Where the model server answers.
-    models : sequence of str
-        The names of the networks.
+    tasks : dict of str to (str or None)
+        The names of the networks, and what they are for.
     max_request_bytes : int
         Larger pictures are refused with 413.
+    is_ready : callable
+        Whether the server takes requests for all networks; may raise OSError.
 
     Raises
     ------
@@ -71,11 +87,14 @@ class Page(socketserver.ThreadingTCPServer):
     # Connections that wait until a thread is started.
     request_queue_size = 64
 
-    def __init__(self, address, server, models, max_request_bytes):
+    def __init__(self, address, server, tasks, max_request_bytes, is_ready):
         super().__init__(address, _Handler)
         self.model_server = server
-        self.models = models
+        self.tasks = tasks
         self.max_request_bytes = max_request_bytes
+        self.is_ready = is_ready
+        self.names = {'localhost', address[0], socket.gethostname().lower()}
+        self._free = threading.Semaphore(MAX_CONNECTIONS)
         self._thread = threading.Thread(target=self.serve_forever, daemon=True)
 
     def start(self):
@@ -85,6 +104,20 @@ class Page(socketserver.ThreadingTCPServer):
         if self._thread.is_alive():
             self.shutdown()
         self.server_close()
+
+    def process_request(self, request, client_address):
+        if self._free.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            with contextlib.suppress(OSError):
+                request.sendall(_BUSY)
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request, client_address):
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._free.release()
 
     def handle_error(self, request, client_address):
         # A browser leaves in the middle when another picture is dropped.
@@ -97,15 +130,36 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = _IDLE_SECONDS
 
     def do_GET(self):
+        if not self._is_for_this_machine():
+            return
         if self.path == '/':
             self._answer(200, _HTML.encode(), 'text/html; charset=utf-8')
         elif self.path == '/networks':
-            self._answer(200, json.dumps({'networks': list(self.server.models),
+            self._answer(200, json.dumps({'networks': self.server.tasks,
                                           'max_request_bytes': self.server.max_request_bytes}).encode())
+        elif self.path == '/ready':
+            is_ready = False
+            with contextlib.suppress(OSError):
+                is_ready = self.server.is_ready()
+            self._answer(200 if is_ready else 503, json.dumps({'ready': is_ready}).encode())
         else:
             self.send_error(404, 'there is nothing at this address')
 
+    def _is_for_this_machine(self):
+        """Whether the header Host is an address or a name of this machine; if not, the request is refused."""
+        host = self.headers.get('Host', '')
+        name = re.sub(r':\d*$', '', host).strip('[]').lower()
+        with contextlib.suppress(ValueError):
+            ipaddress.ip_address(name)
+            return True
+        if name in self.server.names:
+            return True
+        self.send_error(421, f'this page is not reached as {host[:100]!r}: use the IP address of the machine')
+        return False
+
     def do_POST(self):
+        if not self._is_for_this_machine():
+            return
         length, most = self.headers.get('Content-Length', ''), self.server.max_request_bytes
         if not re.fullmatch('[0-9]{1,15}', length):
             self.send_error(411, 'the request does not say how long it is: send a Content-Length')
@@ -117,19 +171,22 @@ class _Handler(BaseHTTPRequestHandler):
         # Also of what is refused: a client that is cut off while it sends does not see why.
         body = self.rfile.read(int(length))
         kind = self.headers.get('Content-Type', '')
-        model = unquote(self.path[len('/predictions/'):]) if self.path.startswith('/predictions/') else None
-        if model not in self.server.models:
-            self.send_error(404, f'no such network: POST to /predictions/ and one of {", ".join(self.server.models)}')
+        path, _, query = self.path.partition('?')
+        model = unquote(path[len('/predictions/'):]) if path.startswith('/predictions/') else None
+        if model not in self.server.tasks:
+            self.send_error(404, f'no such network: POST to /predictions/ and one of {", ".join(self.server.tasks)}')
         elif kind.split(';')[0].strip().lower() == 'application/x-www-form-urlencoded':
             self.send_error(415, 'application/x-www-form-urlencoded holds no image: send a picture as the body '
                                  '(Content-Type: image/jpeg), or as the field "data" of a multipart form')
         else:
-            self._hand_on(model, kind, body)
+            self._hand_on(model, query, kind, body)
 
-    def _hand_on(self, model, kind, body):
+    def _hand_on(self, model, query, kind, body):
+        # The server hands no query of /predictions on to its workers.
+        path = f'/models/{quote(model)}/invoke?{query}' if query else f'/predictions/{quote(model)}'
         connection = HTTPConnection(*self.server.model_server, timeout=_ANSWER_SECONDS)
         try:
-            connection.request('POST', f'/predictions/{quote(model)}', body, {'Content-Type': kind} if kind else {})
+            connection.request('POST', path, body, {'Content-Type': kind} if kind else {})
             response = connection.getresponse()
             answer = response.read()
         except (OSError, HTTPException):

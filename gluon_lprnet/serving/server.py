@@ -12,13 +12,15 @@ import sys
 import tempfile
 import time
 import zipfile
-from http.client import HTTPConnection
+import zlib
+from http.client import HTTPConnection, HTTPException
 from itertools import combinations
 from pathlib import Path
 from urllib.parse import quote, urlencode
 
+from ..evaluate.network_flag import DEFAULTS
 from ..utils.errors import InputError
-from ..utils.files import lock, make_folder
+from ..utils.files import lock, make_folder, write_errors, write_file
 from ..utils.flags import non_negative_int, positive_int
 from ..utils.processes import available_cpus
 from .archive import archive
@@ -26,17 +28,34 @@ from .page import Page
 
 __all__ = ['Server']
 LOOPBACK = '127.0.0.1'
+PACKAGE = 'multi-model-server==1.1.11'
+# Of the page that comes with the networks of the package.
+PAGE_PORT = 8081
 # Larger uploads are refused with 413 before a worker sees them.
 MAX_REQUEST_BYTES = 16 * 2 ** 20
 # The server takes the number for a signed one of 16 bits.
 MAX_PORT = 32_767
 # Requests that wait for a worker; one more is refused with 503.
 QUEUE = 100
+# Bytes of memory that Java may take for objects, where requests are until they are answered, and for its buffers; it
+# needs some of its own besides. Slow clients with large pictures could otherwise take all of the machine's.
+_HEAP, _BUFFERS, _OWN = 2 ** 31, 2 ** 29, 2 ** 29
+JAVA_LIMIT = _HEAP + _BUFFERS + _OWN
 _START_SECONDS = 120
 _STOP_SECONDS = 10
 # Ends the processes of a group when its own standard input does, which is when the process that writes to it has died
 # in whatever way.
 _WATCH = 'read -r _; kill -s KILL -- "-$1"; rm -rf -- "$2" "$3"'
+
+
+# Loads a model as a worker does.
+_LOAD = """
+import sys
+from mms.model_loader import ModelLoaderFactory
+folder, handler = sys.argv[1:]
+sys.path.append(folder)
+ModelLoaderFactory.get_model_loader(folder).load('model', folder, handler, None, 1)
+"""
 
 
 def find_java():
@@ -61,7 +80,7 @@ class Server:
     Parameters
     ----------
     networks : sequence of path
-        Archives (.mar), or exported networks (``NAME-symbol.json``), which are archived.
+        Archives (.mar), or trained networks as :func:`gluon_lprnet.serving.archive.archive` takes them.
     run_dir : path
         Gets the logs, and for the time of serving a folder of the configuration and the archives; made if it is not
         there. One server at a time uses it, and nothing else in it is touched.
@@ -81,11 +100,16 @@ class Server:
     page_port : int, optional
         Where to listen for browsers, too, at the same host: a page to try the networks.
 
+    Attributes
+    ----------
+    models : list of str
+        The names of the networks.
+
     Raises
     ------
     InputError
-        If Java, the package, a network or a port is not to be had, ``run_dir`` is in use by another server or cannot
-        be written to, or the server does not start.
+        If Java, the package, a network or a port is missing or does not work, ``run_dir`` is in use by another server
+        or cannot be written to, or the server does not start.
     """
 
     def __init__(self, networks, run_dir, host=LOOPBACK, port=8080, management_host=LOOPBACK, management_port=None,
@@ -99,6 +123,8 @@ class Server:
                          'synchronous': 'true'}
         self._networks = networks
         self.models = []
+        # Networks that have had a loader, and those of them that had none at the last look.
+        self._loaded, self._missing = set(), set()
         self._process = self._watch = self._scratch = self._page = self._folder = None
         self._lock = contextlib.ExitStack()
 
@@ -106,19 +132,20 @@ class Server:
         java = find_java()
         package = importlib.util.find_spec('mms')
         if package is None:
-            raise InputError('the server is not installed: pip install multi-model-server==1.1.11.')
+            raise InputError(f'the server is not installed: pip install {PACKAGE}.')
         for folder in (self.run_dir, self.run_dir / 'logs'):
             make_folder(folder)
         self._lock.enter_context(lock(self.run_dir / '.serve.lock', f'`run_dir` {self.run_dir} is in use by another '
                                       'server: give another folder.'))
         try:
             self._folder = Path(tempfile.mkdtemp(prefix='serving-', dir=self.run_dir))
-            models = [self._store(network) for network in self._networks]
-            self._listen()
+            archives = [self._store(network) for network in self._networks]
+            self._listen({path.stem: _read_task(path) for path in archives})
             self._start(java, Path(package.origin).parent)
-            for model in models:
-                self._load(model)
-                self.models.append(model)
+            for path in archives:
+                self._load(path.stem, path.name, self._loading)
+                self.models.append(path.stem)
+            self._loaded.update(self.models)
             if self._page is not None:
                 self._page.start()
         except OSError as error:
@@ -165,29 +192,83 @@ class Server:
         except self._psutil.NoSuchProcess:  # between the two calls
             return self.workers_of(model)
 
-    def wait(self):
+    def wait(self, on_ready=lambda is_ready: None, report=print):
         """Keep the networks served until the server ends, which it does not by itself.
 
         The server replaces workers that died, but not the process that they are forked from; this does, and loads
-        the network again. Requests that wait for a worker at that moment stay without an answer.
+        the network again. Requests that wait for a worker at that moment stay without an answer. What is changed over
+        the management interface stays as it was changed: a network that was taken away, or whose workers were, is not
+        loaded again.
+
+        Parameters
+        ----------
+        on_ready : callable
+            Called with what :meth:`is_ready` returns, first of all and whenever it changes.
+        report : callable
+            Called with a line about each network that is loaded again, or cannot be.
 
         Raises
         ------
         InputError
-            When the server ended, or does not load a network again.
+            When the server ended.
         """
+        was_ready = None
         while self._process.poll() is None:
+            is_ready = False
+            # The server has ended meanwhile, or does not answer: seen to, or tried again, in a second.
+            dead = []
+            with contextlib.suppress(OSError, self._psutil.NoSuchProcess):
+                dead = self._find_dead()
+                is_ready = not dead and self.is_ready()
+            if is_ready != was_ready:
+                on_ready(is_ready)
+            was_ready = is_ready
+            with contextlib.suppress(OSError):
+                for network in dead:
+                    self._load_again(network, report)
             time.sleep(1)
-            try:
-                for model in self.models:
-                    if self.loader_of(model) is None:
-                        self._manage('DELETE', f'/models/{quote(model)}')
-                        self._load(model)
-            except (OSError, self._psutil.NoSuchProcess):
-                # The server has ended meanwhile, or does not answer: seen to, or tried again, in a second.
-                continue
         raise InputError(f'the server ended by itself with status {self._process.returncode}: see '
                          f'{self.run_dir / "logs"}.')
+
+    def is_ready(self):
+        """Whether each network has a worker that takes requests, and there are networks.
+
+        A network whose workers were taken away over the management interface does not count.
+        """
+        wanted = self._wanted()
+        return bool(wanted) and all(any(worker['status'] == 'READY' for worker in network['workers'])
+                                    for network in wanted.values())
+
+    def _wanted(self):
+        """What the server says about each network that is to have workers: a dict by name."""
+        listed, _ = self._manage('GET', '/models?limit=1000')
+        described = [self._manage('GET', f'/models/{quote(entry["modelName"])}') for entry in listed['models']]
+        # It may be taken away between the two.
+        return {network['modelName']: network for network, status in described
+                if status == 200 and network['minWorkers'] > 0}
+
+    def _find_dead(self):
+        """The networks, as the server describes them, whose loader died.
+
+        It must be missing twice in a row, and have been there before: a network that is just being loaded, here or by
+        somebody else over the management interface, has none yet.
+        """
+        wanted = self._wanted()
+        missing = {model for model in wanted if self.loader_of(model) is None}
+        self._loaded = (self._loaded | wanted.keys() - missing) & wanted.keys()
+        missed_before, self._missing = self._missing, missing & self._loaded
+        return [wanted[model] for model in sorted(missed_before & self._missing)]
+
+    def _load_again(self, network, report):
+        model = network['modelName']
+        self._manage('DELETE', f'/models/{quote(model)}')
+        try:
+            self._load(model, network['modelUrl'], {**self._loading, 'batch_size': network['batchSize'],
+                                                    'max_batch_delay': network['maxBatchDelay'],
+                                                    'initial_workers': network['minWorkers']})
+            report(f'{model}: its process died, and it was loaded again.')
+        except InputError as error:
+            report(f'{error} Its process had died. The other networks are still served.')
 
     def stop(self):
         """End the server and its workers; of no effect if they have ended."""
@@ -216,25 +297,27 @@ class Server:
             self._lock.close()
 
     def _store(self, network):
-        """Put an archive into the folder that the server loads from; returns the model's name."""
+        """Put an archive into the folder that the server loads from; returns its path there."""
         path = Path(network)
-        archived = path.suffix == '.mar'
-        name = path.stem if archived else path.name[:-len('-symbol.json')]
-        if (self._folder / f'{name}.mar').exists():
-            raise InputError(f'{path}: there is another network of this name; rename one.')
-        if not archived:
-            archive(path, self._folder)
-        elif zipfile.is_zipfile(path):
-            shutil.copyfile(path, self._folder / path.name)
-        else:
-            raise InputError(f'{path} {"is not a model archive" if path.exists() else "does not exist"}.')
-        return name
+        with tempfile.TemporaryDirectory(dir=self._folder) as scratch:
+            if path.suffix != '.mar':
+                archived = archive(network, scratch)
+            elif zipfile.is_zipfile(path):
+                _check_archive(path, scratch)
+                archived = Path(shutil.copyfile(path, Path(scratch) / path.name))
+            else:
+                raise InputError(f'{path} {"is not a model archive" if path.exists() else "does not exist"}.')
+            target = self._folder / archived.name
+            if target.exists():
+                raise InputError(f'{network}: there is another network with the name {target.stem}; rename one.')
+            return archived.rename(target)
 
-    def _listen(self):
+    def _listen(self, tasks):
         """Take the page's port, and see that the server will get its own."""
         given = [each for each in (('host', 'port', self.address, _probe),
                                    ('management_host', 'management_port', self._management, _probe),
-                                   ('host', 'page_port', self._page_address, self._take_page_port)) if each[2]]
+                                   ('host', 'page_port', self._page_address,
+                                    lambda address: self._take_page_port(address, tasks))) if each[2]]
         for (_, name, (_, port), _), (_, other, (_, same), _) in combinations(given, 2):
             if port == same:
                 raise InputError(f'`{name}` and `{other}` are the same: give another one.')
@@ -247,8 +330,8 @@ class Server:
                 raise InputError(f'`{host_name}` {host} with `{port_name}` {port} cannot be listened on: '
                                  f'{error.strerror}.') from error
 
-    def _take_page_port(self, address):
-        self._page = Page(address, reachable_pair(self.address), self.models, MAX_REQUEST_BYTES)
+    def _take_page_port(self, address, tasks):
+        self._page = Page(address, reachable_pair(self.address), tasks, MAX_REQUEST_BYTES, self.is_ready)
 
     def _start(self, java, package):
         # Its path is short, since those of sockets in it may have 108 characters.
@@ -273,7 +356,8 @@ class Server:
         # A worker is one thread: small networks lose more by threads than they gain.
         environment.update(OMP_NUM_THREADS='1', MXNET_ENGINE_TYPE='NaiveEngine', LOG_LOCATION=str(logs),
                            METRICS_LOCATION=str(logs))
-        command = [java, f'-Dmodel_server_home={package.parent}', f'-Djava.io.tmpdir={self._scratch}',
+        command = [java, f'-Xmx{_HEAP}', f'-XX:MaxDirectMemorySize={_BUFFERS}',
+                   f'-Dmodel_server_home={package.parent}', f'-Djava.io.tmpdir={self._scratch}',
                    '-cp', str(package / 'frontend' / '*'), 'com.amazonaws.ml.mms.ModelServer',
                    '--python', sys.executable, '-f', str(config)]
         with open(logs / 'java.log', 'a') as log:
@@ -300,18 +384,17 @@ class Server:
     def _management_socket(self):
         return f'{self._scratch}/management'
 
-    def _load(self, model):
+    def _load(self, model, url, loading):
         try:
-            answer, status = self._manage('POST', '/models?' + urlencode({'url': f'{model}.mar', 'model_name': model,
-                                                                          **self._loading}))
+            answer, status = self._manage('POST', '/models?' + urlencode({'url': url, 'model_name': model, **loading}))
         except OSError:
             answer, status = {}, 'no answer'
         if status != 200:
-            raise InputError(f'{model}.mar: the server does not load it ({answer.get("message", status)}): see '
+            raise InputError(f'{url}: the server does not load it ({answer.get("message", status)}): see '
                              f'{self.run_dir / "logs" / "model_log.log"}.')
 
     def _manage(self, method, path):
-        """The answer and the status of the management interface."""
+        """The answer and the status of the management interface; OSError if there is none."""
         connection = (HTTPConnection(*reachable_pair(self._management), timeout=_START_SECONDS) if self._management
                       else _SocketConnection(self._management_socket, timeout=_START_SECONDS))
         try:
@@ -319,8 +402,40 @@ class Server:
             response = connection.getresponse()
             answer = json.loads(response.read())
             return (answer[0] if isinstance(answer, list) else answer), response.status
+        except (HTTPException, json.JSONDecodeError) as error:
+            raise OSError(f'the server breaks off its answer: {error!r}') from error
         finally:
             connection.close()
+
+
+def _check_archive(path, scratch):
+    """Load an archive as a worker does: where it does not load, the server would only say that no worker starts."""
+    folder = Path(scratch) / 'unpacked'
+    try:
+        with zipfile.ZipFile(path) as mar:
+            mar.extractall(folder)
+    except (zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(f'{path} is damaged: {error}.') from error
+    try:
+        handler = json.loads((folder / 'MAR-INF' / 'MANIFEST.json').read_text(encoding='utf-8'))['model']['handler']
+    except (OSError, ValueError, LookupError, TypeError):
+        raise InputError(f'{path} is not a model archive: its MAR-INF/MANIFEST.json is missing or names no '
+                         'handler.') from None
+    try:
+        loaded = subprocess.run([sys.executable, '-c', _LOAD, str(folder), handler], cwd=folder, capture_output=True,
+                                text=True, timeout=_START_SECONDS, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    except subprocess.TimeoutExpired:
+        raise InputError(f'{path} does not load within {_START_SECONDS} seconds.') from None
+    if loaded.returncode:
+        lines = loaded.stderr.strip().splitlines() or [f'its handler ended the process ({loaded.returncode})']
+        raise InputError(f'{path} does not load: {lines[-1]}')
+
+
+def _read_task(path):
+    """The task that an archive's description names; None in an archive of another program."""
+    with zipfile.ZipFile(path) as mar, contextlib.suppress(KeyError, ValueError, AttributeError):
+        return json.loads(mar.read('description.json')).get('task')
+    return None
 
 
 class _SocketConnection(HTTPConnection):
@@ -370,17 +485,24 @@ def add_commands(commands):
     parser = commands.add_parser(
         'serve', help='networks behind multi-model-server, until Ctrl-C',
         description='Serve networks over HTTP: POST a picture to http://HOST:PORT/predictions/NAME. Needs Java and '
-                    'pip install multi-model-server==1.1.11.')
-    parser.add_argument('networks', nargs='+', metavar='NETWORK', help='archive (.mar) or -symbol.json of export')
-    parser.add_argument('--host', default=LOOPBACK, help='address to listen on (default: %(default)s, this machine '
-                       'alone; 0.0.0.0: all)')
-    parser.add_argument('--port', type=positive_int, default=8080, help='default: %(default)s')
-    parser.add_argument('--page-port', type=positive_int,
-                       help='serve a page, too, on which a browser tries the networks: drop a picture, see its classes '
-                            'or landmarks (default: none)')
-    parser.add_argument('--management-port', type=positive_int,
-                       help='listen for the management of the server, too: who reaches it can have any code run here '
-                            '(default: none, only a socket of this user)')
+                    'multi-model-server (docs/deploying.md).',
+        epilog='Examples: gluon-lprnet serve; gluon-lprnet serve runs/latest other-symbol.json --page-port 8081')
+    parser.add_argument('networks', nargs='*', metavar='NETWORK',
+                        help='trained network of the package, run or checkpoint folder, -symbol.json, or archive '
+                             f'(.mar) (default: {" and ".join(DEFAULTS.values())})')
+    parser.add_argument('--network', nargs='+', default=[], metavar='NETWORK', dest='named',
+                        help='the same, as the other commands have it')
+    parser.add_argument('--host', default=LOOPBACK,
+                        help='address to listen on (default: %(default)s, for this machine only; 0.0.0.0: for all)')
+    parser.add_argument('--port', type=positive_int, default=8080, help='port of the server (default: %(default)s)')
+    parser.add_argument('--page-port', type=positive_int, metavar='PORT',
+                        help='also serve a page to try the networks in a browser: drop a picture, see its classes or '
+                             f'landmarks (default: {PAGE_PORT} if no network is named, otherwise no page)')
+    parser.add_argument('--ready-file', metavar='FILE',
+                        help='a file that exists while every network takes requests')
+    parser.add_argument('--management-port', type=positive_int, metavar='PORT',
+                        help='also listen for the management of the server: anyone who reaches this port can run any '
+                             'code here (default: none, only a socket of this user)')
     parser.add_argument('--management-host', default=LOOPBACK, help='address of that port (default: %(default)s)')
     parser.add_argument('--max-batch-delay', type=non_negative_int, default=10, metavar='MS',
                        help='how long a request waits for others of its batch (default: %(default)s)')
@@ -397,17 +519,38 @@ def add_server_flags(parser, run_dir):
                         help="the server's configuration, archives and logs (default: %(default)s)")
 
 
+@contextlib.contextmanager
+def _ready_file(path):
+    """As a context: a function that makes a file (None: no file) or removes it; at the end it is removed."""
+    def on_ready(is_ready):
+        if path and is_ready:
+            write_file(path, '')
+        elif path:
+            with write_errors(path):
+                Path(path).unlink(missing_ok=True)
+    on_ready(False)
+    try:
+        yield on_ready
+    finally:
+        on_ready(False)
+
+
 def _run(args):
-    with Server(args.networks, args.run_dir, args.host, args.port, args.management_host, args.management_port,
-                args.workers, args.batch_size, args.max_batch_delay, args.page_port) as server:
+    networks = [*args.networks, *args.named]
+    page_port = args.page_port or (None if networks else PAGE_PORT)
+    networks = networks or list(DEFAULTS.values())
+    print(f'Starting the server with {", ".join(map(str, networks))} ...', file=sys.stderr, flush=True)
+    with Server(networks, args.run_dir, args.host, args.port, args.management_host, args.management_port,
+                args.workers, args.batch_size, args.max_batch_delay, page_port) as server, \
+            _ready_file(args.ready_file) as on_ready:
         for model in server.models:
             print(f'{server.url(model)}\n  curl -F data=@photo.jpg {server.url(model)}')
         if server.page_url:
             print(f'In a browser: {server.page_url}')
-        print(f'Workers of each: {server.workers}. Logs: {server.run_dir / "logs"}. Ctrl-C stops the server.',
-              flush=True)
+        print(f'Ready. Workers of each network: {server.workers}. Logs: {server.run_dir / "logs"}. Ctrl-C stops the '
+              'server.', flush=True)
         try:
-            server.wait()
+            server.wait(on_ready, lambda line: print(line, file=sys.stderr, flush=True))
         except (KeyboardInterrupt, SystemExit):
             # By a signal, as a server is meant to end.
             return 0

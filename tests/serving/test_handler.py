@@ -1,12 +1,16 @@
 """The model archive, its handler in this process against the package's own functions, and what serve refuses."""
+import base64
 import io
 import json
 import shutil
 import socket
+import struct
 import subprocess
 import sys
+import uuid
 import zipfile
 import zlib
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -48,7 +52,16 @@ def ask(service, data, **fields):
     return status, answer
 
 
+def ask_json(service, body, **query):
+    """Status and answer to one request with a JSON body, given as bytes or as what JSON encodes."""
+    body = body if isinstance(body, bytes) else json.dumps(body).encode()
+    (status, answer), = service.answer([{'body': bytearray(body), **query}], [{'body': 'application/json'}])
+    json.dumps(answer, allow_nan=False)
+    return status, answer
 
+
+def in_base64(data):
+    return base64.b64encode(data).decode()
 
 
 
@@ -201,6 +214,13 @@ def test_bad_fields(services, photos):
                           (json.dumps([[0, 0, 9, 9]] * 101).encode(), 'at most 100')):
         status, answer = ask(landmarks, photos[0], boxes=boxes)
         assert status == 400 and reason in answer['error'], boxes[:30]
+    for service, name, reason in (
+            (classification, 'boxes', 'which names classes'), (landmarks, 'top_k', 'which finds landmarks'),
+            (classification, 'image', "no field 'image'"), (landmarks, 'topk', "no field 'topk'")):
+        status, answer = ask(service, photos[0], **{name: b'[[0, 0, 9, 9]]'})
+        assert status == 400 and reason in answer['error']
+    # The server's own, at its address /invocations.
+    assert ask(classification, photos[0], model_name=b'x')[0] == 200
     # Far larger than the image, and as small as allowed.
     assert ask(landmarks, photos[0], boxes=b'[[-1e6, -1e6, 1e6, 1e6], [5, 5, 6, 6]]')[0] == 200
 
@@ -213,8 +233,55 @@ def test_too_long_and_narrow(services):
     assert ask(services[1], data, boxes=b'[[0, 0, 20, 20]]')[0] == 200
 
 
+def test_json_has_the_answers_of_the_pictures_in_it(services, photos):
+    classification, landmarks = services
+    for photo in photos:
+        for service, field, value in ((classification, 'top_k', 2), (landmarks, 'boxes', BOXES)):
+            expected = ask(service, photo)
+            assert ask_json(service, {'data': in_base64(photo)}) == expected
+            # In lines, as some clients encode it.
+            assert ask_json(service, {'data': base64.encodebytes(photo).decode()}) == expected
+            predictions = {'predictions': [expected[1]]}
+            assert ask_json(service, {'instances': [{'data': in_base64(photo)}]}) == (200, predictions)
+            with_field = ask(service, photo, **{field: json.dumps(value).encode()})
+            assert with_field[0] == 200 and with_field != expected
+            assert ask_json(service, {'data': in_base64(photo), field: value}) == with_field
+            assert ask_json(service, {'data': in_base64(photo)}, **{field: json.dumps(value).encode()}) == with_field
+
+
+def test_several_pictures_in_json(services, photos):
+    pictures = [photos[number % len(photos)] for number in range(11)]
+    for service in services:
+        status, answer = ask_json(service, {'instances': [{'data': in_base64(picture)} for picture in pictures]})
+        assert status == 200 and len(answer['predictions']) == 11
+        for found, picture in zip(answer['predictions'], pictures):
+            assert same_answer(found, ask(service, picture)[1])
+        status, answer = ask_json(service, {'instances': [{'data': in_base64(pictures[0])}, {'data': '!'},
+                                                          {'data': in_base64(pictures[1])}, {'data': 'AAAA', 'x': 1}]})
+        first, bad, second, other = answer['predictions']
+        assert status == 200 and same_answer([first, second], [ask(service, picture)[1] for picture in pictures[:2]])
+        assert list(bad) == list(other) == ['error'] and 'not base64' in bad['error'] and "'x'" in other['error']
+
+
+@pytest.mark.parametrize('body, reason', [
+    (b'', 'not JSON'), (b'{not JSON', 'not JSON'), (b'[' * 100_000, 'not JSON'), (b'\xff\xfe', 'not JSON'),
+    (b'3', 'not a JSON object'), ([], 'not a JSON object'), ({}, 'no image'), ({'data': 3}, 'not base64'),
+    ({'data': None}, 'not base64'), ({'data': 'a'}, 'not base64 ('), ({'data': 'AA-_'}, 'not base64'),
+    ({'data': '\u00e9'}, 'not base64'), ({'data': ''}, 'empty'), ({'data': 'AAAA'}, 'not an image'),
+    ({'data': in_base64(b'x'), 'top_k': True}, 'top_k'), ({'data': in_base64(b'x'), 'top_k': 1.5}, 'top_k'),
+    ({'data': 'AAAA', 'other': 1}, "no field 'other'"), ({'instances': {}}, 'not a list'),
+    ({'instances': []}, '0 entries'), ({'instances': [3]}, 'not a list of JSON objects'),
+    ({'instances': [{}] * 33}, '33 entries: give 1 to 32'),
+    ({'instances': [{}], 'top_k': 1}, "no field 'top_k' beside"),
+    ({'instances': [{'data': 'AAAA'}, {}]}, 'the first one: the image is not an image'),
+])
+def test_bad_json(services, body, reason):
+    status, answer = ask_json(services[0], body)
+    assert status == 400 and reason in answer['error']
+
+
 def test_content_types(services, photos):
-    for kind, status in (('', 200), ('image/png', 200), ('application/octet-stream', 200), ('application/json', 415),
+    for kind, status in (('', 200), ('image/png', 200), ('application/octet-stream', 200), ('application/xml', 415),
                          ('text/plain', 415), ('video/mp4', 415)):
         (found, answer), = services[0].answer([{'body': photos[0]}], [{'body': kind}])
         assert found == status and (status == 200 or kind in answer['error'])
@@ -233,16 +300,13 @@ class Context:
     def __init__(self, folder, headers=()):
         self.system_properties = {'model_dir': str(folder)}
         self._headers = headers
-        self.statuses, self.types = {}, {}
+        self.statuses = {}
 
     def get_request_header(self, index, key):
         return self._headers[index].get(key)
 
     def set_response_status(self, code, phrase, idx):
         self.statuses[idx] = code, phrase
-
-    def set_response_content_type(self, idx, value):
-        self.types[idx] = value
 
 
 def test_entry_point(folders, photos, monkeypatch):
@@ -252,9 +316,85 @@ def test_entry_point(folders, photos, monkeypatch):
                                    {'body': None, 'Host': 'x'}])
     assert handler.handle(None, context) is None
     answers = handler.handle([{'body': photos[0]}, {'body': photos[0]}, {'body': photos[1]}], context)
-    assert context.statuses == {1: (415, 'Unsupported Media Type')}
-    assert context.types == dict.fromkeys(range(3), 'application/json')
+    assert context.statuses == {0: (200, ''), 1: (415, 'Unsupported Media Type'), 2: (200, '')}
+    assert [context.get_response_content_type(index) for index in range(3)] == ['application/json'] * 3
     assert [list(json.loads(answer)) for answer in answers] == [['classes'], ['error'], ['classes']]
+
+
+def decoded_by_the_server(received):
+    """What ModelResponseDecoder of multi-model-server 1.1.11 makes of the bytes that have arrived.
+
+    True where the message is complete, False where it waits for more, ValueError where it fails. Transcribed from its
+    byte code.
+    """
+    at = 0
+
+    def read(count):
+        nonlocal at
+        if not 0 <= count <= len(received) - at:
+            raise ValueError('out of bounds')
+        at += count
+        return received[at - count:at]
+
+    def read_length(most):
+        if len(received) - at < 4:
+            return None
+        length, = struct.unpack('!i', read(4))
+        if length > most:
+            raise ValueError('message size exceeds limit')
+        return None if length > len(received) - at else length
+
+    def skip():
+        length = read_length(2 ** 24)
+        return length is not None and (length == -1 or read(length) is not None)
+
+    if len(received) < 9:
+        return False
+    read(4)
+    if not skip():
+        return False
+    while True:
+        length = read_length(2 ** 24)
+        if length in (None, -1):
+            return length == -1
+        read(length)                                # the request's id
+        if not skip():                              # content type
+            return False
+        read(4)                                     # status
+        if not skip():                              # reason
+            return False
+        headers = read_length(2 ** 24)
+        if headers is None:
+            return False
+        for _ in range(2 * headers):
+            length = read_length(len(received) - at)
+            read(-3 if length is None else length)
+        if not skip():                              # body
+            return False
+
+
+def test_no_read_of_the_server_ends_where_it_fails(folders, photos, monkeypatch):
+    """Its buffers, and so its reads, are multiples of 16 bytes."""
+    service = pytest.importorskip('mms.service')
+    monkeypatch.setattr(handler, '_service', None)
+    monkeypatch.setenv('MMS_DECODE_INPUT_REQUEST', 'false')
+    for folder in folders:
+        monkeypatch.setattr(handler, '_service', None)
+        server = service.Service('net', str(folder), {}, handler.handle, None, 8)
+        handler.handle(None, server.context)
+        for length in range(20):
+            requests = [{'requestId': str(uuid.uuid4()).encode(), 'parameters': [
+                {'name': 'data', 'contentType': 'image/jpeg', 'value': bytearray(data)},
+                *([{'name': 'x' * length, 'contentType': '', 'value': b''}] if length else ())]}
+                for data in (photos[0], b'not an image', photos[1], b'')]
+            message = bytes(server.predict(requests))
+            statuses = [entry.get_response_status_code() for entry in server.context._request_processor]
+            assert statuses == ([400] * 4 if length else [200, 400, 200, 400])
+            assert decoded_by_the_server(message)
+            assert not any(decoded_by_the_server(message[:end]) for end in range(0, len(message), 16))
+            # The decoder does have the fault.
+            with pytest.raises(ValueError, match='out of bounds'):
+                [decoded_by_the_server(message[:end]) for end in range(len(message))]
 
 
 def test_the_archive_needs_nothing_of_this_package(folders, tmp_path, photos):
@@ -283,6 +423,53 @@ def test_archive_command(artefacts, tmp_path, capsys):
     assert not list(tmp_path.glob('.*'))
 
 
+def test_networks_of_the_package_and_runs_are_archived_in_their_deployed_form(artefacts, services, photos, tmp_path):
+    run = artefacts[0].parents[1] / 'run'
+    for network, name in (('lprnet_mobilenet_x0.25.faces', 'lprnet_mobilenet_x0.25.faces'),
+                          (run, 'lprnet_mobilenet_x0.25')):
+        path = archive(network, tmp_path)
+        assert path == tmp_path / f'{name}.mar'
+        mar = zipfile.ZipFile(path)
+        assert json.loads(mar.read('description.json'))['form'] == 'deployed'
+        assert json.loads(mar.read('MAR-INF/MANIFEST.json'))['model']['modelName'] == name
+        mar.extractall(tmp_path / name)
+    for photo in photos:
+        # The run was exported as the first of the artefacts.
+        assert same_answer(ask(handler.load(tmp_path / name), photo)[1], ask(services[0], photo)[1])
+        status, answer = ask(handler.load(tmp_path / 'lprnet_mobilenet_x0.25.faces'), photo)
+        picture = cv2.imdecode(np.frombuffer(photo, 'uint8'), 1)
+        expected = Aligner('lprnet_mobilenet_x0.25.faces', HaarDetector())(picture)
+        assert status == 200 and len(answer['faces']) == len(expected)
+        for face, same in zip(answer['faces'], expected):
+            np.testing.assert_allclose(face['points'], same['points'], atol=0.02)
+
+
+def test_what_flags_of_serve_mean(monkeypatch):
+    """Networks by position, by --network, or those of the package, which come with the page."""
+    served = []
+
+    class Recorder:
+        models, page_url, workers, run_dir = (), None, 1, Path('run')
+
+        def __init__(self, networks, *arguments):
+            served.append((networks, arguments[-1]))
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def wait(self, *_):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(server_module, 'Server', Recorder)
+    for argv in ([], ['a', 'b'], ['--network', 'a', 'b'], ['a', '--network', 'b', '--page-port', '1']):
+        assert command(server_module, 'serve', *argv) == 0
+    assert served == [(['lprnet_mobilenet_x0.5.imagenette', 'lprnet_mobilenet_x0.5.faces'], 8081), (['a', 'b'], None),
+                      (['a', 'b'], None), (['a', 'b'], 1)]
+
+
 def test_what_cannot_be_archived_is_named(artefacts, tmp_path):
     def copied(name, **changes):
         for file in artefacts[0].parent.iterdir():
@@ -292,7 +479,8 @@ def test_what_cannot_be_archived_is_named(artefacts, tmp_path):
         (tmp_path / f'{name}.json').write_text(json.dumps({key: value for key, value in description.items()
                                                            if value is not None}))
         return tmp_path / f'{name}-symbol.json'
-    for path, message in ((tmp_path / 'x.onnx', 'give its -symbol.json'), (tmp_path / 'no-symbol.json', 'not exist'),
+    for path, message in ((tmp_path / 'x.onnx', 'a -symbol.json file, or one of'),
+                          (tmp_path / 'no-symbol.json', 'not exist'),
                           (copied('a b'), 'letters, digits'), (copied('untold', task=None), 'a task: add "task"'),
                           (copied('other', task='other'), '"task" is not'),
                           (copied('meanless', rgb_mean=None, crop_ratio=None), 'lacks crop_ratio, rgb_mean')):

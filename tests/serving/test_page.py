@@ -1,11 +1,14 @@
 """The page of ``serve --page-port``: in a real browser before the real server, and its own answers without them."""
+import contextlib
 import importlib.util
 import io
 import itertools
 import json
 import re
 import shutil
+import socket
 import threading
+import time
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
@@ -18,7 +21,7 @@ from reference.artefacts import CLASSES, expected_probabilities, faces_in_one_pa
 from gluon_lprnet.data.images import read_image
 from gluon_lprnet.serving import server as server_module
 from gluon_lprnet.serving.load_client import form
-from gluon_lprnet.serving.page import Page
+from gluon_lprnet.serving.page import MAX_CONNECTIONS, Page
 from gluon_lprnet.serving.server import Server
 from gluon_lprnet.utils.errors import InputError
 
@@ -27,6 +30,10 @@ SECONDS = 60
 MAX_BYTES = 1000
 # The fill of a drawn landmark.
 GREEN = 0, 230, 118
+
+
+# The last one holds.
+READY = [True]
 
 
 class ModelServer(BaseHTTPRequestHandler):
@@ -50,7 +57,8 @@ class ModelServer(BaseHTTPRequestHandler):
 def page():
     model_server = HTTPServer(('127.0.0.1', 0), ModelServer)
     threading.Thread(target=model_server.serve_forever, daemon=True).start()
-    page = Page(('127.0.0.1', 0), model_server.server_address, ['net', 'a b'], MAX_BYTES)
+    page = Page(('127.0.0.1', 0), model_server.server_address, {'net': 'classification', 'a b': None}, MAX_BYTES,
+                lambda: READY[-1])
     page.start()
     yield page
     page.stop()
@@ -76,8 +84,50 @@ def test_the_page_is_one_file_that_loads_nothing(page):
     assert "'unsafe-" not in headers['Content-Security-Policy']
     # Namespaces are names, not addresses.
     assert not re.search(rb'https?://(?!www\.w3\.org/(1999/xhtml|2000/svg)[\'"])|@import|url\(|innerHTML', body)
-    assert json.loads(request(page, 'GET', '/networks')[2]) == {'networks': ['net', 'a b'],
-                                                                'max_request_bytes': MAX_BYTES}
+    assert json.loads(request(page, 'GET', '/networks')[2]) == {
+        'networks': {'net': 'classification', 'a b': None}, 'max_request_bytes': MAX_BYTES}
+
+
+def test_it_says_whether_the_networks_are_ready(page):
+    for is_ready, status in ((True, 200), (False, 503)):
+        READY.append(is_ready)
+        found, _, answer = request(page, 'GET', '/ready')
+        assert found == status and json.loads(answer) == {'ready': is_ready}
+    READY.append(True)
+
+
+@pytest.mark.parametrize('host, status', [
+    ('127.0.0.1:8081', 200), ('localhost', 200), ('[::1]:8081', 200), ('192.168.1.5:80', 200), ('LOCALHOST:1', 200),
+    (socket.gethostname(), 200), ('attacker.example', 421), ('attacker.example:8081', 421), ('', 421),
+    ('127.0.0.1.attacker.example', 421)])
+def test_a_name_that_is_not_this_machines_is_refused(page, host, status):
+    """A web page could let it point here, and then read what is answered (DNS rebinding)."""
+    for method, path in (('GET', '/'), ('GET', '/networks'), ('POST', '/predictions/net')):
+        found, _, answer = request(page, method, path, b'x' if method == 'POST' else None, {'Host': host})
+        assert found == (418 if (method, status) == ('POST', 200) else status)
+        assert status == 200 or 'use the IP address' in json.loads(answer)['error']
+
+
+def test_connections_are_limited(page):
+    """Each is a thread; those that are refused are told so, and when some go others get in."""
+    before = threading.active_count()
+    idle = [socket.create_connection(page.server_address, timeout=SECONDS) for _ in range(MAX_CONNECTIONS)]
+    try:
+        def answer():
+            with socket.create_connection(page.server_address, timeout=SECONDS) as connection:
+                connection.sendall(b'GET /ready HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n')
+                with connection.makefile('rb') as file, contextlib.suppress(ConnectionError):
+                    return file.read()
+
+        refused = answer()
+        assert refused is None or refused.startswith(b'HTTP/1.1 503 ') and b'too many visitors' in refused
+        assert threading.active_count() <= before + MAX_CONNECTIONS
+    finally:
+        for connection in idle:
+            connection.close()
+    deadline = time.monotonic() + SECONDS
+    while not (answer() or b'').startswith(b'HTTP/1.1 200 '):
+        assert time.monotonic() < deadline
 
 
 def test_pictures_are_handed_on_as_they_are(page):
@@ -85,6 +135,9 @@ def test_pictures_are_handed_on_as_they_are(page):
         headers = {'Content-Type': kind} if kind else {}
         status, headers, body = request(page, 'POST', f'/predictions/{name}', 'body', headers)
         assert status == 418 and json.loads(body) == [f'/predictions/{name}', kind, 'body']
+        # The server's other address does not drop the query.
+        _, _, body = request(page, 'POST', f'/predictions/{name}?top_k=1', 'body', {'Content-Type': kind or 'a/b'})
+        assert json.loads(body) == [f'/models/{name}/invoke?top_k=1', kind or 'a/b', 'body']
         assert headers['Content-Type'] == 'application/json'
 
 
@@ -137,9 +190,10 @@ def server(artefacts, tmp_path_factory):
 class Browser:
     """Headless Chromium with the page of a server."""
 
-    def __init__(self, driver, url, folder):
+    def __init__(self, driver, url, folder, downloads):
         self.driver = driver
         self._folder = folder
+        self._downloads = downloads
         self._numbers = itertools.count()
         driver.get(url)
         self._wait(lambda: self.run('return document.getElementById("network").length'))
@@ -157,7 +211,7 @@ class Browser:
 
     def choose_network(self, name):
         from selenium.webdriver.support.ui import Select
-        Select(self.element('network')).select_by_visible_text(name)
+        Select(self.element('network')).select_by_value(name)
 
     def send(self, data, suffix='.jpg', drop=False):
         """Choose or drop a file, and wait for what comes of it."""
@@ -173,6 +227,18 @@ class Browser:
             self.element('file').send_keys(str(path))
         self._wait(lambda: self.element('name').text == path.name)
         self.wait_for_answer()
+
+    def download(self, button):
+        """The name and the bytes of the file that a button gives."""
+        for file in self._downloads.iterdir():
+            file.unlink()
+        self.element(button).click()
+
+        def done():
+            return [file for file in self._downloads.iterdir() if file.suffix in ('.png', '.json')]
+        self._wait(done)
+        file, = done()
+        return file.name, file.read_bytes()
 
     def wait_for_answer(self):
         self._wait(lambda: not self.element('status').text.startswith('Asking'))
@@ -206,27 +272,35 @@ class Browser:
 
 
 @pytest.fixture(scope='module')
-def browser(server, tmp_path_factory):
+def browser(server, photos, tmp_path_factory):
     webdriver = pytest.importorskip('selenium.webdriver')
     chromium, driver_path = shutil.which('chromium'), shutil.which('chromedriver')
     if chromium is None or driver_path is None:
         pytest.skip('no Chromium with its driver (on Debian: apt-get install chromium chromium-driver)')
+    downloads, film = tmp_path_factory.mktemp('downloads'), tmp_path_factory.mktemp('film') / 'film.mjpeg'
+    film.write_bytes(2 * photos[0])
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
     for flag in ('headless', 'no-sandbox', 'disable-gpu', 'disable-quic', 'no-first-run', 'disable-sync',
                  'disable-background-networking', 'disable-component-update', 'force-device-scale-factor=1',
-                 'window-size=1200,1400', f'user-data-dir={tmp_path_factory.mktemp("profile")}'):
+                 'window-size=1200,1400', f'user-data-dir={tmp_path_factory.mktemp("profile")}',
+                 # The camera shows a photo, and the user lets pages see it.
+                 'use-fake-device-for-media-stream', 'use-fake-ui-for-media-stream',
+                 f'use-file-for-fake-video-capture={film}'):
         options.add_argument(f'--{flag}')
+    options.add_experimental_option('prefs', {'download.default_directory': str(downloads)})
     options.set_capability('goog:loggingPrefs', {'browser': 'ALL'})
     driver = webdriver.Chrome(options, webdriver.ChromeService(driver_path))
     try:
-        yield Browser(driver, server.page_url, tmp_path_factory.mktemp('pictures'))
+        yield Browser(driver, server.page_url, tmp_path_factory.mktemp('pictures'), downloads)
     finally:
         driver.quit()
 
 
 def test_it_lists_the_networks_and_asks_its_own_server_alone(browser, server):
-    assert [option.text for option in browser.element('network').find_elements('tag name', 'option')] == server.models
+    options = browser.element('network').find_elements('tag name', 'option')
+    assert [option.get_attribute('value') for option in options] == server.models
+    assert [option.text for option in options] == [f'{CLASSIFICATION} (classes)', f'{LANDMARKS} (landmarks of faces)']
     asked = browser.run('return performance.getEntriesByType("resource").map(each => each.name)')
     assert asked == [server.page_url + 'networks']
     # Its policy lets its own script and style through.
@@ -235,12 +309,14 @@ def test_it_lists_the_networks_and_asks_its_own_server_alone(browser, server):
 
 
 def test_keyboard(browser):
+    from selenium.webdriver import ActionChains
     browser.run('document.activeElement.blur()')
     reached = []
-    for _ in range(2):
-        browser.driver.switch_to.active_element.send_keys('\ue004')
+    for _ in range(3):
+        # Keys that are sent to the element itself would be a file's name.
+        ActionChains(browser.driver).send_keys('\ue004').perform()
         reached.append(browser.run('return document.activeElement.id'))
-    assert reached == ['network', 'file']
+    assert reached == ['network', 'file', 'camera']
 
 
 @pytest.mark.parametrize('drop', [False, True])
@@ -296,6 +372,79 @@ def test_landmarks_are_drawn_where_the_network_finds_them(browser, artefacts, ph
     assert np.median(differences) < 10 and (differences < 100).mean() > 0.9
 
 
+def test_camera(browser, artefacts, photos, tmp_path):
+    browser.choose_network(CLASSIFICATION)
+    live, camera = browser.element('live'), browser.element('camera')
+    for button in 'stop', 'shoot':
+        camera.click()
+        browser._wait(lambda: browser.run('return video.videoWidth'))
+        assert live.is_displayed() and not camera.is_displayed()
+        assert browser.run('return [video.videoWidth, video.videoHeight]') == list(
+            Image.open(io.BytesIO(photos[0])).size)
+        browser.run('window.track = video.srcObject.getTracks()[0]')
+        browser.element(button).click()
+        # The camera is off, whichever button it was.
+        assert browser.run('return [window.track.readyState, video.srcObject]') == ['ended', None]
+        assert not live.is_displayed() and camera.is_displayed()
+    browser._wait(lambda: browser.element('name').text == 'camera.jpg')
+    browser.wait_for_answer()
+    assert browser.fault is None
+    taken = bytes(browser.driver.execute_async_script('sent.arrayBuffer().then('
+                                                      'data => arguments[0]([...new Uint8Array(data)]))'))
+    # What was sent is what the camera saw, and the answer is that for it.
+    assert abs(read_image(taken).astype(int) - read_image(photos[0])).mean() < 12
+    (tmp_path / 'taken.jpg').write_bytes(taken)
+    expected = expected_probabilities(artefacts[0], tmp_path / 'taken.jpg')
+    np.testing.assert_allclose([float(text.rstrip('%')) for *_, text in browser.table()], 100 * -np.sort(-expected),
+                               atol=0.06)
+
+
+@pytest.mark.parametrize('name, reason', [('NotAllowedError', 'allow it'), ('NotFoundError', 'no camera'),
+                                          ('NotReadableError', 'another program'), (None, 'only over HTTPS')])
+def test_a_camera_that_cannot_be_had(browser, name, reason):
+    browser.run('''
+        window.devices = Object.getOwnPropertyDescriptor(Navigator.prototype, "mediaDevices");
+        Object.defineProperty(Navigator.prototype, "mediaDevices", {configurable: true, get: () => arguments[0] && {
+            getUserMedia: () => Promise.reject(new DOMException("details", arguments[0]))}});''', name)
+    try:
+        browser.element('camera').click()
+        browser._wait(lambda: browser.element('fault').is_displayed())
+        assert reason in browser.element('fault').text and browser.element('camera').is_enabled()
+    finally:
+        browser.run('Object.defineProperty(Navigator.prototype, "mediaDevices", window.devices)')
+
+
+def test_the_answer_can_be_downloaded(browser, server, artefacts, photos):
+    browser.choose_network(LANDMARKS)
+    align = Aligner(artefacts[1], HaarDetector())
+    photo = next(photo for photo in photos if align(cv2.imdecode(np.frombuffer(photo, 'uint8'), 1)))
+    browser.send(photo)
+    assert re.fullmatch(r'Answered in \d+ ms\.', browser.element('status').text)
+    stem = browser.element('name').text[:-len('.jpg')]
+    name, saved = browser.download('save-answer')
+    expected = json.loads(request(server._page, 'POST', f'/predictions/{LANDMARKS}', photo,
+                                  {'Content-Type': 'image/jpeg'})[2])
+    assert name == f'{stem}.json'
+    assert json.loads(saved) == {'picture': f'{stem}.jpg', 'network': LANDMARKS, **expected}
+    name, png = browser.download('save-picture')
+    pixels, before = (cv2.imdecode(np.frombuffer(data, 'uint8'), 1)[..., ::-1].astype(int) for data in (png, photo))
+    assert name == f'{stem}-annotated.png' and pixels.shape == before.shape
+    points = np.rint(np.concatenate([face['points'] for face in expected['faces']])).astype(int)
+    inside = points[((points >= 0) & (points < pixels.shape[1::-1])).all(axis=1)]
+    assert len(inside) > 4 and np.median(abs(pixels[tuple(inside.T[::-1])] - GREEN).max(axis=1)) < 10
+    # What was drawn covers a part, and leaves the rest.
+    differs = abs(pixels - before).max(axis=-1) > 40
+    assert 0.002 < differs.mean() < 0.3
+
+    browser.choose_network(CLASSIFICATION)
+    browser.wait_for_answer()
+    assert json.loads(browser.download('save-answer')[1])['network'] == CLASSIFICATION
+    pixels = cv2.imdecode(np.frombuffer(browser.download('save-picture')[1], 'uint8'), 1)[..., ::-1].astype(int)
+    # A line for each of the three classes, from the top.
+    differs = abs(pixels - before).max(axis=-1) > 60
+    assert differs[:len(before) // 5].mean() > 5 * differs[len(before) // 4:].mean()
+
+
 def oriented(photo, orientation, kind):
     """The photo's pixels as they are, with an EXIF tag that says how they are to be turned."""
     exif = Image.Exif()
@@ -336,12 +485,15 @@ def test_browser_and_network_turn_a_picture_by_its_exif_tag_alike(browser, artef
 
 def test_what_is_wrong_with_a_file_is_said_and_the_next_one_works(browser, photos):
     browser.choose_network(CLASSIFICATION)
-    for data, suffix, reason in ((b'not an image', '.jpg', 'not an image of a known format'),
+    for data, suffix, reason in ((b'not an image', '.jpg', 'The network cannot use this file'),
+                                 (b'not an image', '.jpg', 'not an image of a known format'),
+                                 (b'some text', '.txt', 'This file is not a picture'),
                                  (b'some text', '.txt', 'the content type text/plain is not that of an image'),
                                  (photos[0][:len(photos[0]) // 2], '.jpg', 'damaged or cut off'),
                                  (b'', '.png', 'the image is empty'),
                                  (bytes(server_module.MAX_REQUEST_BYTES + 1), '.jpg',
-                                  '16,777,217 bytes, at most 16,777,216'),
+                                  '16,777,217 bytes, and the server takes at most 16,777,216'),
+                                 (bytes(server_module.MAX_REQUEST_BYTES + 1), '.jpg', 'This picture is too large'),
                                  # Its name is text.
                                  (b'', '<img src=x onerror=alert(1)>.jpg', 'the image is empty')):
         browser.send(data, suffix)
@@ -362,7 +514,7 @@ def test_another_network_sees_the_same_picture(browser, photos):
 def test_only_what_is_the_pages_is_reached_through_its_port(server, photos):
     """In front of the real server: forms, bodies that the server answers with 500, and its management."""
     for body, kind, status in ((photos[0], 'image/jpeg', 200), (*form(photos[0], top_k=1), 200),
-                               (photos[0], 'application/x-www-form-urlencoded', 415), (b'{}', 'application/json', 415),
+                               (photos[0], 'application/x-www-form-urlencoded', 415), (b'{}', 'application/json', 400),
                                (b'x', 'multipart/form-data', 415)):
         found, _, answer = request(server._page, 'POST', f'/predictions/{CLASSIFICATION}', body, {'Content-Type': kind})
         assert found == status and ('classes' if status == 200 else 'error') in json.loads(answer)

@@ -1,4 +1,5 @@
 """The real multi-model-server with small networks: answers, bad requests, killed workers, and its end."""
+import base64
 import importlib.util
 import json
 import os
@@ -7,8 +8,11 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import urlencode
 
 import cv2
@@ -18,6 +22,7 @@ from reference.artefacts import BOXES, assert_classes, expected_probabilities
 from reference.commands import command
 from reference.pictures import every_kind
 
+import gluon_lprnet
 from gluon_lprnet.__main__ import main
 from gluon_lprnet.artefact import load_network
 from gluon_lprnet.data.recordio import read_records
@@ -26,7 +31,7 @@ from gluon_lprnet.predict.detectors import HaarDetector
 from gluon_lprnet.serving import server as server_module
 from gluon_lprnet.serving import soak
 from gluon_lprnet.serving.archive import archive
-from gluon_lprnet.serving.load_client import Request, bad_requests, form, send
+from gluon_lprnet.serving.load_client import Request, bad_requests, form, same_answer, send
 from gluon_lprnet.serving.server import Server
 from gluon_lprnet.utils.errors import InputError
 
@@ -124,6 +129,52 @@ def test_a_batch_has_single_answers_and_a_status_for_each(server, artefacts, pho
             assert json.loads(answer.body)['error']
 
 
+def test_answers_of_any_length_in_a_batch(server, photos):
+    """The server fails where a batch's answers arrive in parts that end at certain bytes."""
+    workers = server.workers_of(BATCHED)
+    requests = [Request(str(number), *form(photos[number % len(photos)], **({'x' * (number % 41 + 1): 1} if number % 2
+                                                                            else {})), 400 if number % 2 else 200)
+                for number in range(8 * 41)]
+    answers = send(server, BATCHED, requests, clients=8)
+    assert [answer.status for answer in answers] == [request.status for request in requests]
+    assert all('x' * min(number % 41 + 1, 40) in json.loads(answer.body)['error']
+               for number, answer in enumerate(answers) if number % 2)
+    assert server.workers_of(BATCHED) == workers
+
+
+def test_json(server, photos):
+    data = [base64.b64encode(photo).decode() for photo in photos]
+    for model, field, value in (CLASSIFICATION, 'top_k', 2), (LANDMARKS, 'boxes', BOXES):
+        expected = [post(server, model, *form(photo, **{field: json.dumps(value)})) for photo in photos]
+        assert {status for status, _ in expected} == {200}
+        assert [post(server, model, json.dumps({'data': each, field: value}).encode(), 'application/json')
+                for each in data] == expected
+        instances = [{'data': each, field: value} for each in data]
+        status, answer = post(server, model, json.dumps({'instances': instances}).encode(), 'application/json; a=b')
+        assert status == 200 and same_answer(answer, {'predictions': [answer for _, answer in expected]})
+        instances[1] = {'data': '?'}
+        status, answer = post(server, model, json.dumps({'instances': instances}).encode(), 'application/json')
+        assert status == 200 and 'not base64' in answer['predictions'].pop(1)['error']
+        assert same_answer(answer['predictions'], [answer for _, answer in expected[:1] + expected[2:]])
+
+
+def test_fields_in_the_query(server, photos):
+    """Only this address of the server hands its query on."""
+    for model, query, status, reason in (
+            (CLASSIFICATION, 'top_k=1', 200, None), (CLASSIFICATION, 'top_k=4', 400, 'from 1 to 3'),
+            (CLASSIFICATION, 'boxes=[]', 400, 'boxes is not for this network'),
+            (LANDMARKS, 'top_k=1', 400, 'top_k is not for this network'), (LANDMARKS, 'boxes=[]', 200, None),
+            (LANDMARKS, 'limit=3', 400, "no field 'limit'")):
+        connection = server_module.HTTPConnection(*server.address)
+        connection.request('POST', f'/models/{model}/invoke?{query}', photos[0], {'Content-Type': 'image/jpeg'})
+        response = connection.getresponse()
+        answer = json.loads(response.read())
+        connection.close()
+        assert response.status == status
+        assert reason in answer['error'] if reason else [len(each) for each in answer.values()
+                                                         if isinstance(each, list)] == [int(query == 'top_k=1')]
+
+
 def assert_unharmed(server, model, workers, photo):
     """The next request is answered, by the same worker."""
     assert post(server, model, photo)[0] == 200
@@ -135,7 +186,7 @@ def test_bad_requests(server, photos, model):
     workers = server.workers_of(model)
     requests = bad_requests(photos[0]) + [
         Request('', *form(photos[0], **{'top_k' if model == CLASSIFICATION else 'boxes': 'x'}), 400),
-        Request('', *form(b''), 400), Request('', b'{}', 'application/json', 415),
+        Request('', *form(b''), 400), Request('', b'{}', 'application/json', 400),
         Request('', photos[0], 'text/html; charset=utf-8', 415), Request('', b'x', 'multipart/form-data', 415),
         Request('', b'x', 'multipart/form-data; boundary=y', 400)]
     for request in requests:
@@ -234,10 +285,10 @@ def answers_within(seconds, address, photo):
 
 
 def start_command(artefact, folder, *flags):
-    """``serve`` as a process of its own."""
+    """``serve`` as a process of its own, with one network or with those of the package."""
     return subprocess.Popen(
-        [sys.executable, '-m', 'gluon_lprnet', 'serve', str(artefact), '--run-dir', str(folder / 'run'),
-         *map(str, flags)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder,
+        [sys.executable, '-m', 'gluon_lprnet', 'serve', *([str(artefact)] if artefact else ()), '--run-dir',
+         str(folder / 'run'), *map(str, flags)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder,
         env={**os.environ, 'PYTHONPATH': str(Path(server_module.__file__).parents[2])})
 
 
@@ -304,6 +355,111 @@ def test_nothing_survives_a_serve_command_that_was_killed(artefacts, tmp_path):
     while any(map(runs, started)) + any(map(os.path.isdir, folders)) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not any(map(runs, started)) and not any(map(os.path.isdir, folders))
+
+
+def test_what_the_management_changes_stays_and_what_died_comes_back(artefacts, photos, tmp_path):
+    reports, ready = [], []
+    with Server(artefacts, tmp_path / 'run', port=server_module.free_port(), workers=1) as server:
+        waiting = threading.Thread(target=lambda: pytest.raises(InputError, server.wait, ready.append, reports.append))
+        waiting.start()
+        try:
+            def models():
+                return [entry['modelName'] for entry in server._manage('GET', '/models')[0]['models']]
+
+            # A network dies, and is taken away while it is loaded again, which failed and ended all.
+            for _ in range(3):
+                server.loader_of(LANDMARKS).kill()
+                until(lambda: server.loader_of(LANDMARKS) is not None or LANDMARKS not in models())
+                server._manage('DELETE', f'/models/{LANDMARKS}')
+                until(lambda: LANDMARKS not in models() and len(reports) > 0)
+                assert waiting.is_alive() and post(server, CLASSIFICATION, photos[0])[0] == 200
+                until(server.is_ready)
+                server._load(LANDMARKS, f'{LANDMARKS}.mar', server._loading)
+                until(lambda: LANDMARKS in server._loaded)
+                assert post(server, LANDMARKS, photos[0])[0] == 200
+                reports.clear()
+            # It dies, and comes back by itself.
+            server.loader_of(LANDMARKS).kill()
+            until(lambda: any('was loaded again' in line for line in reports))
+            assert post(server, LANDMARKS, photos[0])[0] == 200
+            until(lambda: ready and ready[-1])
+            # Longer than it takes to see that a network is missing.
+            server._manage('PUT', f'/models/{LANDMARKS}?min_worker=0&synchronous=true')
+            time.sleep(5)
+            assert server._manage('GET', f'/models/{LANDMARKS}')[0]['minWorkers'] == 0
+            assert server._manage('DELETE', f'/models/{LANDMARKS}')[1] == 200
+            time.sleep(5)
+            assert models() == [CLASSIFICATION] and server.is_ready()
+            assert post(server, CLASSIFICATION, photos[0])[0] == 200 and waiting.is_alive()
+        finally:
+            server.stop()
+            waiting.join(60)
+    assert not waiting.is_alive() and ready[0]
+
+
+def until(condition):
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_serve_without_networks_serves_those_of_the_package(photos, tmp_path):
+    port, page_port, ready = server_module.free_port(), server_module.free_port(), tmp_path / 'ready'
+    process = start_command(None, tmp_path, '--port', port, '--page-port', page_port, '--workers', 1, '--ready-file',
+                            ready)
+    try:
+        lines = [process.stdout.readline() for _ in range(6)]
+        assert lines[-2] == f'In a browser: http://127.0.0.1:{page_port}/\n' and lines[-1].startswith('Ready.')
+        until(ready.exists)
+        for name, task in ('lprnet_mobilenet_x0.5.faces', 'faces'), ('lprnet_mobilenet_x0.5.imagenette', 'classes'):
+            assert f'http://127.0.0.1:{port}/predictions/{name}\n' in lines
+            for address in ('127.0.0.1', port), ('127.0.0.1', page_port):
+                answer, = send(SimpleNamespace(address=address), name, [Request('', photos[0], 'image/jpeg')])
+                assert answer.status == 200
+            if task == 'classes':
+                expected = gluon_lprnet.load(name).predict(photos[0])[0]
+                for entry, guess in zip(json.loads(answer.body)['classes'], expected):
+                    assert entry['label'] == guess.label and abs(entry['probability'] - guess.probability) < 1e-5
+            else:
+                found = json.loads(answer.body)['faces']
+                expected = gluon_lprnet.FaceAligner(name).predict(photos[0])[0]
+                assert len(found) == len(expected)
+                for face, same in zip(found, expected):
+                    np.testing.assert_allclose(face['points'], same.landmarks, atol=0.02)
+        connection = server_module.HTTPConnection('127.0.0.1', page_port)
+        connection.request('GET', '/ready')
+        assert connection.getresponse().status == 200
+        connection.close()
+        # While it loads the networks again it is not ready.
+        java, *_ = started_by(process)
+        for loader in java.children():
+            loader.kill()
+        until(lambda: not ready.exists())
+        until(ready.exists)
+        process.terminate()
+        process.communicate(timeout=30)
+        assert process.returncode == 0 and not ready.exists()
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def test_an_archive_that_does_not_load_says_why(artefacts, tmp_path, monkeypatch):
+    """Before Java starts, which would only say that no worker does."""
+    monkeypatch.setattr(server_module, 'find_java', lambda: 'no Java is started')
+    for handler, reason in (('import none_of_this', "No module named 'none_of_this'"),
+                            ('def handle(data, context): raise OSError("no license")', 'OSError: no license')):
+        mar = archive(artefacts[1], tmp_path / 'sound')
+        with zipfile.ZipFile(mar) as sound, zipfile.ZipFile(tmp_path / 'broken.mar', 'w') as broken:
+            for name in sound.namelist():
+                broken.writestr(name, handler if name == 'handler.py' else sound.read(name))
+        with pytest.raises(InputError, match=f'broken.mar does not load: .*{reason}'):
+            Server([tmp_path / 'broken.mar'], tmp_path / 'run').__enter__()
+    with zipfile.ZipFile(tmp_path / 'empty.mar', 'w'):
+        pass
+    with pytest.raises(InputError, match='empty.mar is not a model archive: its MAR-INF/MANIFEST.json'):
+        Server([tmp_path / 'empty.mar'], tmp_path / 'run').__enter__()
 
 
 @pytest.mark.slow
