@@ -141,6 +141,9 @@ class Server:
             self._folder = Path(tempfile.mkdtemp(prefix='serving-', dir=self.run_dir))
             archives = [self._store(network) for network in self._networks]
             self._listen({path.stem: _read_task(path) for path in archives})
+            for network in self._networks:
+                if Path(network).suffix == '.mar':
+                    self._check_archive(network)
             self._start(java, Path(package.origin).parent)
             for path in archives:
                 self._load(path.stem, path.name, self._loading)
@@ -303,7 +306,6 @@ class Server:
             if path.suffix != '.mar':
                 archived = archive(network, scratch)
             elif zipfile.is_zipfile(path):
-                _check_archive(path, scratch)
                 archived = Path(shutil.copyfile(path, Path(scratch) / path.name))
             else:
                 raise InputError(f'{path} {"is not a model archive" if path.exists() else "does not exist"}.')
@@ -311,6 +313,27 @@ class Server:
             if target.exists():
                 raise InputError(f'{network}: there is another network with the name {target.stem}; rename one.')
             return archived.rename(target)
+
+    def _check_archive(self, path):
+        """Load an archive as a worker does: where it does not load, the server would only say that no worker starts."""
+        with tempfile.TemporaryDirectory(dir=self._folder) as folder:
+            try:
+                with zipfile.ZipFile(path) as mar:
+                    mar.extractall(folder)
+                    handler = json.loads(mar.read('MAR-INF/MANIFEST.json'))['model']['handler']
+            except (zipfile.BadZipFile, zlib.error) as error:
+                raise InputError(f'{path} is damaged: {error}.') from error
+            except (ValueError, LookupError, TypeError):
+                raise InputError(f'{path} is not a model archive: its MAR-INF/MANIFEST.json is missing or names no '
+                                 'handler.') from None
+            try:
+                loaded = subprocess.run([sys.executable, '-c', _LOAD, folder, handler], cwd=folder, capture_output=True,
+                                        text=True, timeout=_START_SECONDS, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+            except subprocess.TimeoutExpired:
+                raise InputError(f'{path} does not load within {_START_SECONDS} seconds.') from None
+        if loaded.returncode:
+            lines = loaded.stderr.strip().splitlines() or [f'its handler ended the process ({loaded.returncode})']
+            raise InputError(f'{path} does not load: {lines[-1]}')
 
     def _listen(self, tasks):
         """Take the page's port, and see that the server will get its own."""
@@ -406,29 +429,6 @@ class Server:
             raise OSError(f'the server breaks off its answer: {error!r}') from error
         finally:
             connection.close()
-
-
-def _check_archive(path, scratch):
-    """Load an archive as a worker does: where it does not load, the server would only say that no worker starts."""
-    folder = Path(scratch) / 'unpacked'
-    try:
-        with zipfile.ZipFile(path) as mar:
-            mar.extractall(folder)
-    except (zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f'{path} is damaged: {error}.') from error
-    try:
-        handler = json.loads((folder / 'MAR-INF' / 'MANIFEST.json').read_text(encoding='utf-8'))['model']['handler']
-    except (OSError, ValueError, LookupError, TypeError):
-        raise InputError(f'{path} is not a model archive: its MAR-INF/MANIFEST.json is missing or names no '
-                         'handler.') from None
-    try:
-        loaded = subprocess.run([sys.executable, '-c', _LOAD, str(folder), handler], cwd=folder, capture_output=True,
-                                text=True, timeout=_START_SECONDS, env={**os.environ, 'OMP_NUM_THREADS': '1'})
-    except subprocess.TimeoutExpired:
-        raise InputError(f'{path} does not load within {_START_SECONDS} seconds.') from None
-    if loaded.returncode:
-        lines = loaded.stderr.strip().splitlines() or [f'its handler ended the process ({loaded.returncode})']
-        raise InputError(f'{path} does not load: {lines[-1]}')
 
 
 def _read_task(path):

@@ -479,6 +479,7 @@ def test_what_cannot_be_archived_is_named(artefacts, tmp_path):
         (tmp_path / f'{name}.json').write_text(json.dumps({key: value for key, value in description.items()
                                                            if value is not None}))
         return tmp_path / f'{name}-symbol.json'
+    (tmp_path / 'x.onnx').write_text('')
     for path, message in ((tmp_path / 'x.onnx', 'a -symbol.json file, or one of'),
                           (tmp_path / 'no-symbol.json', 'not exist'),
                           (copied('a b'), 'letters, digits'), (copied('untold', task=None), 'a task: add "task"'),
@@ -518,7 +519,7 @@ def test_what_cannot_be_served_is_named_before_java_starts(artefacts, tmp_path, 
         for argv, message in (
                 ([tmp_path / 'bad.mar'], 'bad.mar is not a model archive'),
                 ([tmp_path / 'none.mar'], 'none.mar does not exist'),
-                ([mar, mar], 'another network of this name'), ([mar, artefacts[1]], 'another network of this name'),
+                ([mar, mar], 'another network with the name'), ([mar, artefacts[1]], 'another network with the name'),
                 ([mar, '--port', port], f'--port {port} cannot be listened on'),
                 ([mar, '--port', free, '--management-port', free], 'are the same'),
                 ([mar, '--management-port', 40_000], '--management-port is 40000: .* up to 32767'),
