@@ -32,9 +32,10 @@ def archive(network, out):
     Parameters
     ----------
     network : path
-        As :func:`gluon_lprnet.artefact.load_network` takes it. ``NAME-symbol.json`` is archived as it is, and taken as a
-        network of classes that sees images as is usual for ImageNet if ``NAME.json`` is not beside it; a network of the
-        package, a run or a checkpoint in its deployed form, under its own name or its model's.
+        As :func:`gluon_lprnet.artefact.load_network` takes it. ``NAME-symbol.json`` is archived as it is; without
+        ``NAME.json`` beside it, it is taken as a network of classes that sees images as is usual for ImageNet. A
+        network of the package, a run or a checkpoint is archived in its deployed form, under its own name or its
+        model's.
     out : path
         Folder, created if it does not exist.
 
@@ -50,6 +51,8 @@ def archive(network, out):
     network = Path(network)
     if network.name.endswith('-symbol.json'):
         return _archive_exported(network, network.name[:-len('-symbol.json')], Path(out))
+    if network.suffix == '.onnx':
+        raise InputError(f'{network}: the server does not take ONNX files; give the run or a -symbol.json file.')
     with tempfile.TemporaryDirectory(prefix='archive-') as scratch:
         symbol, = (path for path in export(network, scratch, ('deployed',)) if path.name.endswith('-symbol.json'))
         model = symbol.name[:-len('-deployed-symbol.json')]

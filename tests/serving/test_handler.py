@@ -479,8 +479,9 @@ def test_what_cannot_be_archived_is_named(artefacts, tmp_path):
         (tmp_path / f'{name}.json').write_text(json.dumps({key: value for key, value in description.items()
                                                            if value is not None}))
         return tmp_path / f'{name}-symbol.json'
-    (tmp_path / 'x.onnx').write_text('')
-    for path, message in ((tmp_path / 'x.onnx', 'a -symbol.json file, or one of'),
+    (tmp_path / 'x').write_text('')
+    for path, message in ((tmp_path / 'x', 'give the folder of a run'),
+                          (tmp_path / 'x.onnx', 'does not take ONNX files'),
                           (tmp_path / 'no-symbol.json', 'not exist'),
                           (copied('a b'), 'letters, digits'), (copied('untold', task=None), 'a task: add "task"'),
                           (copied('other', task='other'), '"task" is not'),
