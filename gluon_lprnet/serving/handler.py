@@ -255,7 +255,7 @@ class Classification(_Service):
 
 
 class Landmarks(_Service):
-    """Image and optional boxes to the 68 points of each face, as ``python -m gluon_lprnet align`` finds them."""
+    """Image and optional boxes to the 68 points of each face, which OpenCV's cascades find without boxes."""
 
     field, other_field, purpose = 'boxes', 'top_k', 'finds landmarks'
 

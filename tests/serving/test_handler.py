@@ -438,7 +438,7 @@ def test_networks_of_the_package_and_runs_are_archived_in_their_deployed_form(ar
         assert same_answer(ask(handler.load(tmp_path / name), photo)[1], ask(services[0], photo)[1])
         status, answer = ask(handler.load(tmp_path / 'lprnet_mobilenet_x0.25.faces'), photo)
         picture = cv2.imdecode(np.frombuffer(photo, 'uint8'), 1)
-        expected = Aligner('lprnet_mobilenet_x0.25.faces', HaarDetector())(picture)
+        expected = faces_in_one_pass('lprnet_mobilenet_x0.25.faces', picture)
         assert status == 200 and len(answer['faces']) == len(expected)
         for face, same in zip(answer['faces'], expected):
             np.testing.assert_allclose(face['points'], same['points'], atol=0.02)
