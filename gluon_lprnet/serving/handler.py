@@ -65,7 +65,7 @@ _BASE64 = 'base64'
 _IMAGE_FIELDS = ('data', 'body', 'model_name')
 _BINARY_TYPES = ('', 'application/octet-stream', 'binary/octet-stream')
 
-# As gluon_lprnet.predict.align finds faces.
+# As gluon_lprnet.predict.detectors.HaarDetector finds faces.
 _DETECTION_SIDE = 1024
 _SMALLEST_FACE = 30
 _CASCADES = (('frontal', 'frontalface_alt', False), ('profile', 'profileface', False),
