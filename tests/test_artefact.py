@@ -104,6 +104,15 @@ def test_nan_is_not_written(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_nan_that_a_relu_hides_is_not_written(tmp_path):
+    net = network()
+    gamma = net.features[1][0][1].gamma
+    gamma.set_data(mx.nd.full(gamma.shape, np.nan))
+    assert np.isfinite(net(random_images(2, SIZE)).asnumpy()).all()
+    with pytest.raises(InputError, match=f'the parameter {gamma.name} has NaN'):
+        export_network(net, CONFIG, tmp_path)
+
+
 @pytest.mark.parametrize('call', ['gluon_lprnet.artefact.load_network', 'os.replace 1', 'os.replace 2', 'os.replace 3'])
 def test_a_kill_during_export_leaves_a_whole_network_or_none(tmp_path, call):
     """SIGKILL before the files are compared, and before each is moved, in a folder that has an older export."""

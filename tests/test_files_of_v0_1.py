@@ -66,12 +66,15 @@ def test_records_of_faces():
 
 @pytest.mark.parametrize('task, training, records', [('classification', imagenet, 'shapes'),
                                                      ('landmarks', face, 'faces')])
-def test_a_training_goes_on(task, training, records, tmp_path):
+def test_a_training_goes_on(task, training, records, tmp_path, capsys):
     """Its last epoch is missing; resumed, it ends with the network that version 0.1 ended with."""
     run, rec = tmp_path / 'run', str(FOLDER / 'records' / f'{records}.rec')
     shutil.copytree(FOLDER / task, run)
     shutil.rmtree(run / 'export')
-    assert not training.main(['--save-dir', str(run), '--resume', '--rec-train', rec, '--rec-val', rec])
+    resume = ['--save-dir', str(run), '--resume', '--rec-train', rec, '--rec-val', rec]
+    assert training.main(resume) == 2
+    assert 'trainer.states is a pickle' in capsys.readouterr().err
+    assert not training.main([*resume, '--allow-pickle'])
     symbol, = (run / 'export').glob('*-symbol.json')
     expected = OUTPUTS[f'{task}/export/{symbol.name}']
     # One epoch in float32, on a processor that may add up in another order.

@@ -3,6 +3,7 @@ import math
 from collections import namedtuple
 
 import mxnet as mx
+from tqdm import tqdm
 
 from .classes import labels_of
 from .images import BILINEAR, shorter_side
@@ -76,8 +77,13 @@ class ImageBatches:
         """
         seed = (self._seed + 1000003 * epoch) % 2 ** 31
         iterator = mx.io.ImageRecordIter(seed=seed, seed_aug=seed, **self._arguments)
+        skipped = tqdm(total=start, desc='to the place of the checkpoint', unit='batch', leave=False,
+                       disable=None if start else True)
         for number, batch in enumerate(iterator):
-            if number >= start:
+            if number < start:
+                skipped.update()
+            else:
+                skipped.close()
                 rows = self.batch_size - batch.pad
                 label = batch.label[0][:rows]
                 yield Batch(batch.data[0][:rows], label if self._labels is None else self._labels.take(label))

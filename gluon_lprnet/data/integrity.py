@@ -152,6 +152,23 @@ def check_records(rec_path, idx_path=None, num_classes=None, label_width=1, cont
                          {int(label): int(count) for label, count in zip(classes, counts)}, verified)
 
 
+def fingerprint(records):
+    """What tells a file of records from others: the number of records, and a CRC-32.
+
+    Parameters
+    ----------
+    records : RecordSummary
+
+    Returns
+    -------
+    dict
+        ``records``; ``crc32`` of the ``.rec`` by its manifest, or, without one, of the index.
+    """
+    manifest = load_manifest(records.path)
+    return {'records': records.count,
+            'crc32': manifest['rec']['crc32'] if manifest else file_crc32(records.index_path)}
+
+
 def class_names(rec_path):
     """The names of the classes of a ``.rec`` file, in the order of their labels.
 

@@ -71,9 +71,13 @@ class TrainingConfig:
                             free=True, group='run', metavar='DIR')
     save_frequency: int = setting(1, 'a checkpoint every so many epochs', 1, _MOST, free=True, group='run',
                                   metavar='EPOCHS')
+    save_interval: float = setting(30.0, 'minutes between two checkpoints within an epoch; 0: none there', 0, 1e6,
+                                   free=True, group='run', metavar='MINUTES')
     log_interval: int = setting(50, 'steps between two reports within an epoch', 1, _MOST, free=True, group='run',
                                 metavar='STEPS')
     tensorboard: bool = setting(False, 'write TensorBoard events too (needs tensorboardX)', free=True, group='run')
+    allow_pickle: bool = setting(False, 'resume from a checkpoint of a version before, whose optimizer state is a '
+                                        'pickle and can run any code: of your own runs only', free=True, group='run')
     seed: int = setting(0, 'of initialization, order and augmentation', 0, _MOST, group='run')
     num_gpus: int = setting(0, '0 trains on the CPU', 0, 64, group='run')
     dtype: str = setting('float32', 'bfloat16: mixed precision by MXNet AMP; float16: the whole network, GPU only',

@@ -14,7 +14,7 @@ from ..data.batches import Normalization
 from ..data.faces.batches import AUGMENTATIONS, FaceBatches
 from ..data.faces.landmarks import CROP_SCALE, ONE_JAW, TWO_JAWS, from_outputs, known_jaw
 from ..data.faces.records import LABEL_WIDTH, read_face_records
-from ..data.integrity import check_records
+from ..data.integrity import check_records, fingerprint
 from ..evaluate.landmarks import evaluate_landmarks, normalized_mean_errors
 from ..utils.errors import InputError
 from . import command
@@ -114,8 +114,9 @@ def build_task(config):
         if not recs:
             raise InputError(f'`rec_{subset}` is missing: give RecordIO files, from `python -m gluon_lprnet pack '
                              'faces`.')
-        for rec in recs:
-            check_records(rec, label_width=LABEL_WIDTH, content=False)
+        checked = [check_records(rec, label_width=LABEL_WIDTH, content=False) for rec in recs]
+        if subset == 'train':
+            data = {Path(rec).name: fingerprint(records) for rec, records in zip(recs, checked)}
     names = [Path(rec).stem for rec in config.rec_val]
     if len(set(names)) < len(names):
         raise InputError(f'`rec_val`: two of {", ".join(config.rec_val)} have the same name: rename one.')
@@ -160,7 +161,7 @@ def build_task(config):
         # Summed over the outputs: their mean would leave gradients near Adam's epsilon.
         loss=lambda output, label: LOSSES[config.loss](_known_differences(output, label)).sum(axis=1),
         count=lambda output, label: {'nme': float(errors(output, label).sum())},
-        evaluate=evaluate, description={'task': 'landmarks'})
+        evaluate=evaluate, description={'task': 'landmarks'}, data=data)
 
 
 def train(config, resume=False):

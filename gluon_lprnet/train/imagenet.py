@@ -2,6 +2,7 @@
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import ClassVar, Optional
 
 import mxnet as mx
@@ -10,7 +11,7 @@ from mxnet import gluon
 
 from ..data.batches import Batch, ImageBatches, Normalization, paper_augmentation, validation_batches
 from ..data.images import AUTO, BILINEAR
-from ..data.integrity import check_records, class_names
+from ..data.integrity import check_records, class_names, fingerprint
 from ..data.recordio import size_of
 from ..evaluate.classification import correct_in_top, evaluate_classification
 from ..utils.errors import InputError
@@ -156,7 +157,8 @@ def build_task(config):
         loss=lambda output, label: (soft_loss if label.ndim == 2 else hard_loss)(output, label),
         count=lambda output, label: {'top1': correct_in_top(output, label.argmax(1) if label.ndim == 2 else label, 1)},
         evaluate=lambda: evaluate_classification(net, validation, contexts[0], config.input_dtype),
-        description={'task': 'classification', 'class_names': names})
+        description={'task': 'classification', 'class_names': names},
+        data={Path(config.rec_train).name: fingerprint(records['train'])})
 
 
 def train(config, resume=False):

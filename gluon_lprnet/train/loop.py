@@ -17,9 +17,13 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from .. import checkpoint
+from ..utils.errors import InputError
 from ..utils.signals import noted
 from .average import WeightAverage
 from .journal import Journal
+
+# Seconds of training that are saved before a validation, which may take long.
+_WORTH_SAVING = 60
 
 
 class NonFiniteLoss(ArithmeticError):
@@ -65,6 +69,8 @@ class TrainingTask:
         (validation metrics) to whether the training may end before its last epoch.
     description : dict
         What a user of the network must know beside the configuration: ``task``, ``class_names`` and such.
+    data : dict
+        What tells the training's records from others: see :func:`gluon_lprnet.data.integrity.fingerprint`.
     """
     net: gluon.HybridBlock
     contexts: list
@@ -75,6 +81,7 @@ class TrainingTask:
     evaluate: Callable
     reached: Callable = lambda metrics: False
     description: dict = field(default_factory=dict)
+    data: dict = field(default_factory=dict)
 
 
 class Schedule:
@@ -132,17 +139,27 @@ class Run:
         self.last_saved = None
         # Plain values only: this is what a checkpoint holds.
         described = {**config.to_dict(), **task.description}
-        self.state = dict(step=0, epoch=0, step_in_epoch=0, sums={}, reached=False, config=described)
+        self.state = dict(step=0, epoch=0, step_in_epoch=0, sums={}, reached=False, config=described,
+                          data=task.data)
         self._average = WeightAverage(task.net, config.ema_decay) if config.ema_decay else None
+        self._saved_at = time.monotonic()
         if resume_from:
+            before = resume_from.state.get('data') or task.data
+            # The files may have other names now.
+            if list(before.values()) != list(task.data.values()):
+                raise InputError(f'{resume_from.path} was trained on other records: {_records(before)}, not '
+                                 f'{_records(task.data)}. Give those, or train in a new folder.')
             if self._average:
                 task.net.load_parameters(resume_from.params, ctx=task.contexts)
                 self._average.start()
-            resume_from.load(task.net, self.trainer, task.contexts)
-            self.state = {**self.state, **resume_from.state, 'config': described}
+            resume_from.load(task.net, self.trainer, task.contexts, config.allow_pickle)
+            self.state = {**self.state, **resume_from.state, 'config': described, 'data': task.data}
             self.last_saved = resume_from.path
             logger.info('resumed from %s: epoch %d, step %d', resume_from.path, self.state['epoch'] + 1,
                         self.state['step'])
+            if self.state['step_in_epoch'] % self.schedule.steps_per_epoch:
+                logger.info('the %d steps of the epoch that are done are read once more, to come to the next',
+                            self.state['step_in_epoch'])
         self.journal = Journal(config.save_dir, config.tensorboard, self.state['step'])
         self._clock = _Clock(self.schedule.epochs * self.schedule.steps_per_epoch - self.state['step'])
 
@@ -165,6 +182,7 @@ class Run:
                 self._train_epoch(signals)
                 self._check_parameters()
                 self._average_statistics()
+                self._save_after(_WORTH_SAVING)
                 try:
                     with self._average.taken() if self._average else contextlib.nullcontext():
                         metrics = self.task.evaluate()
@@ -197,6 +215,7 @@ class Run:
             state['sums'].update(sums)
             interval.update(sums)
             if state['step_in_epoch'] % config.log_interval == 0:
+                self._check_parameters()
                 means = _means(interval)
                 interval.clear()
                 self.journal.add('interval', state['step'], state['epoch'], learning_rate=rate, **means)
@@ -209,6 +228,8 @@ class Run:
             if signals:
                 bar.close()
                 self._stop(signals)
+            if config.save_interval:
+                self._save_after(60 * config.save_interval)
 
     def update(self, batches):
         """One update from the summed gradients of ``batches``, an iterable of (data, label).
@@ -276,9 +297,16 @@ class Run:
             if not np.isfinite(parameter.data(self.task.contexts[0]).asnumpy()).all():
                 raise self._non_finite(f'the parameter {name} is NaN or infinite')
 
+    def _save_after(self, seconds):
+        """A checkpoint within the epoch, if that much time has passed since the last one."""
+        if time.monotonic() - self._saved_at >= seconds:
+            self._check_parameters()
+            self._save()
+
     def _save(self):
         self.last_saved = checkpoint.save(self.config.save_dir, self.task.net, self.trainer, self.state,
                                           average=self._average)
+        self._saved_at = time.monotonic()
 
     def _stop(self, signals):
         self._check_parameters()
@@ -325,6 +353,11 @@ def _make_trainer(task, config):
         options['momentum'] = config.momentum
     return gluon.Trainer(parameters, config.optimizer, options,
                          kvstore='device' if len(task.contexts) > 1 else None, update_on_kvstore=False)
+
+
+def _records(data):
+    return ', '.join(f'{name} ({values["records"]} records, CRC-32 {values["crc32"]})'
+                     for name, values in data.items()) or 'none'
 
 
 def _means(sums):

@@ -1,0 +1,121 @@
+"""What a training that is killed or spoiled loses: no more than --save-interval, and no whole checkpoint."""
+import logging
+
+import mxnet as mx
+import numpy as np
+import pytest
+from conftest import encode
+from test_train import linear_task, settings
+
+from gluon_lprnet import checkpoint
+from gluon_lprnet.data.recordio import write_records
+from gluon_lprnet.train import imagenet, loop
+from gluon_lprnet.train.loop import NonFiniteLoss, Run
+from gluon_lprnet.utils.errors import InputError
+
+STEPS = 5
+
+
+class Killed(BaseException):
+    """Ends a process at once: nothing is saved because of it."""
+
+
+@pytest.fixture
+def linear(tmp_path):
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(4 * STEPS, 3)).astype('float32'), rng.normal(size=4 * STEPS).astype('float32')
+
+    def start(resume=False, data=None, **changes):
+        config = settings(save_dir=str(tmp_path), ema_decay=0.5, **changes)
+        task = linear_task(x, y, [mx.cpu()], batch_size=4)
+        task.data = data or {}
+        return Run(task, config, logging.getLogger('test'), checkpoint.newest(tmp_path) if resume else None)
+    return start
+
+
+def kill_after(run, updates):
+    update, done = run.update, []
+
+    def dying(batches):
+        if len(done) == updates:
+            raise Killed
+        done.append(update(batches))
+        return done[-1]
+    run.update = dying
+    with pytest.raises(Killed):
+        run.fit()
+
+
+def weights(run):
+    return run.task.net.weight.data().asnumpy()
+
+
+@pytest.mark.parametrize('killed_after', [2, STEPS + 3])
+def test_a_kill_within_an_epoch_costs_what_came_after_the_interval(linear, tmp_path, killed_after):
+    straight = linear()
+    straight.fit()
+    for path in (tmp_path / 'checkpoints').iterdir():
+        path.rename(tmp_path / path.name)
+    # Any time has passed after a step.
+    kill_after(linear(save_interval=1e-9), killed_after)
+    resumed = linear(resume=True, save_interval=0.0)
+    assert resumed.state['step'] == killed_after
+    resumed.fit()
+    np.testing.assert_array_equal(weights(resumed), weights(straight))
+
+
+def test_without_an_interval_a_kill_costs_the_epoch(linear):
+    kill_after(linear(save_interval=0.0), STEPS + 3)
+    assert linear(resume=True).state['step'] == STEPS
+
+
+def test_what_was_trained_is_saved_before_the_validation(linear, tmp_path, monkeypatch):
+    straight = linear()
+    straight.fit()
+    for path in (tmp_path / 'checkpoints').iterdir():
+        path.rename(tmp_path / path.name)
+    monkeypatch.setattr(loop, '_WORTH_SAVING', 0)
+    run = linear()
+
+    def evaluate():
+        raise Killed
+    run.task.evaluate = evaluate
+    with pytest.raises(Killed):
+        run.fit()
+    resumed = linear(resume=True)
+    assert (resumed.state['epoch'], resumed.state['step_in_epoch']) == (0, STEPS)
+    resumed.fit()
+    np.testing.assert_array_equal(weights(resumed), weights(straight))
+    assert len((tmp_path / 'metrics.jsonl').read_text().splitlines()) == 3 * (1 + STEPS // 2)
+
+
+def test_a_weight_that_is_nan_is_named_at_the_next_report(linear):
+    run = linear()
+    update = run.update
+
+    def spoiling(batches):
+        sums = update(batches)
+        run.task.net.weight.set_data(mx.nd.array([[1, np.nan, 1]]))
+        return sums
+    run.update = spoiling
+    # As MXNet's convolution does with a ReLU behind it, which makes 0 of NaN.
+    run.task.loss = lambda output, label: mx.nd.where(output == output, output, mx.nd.zeros_like(output))[:, 0]
+    with pytest.raises(NonFiniteLoss, match='weight is NaN or infinite at step 2 '):
+        run.fit()
+    assert run.last_saved is None
+
+
+def test_other_records_are_refused_by_name(linear, tmp_path):
+    linear(data={'a.rec': {'records': 20, 'crc32': '1234'}}).fit()
+    with pytest.raises(InputError, match=r'was trained on other records: a.rec \(20 records, CRC-32 1234\), not b.rec'):
+        linear(resume=True, data={'b.rec': {'records': 20, 'crc32': '4321'}})
+    assert linear(resume=True, data={'moved.rec': {'records': 20, 'crc32': '1234'}}).state['epoch'] == 3
+
+
+def test_a_training_does_not_go_on_with_records_of_other_pictures(training_flags, tmp_path, capsys):
+    assert imagenet.main([*training_flags, '--num-epochs', '2', '--tuning-epochs', '0']) == 0
+    write_records(tmp_path / 'other', [(number % 3, encode(np.full((16, 16, 3), number, 'uint8')))
+                                       for number in range(50)], classes=['red', 'green', 'blue'])
+    assert imagenet.main(['--save-dir', str(tmp_path / 'run'), '--resume', '--rec-train',
+                          str(tmp_path / 'other.rec')]) == 2
+    assert 'was trained on other records: tiny.rec (50 records' in capsys.readouterr().err
