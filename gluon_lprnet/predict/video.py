@@ -94,7 +94,7 @@ class VideoFile:
                         else Fraction(self._container.duration or 0, av.time_base))
         self.frames = self._video.frames or round(self._length * self.rate) or None
         self._undecodable = 0
-        self._end = Fraction(0)
+        self._end, self._shown = Fraction(0), None
         self._finished = False
 
     def __iter__(self):
@@ -141,6 +141,11 @@ class VideoFile:
 
     def _frame(self, decoded):
         shown = decoded.pts * decoded.time_base - self.start if decoded.pts is not None else self._end
+        if self._shown is not None and shown <= self._shown:
+            # Recordings that are joined end to end: the clock of each begins anew.
+            self.start -= self._end - shown
+            shown = self._end
+        self._shown = shown
         duration = (decoded.duration or 0) * decoded.time_base
         self._end = max(self._end, shown + (duration or 1 / self.rate))
         return Frame(_upright(decoded.to_ndarray(format='bgr24'), self._orientation(decoded)), shown, duration)
@@ -225,7 +230,7 @@ class VideoWriter:
         self._path, self._source = str(path), source
         self._container = None
         self._early = []
-        self._sounds = {}
+        self._sounds, self._sounded = {}, {}
         self._durations = collections.deque()
         self._last = -1
 
@@ -265,8 +270,11 @@ class VideoWriter:
             packet.dts -= shift
             if packet.pts is not None:
                 packet.pts -= shift
-            packet.stream = target
-            self._container.mux(packet)
+            # Where recordings are joined, some come twice.
+            if packet.dts > self._sounded.get(origin.index, -math.inf):
+                self._sounded[origin.index] = packet.dts
+                packet.stream = target
+                self._container.mux(packet)
             return
         try:
             decoded = packet.decode()
@@ -338,6 +346,13 @@ def align_video(source, target, draw_faces, add_frame, limit=None, stop=()):
     InputError
         If there is no frame, or the video cannot be written.
     """
+    try:
+        return _align_video(source, target, draw_faces, add_frame, limit, stop)
+    except av.FFmpegError as error:
+        raise InputError(f'{target} cannot be written: {_reason(error)}.') from error
+
+
+def _align_video(source, target, draw_faces, add_frame, limit, stop):
     frames, size = 0, None
     with whole(target) as scratch, VideoWriter(scratch, source) as writer, \
             tqdm(desc=source.name, total=limit or source.frames, unit='frame', leave=False, disable=None) as bar:

@@ -182,14 +182,22 @@ def test_interlaced_video_stays_at_its_times(tmp_path):
         assert not next(container.decode(video=0)).interlaced_frame
 
 
-def test_a_resolution_that_changes_on_the_way(tmp_path):
+def test_recordings_joined_end_to_end(tmp_path):
+    """The second one begins at its own time, and has another resolution."""
     pictures = smooth_pictures(8, 96, 128)
     smaller = [cv2.resize(picture, (64, 48), interpolation=cv2.INTER_AREA) for picture in pictures[4:]]
-    write_video(tmp_path / 'a.ts', pictures[:4])
-    write_video(tmp_path / 'b.ts', smaller)
+    write_video(tmp_path / 'a.ts', pictures[:4], sound='aac')
+    write_video(tmp_path / 'b.ts', smaller, sound='aac')
     (tmp_path / 'c.ts').write_bytes((tmp_path / 'a.ts').read_bytes() + (tmp_path / 'b.ts').read_bytes())
     summary, lines, _ = copy(tmp_path / 'c.ts', tmp_path / 'out.mp4')
     assert summary['frames'] == 8 and (summary['height'], summary['width']) == (96, 128)
+    times = [line['time'] for line in lines]
+    # The second's frames are together; the first's sound may be longer than its frames.
+    assert np.diff(times) == pytest.approx(1 / 12, abs=0.06) and np.diff(times)[4:] == pytest.approx(1 / 12, abs=1e-3)
+    # OpenCV counts from the first frame, a moment after the sound begins.
+    assert read_video(tmp_path / 'out.mp4')[1] == pytest.approx(np.subtract(times, times[0]), abs=1e-3)
+    _, samples, rate, _ = read_sound(tmp_path / 'out.mp4')
+    assert len(samples) / rate == pytest.approx(8 / 12, abs=0.15)
     assert_alike(read_video(tmp_path / 'out.mp4')[0], pictures)
 
 
@@ -322,6 +330,17 @@ def test_each_encoder(tmp_path, monkeypatch, encoder):
     frames, found = read_video(tmp_path / 'out.mp4')
     assert_alike(frames, pictures)
     np.testing.assert_allclose(found, times, atol=2e-3)
+
+
+def test_what_the_encoder_refuses_is_said(tmp_path, monkeypatch):
+    write_video(tmp_path / 'a.mp4', smooth_pictures(3, 48, 64))
+
+    def refuse(self, frame):
+        raise av.error.UnknownError(1313558101, 'no such size')
+    monkeypatch.setattr(video.VideoWriter, 'add', refuse)
+    with pytest.raises(InputError, match='out.mp4 cannot be written: no such size'):
+        copy(tmp_path / 'a.mp4', tmp_path / 'out.mp4')
+    assert [path.name for path in tmp_path.iterdir()] == ['a.mp4']
 
 
 def test_a_missing_encoder_is_named(tmp_path, monkeypatch):
