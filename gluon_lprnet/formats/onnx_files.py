@@ -167,6 +167,7 @@ def _drop_softmax(onnx, graph, path):
             kind = graph.output[0].type.tensor_type.elem_type
             del graph.output[:]
             graph.output.append(onnx.helper.make_tensor_value_info(name, kind, None))
+            return
 
 
 def _fitting(session, input_, path, size):
@@ -206,7 +207,10 @@ def _normalization(onnx, model, name, layout, size, path):
     del part.graph.output[:]
     part.graph.output.append(onnx.helper.make_tensor_value_info(last, onnx.TensorProto.FLOAT, None))
     session = _session_of(part, path)
-    dtype = _TYPES[session.get_inputs()[0].type]
-    return normalization_of(
-        lambda images: np.concatenate([session.run(None, {name: image[None].astype(dtype)})[0] for image in images]),
-        layout, size)
+    input_, = session.get_inputs()
+    batch = input_.shape[0] if isinstance(input_.shape[0], int) else 1
+
+    def run(images):
+        batches = (np.stack([image] * batch).astype(_TYPES[input_.type]) for image in images)
+        return np.stack([session.run(None, {name: each})[0][0] for each in batches])
+    return normalization_of(run, layout, size)

@@ -86,10 +86,10 @@ def standard_form(symbol: mx.sym.Symbol, params: dict[str, np.ndarray], path: An
         symbol = in_float32(symbol)
         params = {each: value.astype('float32') if value.dtype.kind == 'f' else value
                   for each, value in params.items()}
-    if name != 'data':
-        if 'data' in params:
-            raise InputError(f'{path}: "data" is a parameter, and the input is {name!r}: rename the parameter.')
-        symbol = symbol(**{name: _image_variable()})
+    if 'data' in params:
+        raise InputError(f'{path}: "data" is a parameter, and the input is {name!r}: rename the parameter.')
+    # Without the shape and the type that it may have been saved with.
+    symbol = symbol(**{name: _image_variable()})
     layout, size, (_, *rest) = _fitting(symbol, params, path, params_path, description.get('input_size'))
     normalization = _normalization(symbol, params, layout, size)
     if layout == 'NHWC':
@@ -129,8 +129,9 @@ def _without_loss(symbol, path, task):
                                  (('axis', '-1'), ('temperature', 'None')))
             if axis not in ('-1', '1'):
                 return found
-            found = end if temperature == 'None' else end / float(temperature)
-        elif kind in _IDENTITIES and found.name == node['name']:
+            # One only: what is below it, be it another softmax, is the network's.
+            return end if temperature == 'None' else end / float(temperature)
+        if kind in _IDENTITIES and found.name == node['name']:
             found = end
 
 
@@ -152,14 +153,15 @@ def _some(names):
 
 
 def candidates(size: Optional[int] = None) -> Iterator[tuple[str, int, tuple[int, int, int, int]]]:
-    """Layout, side and shape of the images that a network may take: of one size, or of the usual ones."""
+    """Layout, side and shape of two images that a network may take: of one size, or of the usual ones."""
     for side in [size] if size else SIZES:
         for layout in LAYOUTS:
-            yield layout, side, (1, 3, side, side) if layout == 'NCHW' else (1, side, side, 3)
+            # More than one: a network may have been saved for batches of one.
+            yield layout, side, (2, 3, side, side) if layout == 'NCHW' else (2, side, side, 3)
 
 
 def _fitting(symbol, params, path, params_path, size):
-    """Layout and side of the images that the network takes, and the shape of its output for one."""
+    """Layout and side of the images that the network takes, and the shape of its output for two."""
     arguments = {name: params[name].shape for name in symbol.list_arguments() if name != 'data'}
     auxiliary = [params[name].shape for name in symbol.list_auxiliary_states()]
     reasons = []
@@ -174,8 +176,9 @@ def _fitting(symbol, params, path, params_path, size):
             reasons.append('its shapes do not follow from that of the image')
             continue
         output = outputs[0]
-        if len(output) < 2 or output[0] != 1 or any(length != 1 for length in output[2:]):
-            raise InputError(f'{path} gives an output of the shape {output} for one image, and not a row of numbers.')
+        if len(output) < 2 or output[0] != 2 or any(length != 1 for length in output[2:]):
+            raise InputError(f'{path} gives an output of the shape {output} for two images, and not a row of numbers '
+                             'for each.')
         return layout, side, output
     sides = size or f'{min(SIZES)} to {max(SIZES)}'
     raise InputError(f'{path} with {params_path} takes no RGB image of {sides} pixels a side: {reasons[0]}')

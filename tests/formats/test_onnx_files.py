@@ -84,10 +84,11 @@ HWC = ('batch', SIZE, SIZE, 3)
     ({'shape': ('n', 3, 'h', 'w')}, {'input_size': None}),
     ({'first': [TRANSPOSE], 'shape': HWC}, {}),
     ({'first': [SUB, DIV, TRANSPOSE], 'shape': HWC}, {'rgb_std': [1.0] * 3}),
+    ({'first': [SUB, DIV, TRANSPOSE], 'shape': (4, SIZE, SIZE, 3)}, {'rgb_std': [1.0] * 3}),
     ({'first': [('Cast', {'to': 1}), SUB, DIV, TRANSPOSE], 'shape': HWC, 'kind': 2}, {'rgb_std': [1.0] * 3}),
     ({'first': [('Sub', {}, [np.float32(120 / 255)]), ('Div', {}, [np.float32(60 / 255)])]}, {'rgb_std': [255.0] * 3}),
 ], ids=['softmax', 'logits', 'log_softmax', 'identity', 'batch of 1', 'batch of 4', 'any size', 'HWC', 'pixels',
-        'bytes', 'fractions'])
+        'pixels in batches of 4', 'bytes', 'fractions'])
 def test_networks_of_other_programs(keywords, facts, tmp_path):
     net, description = load_network(write(tmp_path / 'net.onnx', **keywords))
     pixels = PIXELS.transpose(0, 3, 1, 2).astype('float32')

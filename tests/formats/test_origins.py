@@ -332,6 +332,18 @@ def test_a_network_of_one_size_only(tmp_path):
         load_network(tmp_path / 'net-symbol.json')
 
 
+def test_an_input_of_a_shape_and_a_type(tmp_path):
+    """As converters save it; it is used in other batches."""
+    module = module_of(logits(mx.sym.var('data')))
+    module.save_checkpoint(str(tmp_path / 'net'), 0)
+    path = tmp_path / 'net-symbol.json'
+    graph = json.loads(path.read_text())
+    graph['nodes'][0]['attrs'] = {'__shape__': f'(1, 3, {SIZE}, {SIZE})', '__dtype__': '3'}
+    path.write_text(json.dumps(graph))
+    assert relative_error(load_network(path)[0](mx.nd.array(NORMALIZED)).asnumpy(),
+                          outputs_of_module(module, NORMALIZED)) < 1e-6
+
+
 def test_save_parameters_is_not_export(tmp_path):
     net = gluon_network()
     net.hybridize()
