@@ -292,7 +292,7 @@ def test_landmarks(faces, tiny_records, tmp_path, capsys):
     facts = json.loads((tmp_path / 'out' / f'{MODEL}-int8.json').read_text())['int8']
     assert 0 < facts['mxnet']['nme'] != facts['float']['nme'] and 'agreement' not in facts['mxnet']
     assert f'nme: {facts["float"]["nme"]:.4f} in float32' in capsys.readouterr().out
-    assert main([*arguments, '--calibrate', f'{tiny_records[0]}.rec']) == 2
+    assert main([*arguments, '--overwrite', '--calibrate', f'{tiny_records[0]}.rec']) == 2
     assert 'pack faces' in capsys.readouterr().err
 
 
