@@ -191,7 +191,8 @@ def split_payload(payload):
     if len(payload) < begin:
         raise Damage(f'its header announces {flag} labels, more than it contains')
     if flag:
-        label = np.frombuffer(payload, '<f4', flag, HEADER.size)
+        # A view would keep the whole payload beside the image.
+        label = np.frombuffer(payload, '<f4', flag, HEADER.size).copy()
     return label, payload[begin:]
 
 

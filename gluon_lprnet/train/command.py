@@ -20,7 +20,7 @@ from ..zoo import get_model
 from .config import add_flags, check_same_curve, checkpoint_to_resume, configure, make_parser, parse
 from .environment import write_environment
 from .fine_tuning import freeze, take_weights
-from .journal import LOGGER, start_log, stop_log
+from .journal import LOGGER, metrics_text, start_log, stop_log
 from .loop import Interrupted, NonFiniteLoss, Run
 
 
@@ -142,8 +142,7 @@ def train(config, build_task, resume=False):
         metrics = _fit(task, config, logger, found)
         symbol = export_network(task.net, {**config.to_dict(), **task.description},
                                 os.path.join(config.save_dir, 'export'))
-        logger.info('final validation: %s; exported %s',
-                    ', '.join(f'{name} {value:.4f}' for name, value in metrics.items()), symbol)
+        logger.info('final validation: %s; exported %s', metrics_text(metrics), symbol)
         return metrics
 
 

@@ -15,11 +15,12 @@ from ..data.faces.batches import AUGMENTATIONS, FaceBatches
 from ..data.faces.landmarks import CROP_SCALE, ONE_JAW, TWO_JAWS, from_outputs, known_jaw
 from ..data.faces.records import LABEL_WIDTH, read_face_records
 from ..data.integrity import check_records, fingerprint
-from ..evaluate.landmarks import evaluate_landmarks, normalized_mean_errors
+from ..evaluate.landmarks import evaluate_landmarks, evaluate_mean_face, mean_face, normalized_mean_errors
 from ..utils.errors import InputError
 from . import command
 from .command import check_batches, contexts_of, make_network
 from .config import NetworkTrainingConfig, setting, with_default
+from .journal import LOGGER
 from .loop import TrainingTask
 
 _PROFILE_YAW = math.radians(60)
@@ -134,6 +135,10 @@ def build_task(config):
     augmentation = replace(AUGMENTATIONS[config.augmentation], mirror=not config.no_mirror)
     augmented, plain = batches_of(faces, augmentation), batches_of(faces)
     validation = {name: _read([rec], config) for name, rec in zip(names, config.rec_val)}
+    typical = mean_face(faces)
+    for name, records in validation.items():
+        LOGGER.info('NME of the mean face of the training sets on %s: %.2f%%', name,
+                    100 * evaluate_mean_face(typical, records).errors.mean())
     net = make_network(config, mx.init.Xavier(), contexts, len(faces), f'{config.num_classes} outputs')
     if config.data_check == 'full':
         for rec in {*config.rec_train, *config.rec_val}:

@@ -93,6 +93,12 @@ def read_epochs(run_dir):
     return [record for record in read_metrics(Path(run_dir) / 'metrics.jsonl') if record['kind'] == 'epoch']
 
 
+def metrics_text(values):
+    """Metrics by name in one line: NME, which the journal has as a fraction like the others, in percent."""
+    return ', '.join(f'{name} {100 * value:.2f}%' if name.startswith('nme') else f'{name} {value:.4f}'
+                     for name, value in values.items())
+
+
 def draw_curves(run_dirs, path):
     """Draw loss, validation metrics and learning rate by epoch, a color a run.
 

@@ -20,7 +20,7 @@ from .. import checkpoint
 from ..utils.errors import InputError
 from ..utils.signals import noted
 from .average import WeightAverage
-from .journal import Journal
+from .journal import Journal, metrics_text
 
 # Seconds of training that are saved before a validation, which may take long.
 _WORTH_SAVING = 60
@@ -219,12 +219,12 @@ class Run:
                 means = _means(interval)
                 interval.clear()
                 self.journal.add('interval', state['step'], state['epoch'], learning_rate=rate, **means)
-                bar.set_postfix_str(f'{_text(means)}, total ETA {self._clock.eta()}')
+                bar.set_postfix_str(f'{metrics_text(means)}, total ETA {self._clock.eta()}')
                 if bar.disable:
                     self.logger.info('epoch %d/%d step %d/%d: %s, learning rate %.4g, %.0f images/s, ETA %s',
                                      state['epoch'] + 1, schedule.epochs, state['step_in_epoch'],
-                                     schedule.steps_per_epoch, _text(means), rate, self._clock.images_per_second(),
-                                     self._clock.eta())
+                                     schedule.steps_per_epoch, metrics_text(means), rate,
+                                     self._clock.images_per_second(), self._clock.eta())
             if signals:
                 bar.close()
                 self._stop(signals)
@@ -277,8 +277,8 @@ class Run:
                          images_per_second=self._clock.images_per_second(), **means,
                          **{f'val_{name}': value for name, value in metrics.items()})
         self.logger.info('epoch %d/%d (%s) done: %s; validation %s; %.0f images/s, ETA %s', epoch + 1,
-                         schedule.epochs, phase, _text(means), _text(metrics), self._clock.images_per_second(),
-                         self._clock.eta())
+                         schedule.epochs, phase, metrics_text(means), metrics_text(metrics),
+                         self._clock.images_per_second(), self._clock.eta())
         state.update(epoch=epoch + 1, step_in_epoch=0, sums={}, reached=self.task.reached(metrics))
         if (state['epoch'] % self.config.save_frequency == 0 or state['epoch'] == schedule.epochs
                 or state['reached']):
@@ -362,7 +362,3 @@ def _records(data):
 
 def _means(sums):
     return {name: value / sums['samples'] for name, value in sums.items() if name != 'samples'}
-
-
-def _text(values):
-    return ', '.join(f'{name} {value:.4f}' for name, value in values.items())

@@ -101,6 +101,21 @@ def test_a_grid_shows_the_landmarks_where_they_are(evaluation, tmp_path):
     assert red_xs.min() == pytest.approx(xs.min(), abs=2) and red_ys.min() > ys.max()
 
 
+def test_every_curve_is_inside_the_axes(tmp_path, monkeypatch):
+    """That of the mean face too, whose errors are several times the networks'."""
+    errors = np.linspace(0.02, 0.08, 40)
+    points = np.zeros((40, 68, 2))
+    found = {label: landmarks.FaceErrors(['face'] * 40, factor * errors, np.full(40, np.nan), points, points)
+             for label, factor in (('network', 1), ('mean face', 5))}
+    drawn = []
+    monkeypatch.setattr(figures, '_save', lambda figure, path, legend=False: drawn.append(figure))
+    figures.draw_ced(found, tmp_path / 'ced', 'title')
+    axis = drawn[0].axes[0]
+    for line in axis.lines:
+        x, y = line.get_data()
+        assert y[x <= axis.get_xlim()[1]].max() >= 50, line.get_label()
+
+
 def test_equal_numbers_give_equal_files(evaluation, tmp_path):
     _, results, _ = evaluation
     for name in 'ab':

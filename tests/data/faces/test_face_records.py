@@ -1,6 +1,7 @@
 """Faces packed into records: the geometry to and fro, the pixels, the faults, the command."""
 import io
 import json
+import tracemalloc
 from collections import Counter
 
 import cv2
@@ -13,7 +14,15 @@ from reference.face_files import points_of, write_aflw2000, write_pts, write_ytf
 from gluon_lprnet.__main__ import main
 from gluon_lprnet.data.faces.datasets import read_faces
 from gluon_lprnet.data.faces.landmarks import landmark_box
-from gluon_lprnet.data.faces.records import LABEL_WIDTH, decode_record, encode_record, pack_faces, read_face_records
+from gluon_lprnet.data.faces.records import (
+    LABEL_WIDTH,
+    FaceRecord,
+    decode_record,
+    encode_record,
+    pack_faces,
+    read_face_records,
+)
+from gluon_lprnet.data.images import encode_jpeg
 from gluon_lprnet.data.integrity import check_records
 from gluon_lprnet.data.recordio import read_records, write_records
 from gluon_lprnet.utils.errors import InputError
@@ -124,6 +133,20 @@ def test_records_round_trip_and_decode_everywhere(tmp_path):
     assert summary.count == 2 and 'CRC-32' in summary.verified
     (tmp_path / 'out.json').unlink()
     assert 'decoded' in check_records(tmp_path / 'out.rec', label_width=LABEL_WIDTH, workers=1).verified
+
+
+def test_faces_are_held_once(tmp_path):
+    """A face in memory is its image and its numbers, not the record that they came in too."""
+    image = encode_jpeg(np.random.default_rng(0).integers(0, 256, (224, 224, 3), 'uint8'))
+    face = FaceRecord('a', None, image, np.zeros((68, 2)), np.array([0, 0, 1, 1]), None, 1.0, np.zeros(2), '3d')
+    write_records(tmp_path / 'faces', [encode_record(face)] * 20)
+    tracemalloc.start()
+    try:
+        held = list(read_face_records(tmp_path / 'faces.rec'))
+        used = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert used < 1.2 * sum(len(each.image) for each in held)
 
 
 def test_pose(tmp_path):
