@@ -22,6 +22,8 @@ _ENCODERS = ('libx264', 'libopenh264')
 # What browsers play in MP4: it is copied, and other sound becomes AAC.
 _COPIED_SOUND = ('aac', 'mp3', 'opus', 'flac')
 _SOUND_RATE = 48_000
+# Seconds back in time that are more than a careless clock.
+_JOINT = Fraction(1, 10)
 _FRAMES_PER_SECOND = 25
 # Of ITU-T H.273, table 4; of FFmpeg's AVColorRange.
 _BT601, _LIMITED = 6, 1
@@ -141,7 +143,7 @@ class VideoFile:
 
     def _frame(self, decoded):
         shown = decoded.pts * decoded.time_base - self.start if decoded.pts is not None else self._end
-        if self._shown is not None and shown <= self._shown:
+        if self._shown is not None and shown < self._shown - _JOINT:
             # Recordings that are joined end to end: the clock of each begins anew.
             self.start -= self._end - shown
             shown = self._end

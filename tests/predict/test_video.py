@@ -2,6 +2,7 @@
 import resource
 import socket
 import tracemalloc
+from fractions import Fraction
 
 import av
 import cv2
@@ -76,6 +77,25 @@ def test_times_of_a_variable_rate_stay(tmp_path):
     with av.open(str(tmp_path / 'a.mp4')) as before, av.open(str(tmp_path / 'out.mp4')) as after:
         assert after.duration == pytest.approx(before.duration, abs=2000)
         assert summary['seconds'] == pytest.approx(before.duration / 1e6, abs=2e-3)
+
+
+def test_frames_of_one_time_do_not_shift_the_others(tmp_path):
+    times = [0, .1, .1, .2, .2, .2, .3, 1]
+    with av.open(str(tmp_path / 'a.mkv'), 'w') as container:
+        stream = container.add_stream('mjpeg', rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, 'yuvj420p'
+        for picture, time in zip(smooth_pictures(len(times), 48, 64), times):
+            # Each picture by an encoder of its own, which does not mind the times.
+            packets = av.codec.CodecContext.create('mjpeg', 'w')
+            packets.width, packets.height, packets.pix_fmt = 64, 48, 'yuvj420p'
+            packets.time_base = Fraction(1, 1000)
+            for packet in packets.encode(av.VideoFrame.from_ndarray(picture, 'bgr24')):
+                packet.stream, packet.time_base = stream, Fraction(1, 1000)
+                packet.pts = packet.dts = round(1000 * time)
+                container.mux(packet)
+    summary, lines, damage = copy(tmp_path / 'a.mkv', tmp_path / 'out.mp4')
+    assert damage is None and [line['time'] for line in lines] == pytest.approx(times, abs=1e-3)
+    assert read_video(tmp_path / 'out.mp4')[1] == pytest.approx(times, abs=3e-3)
 
 
 @pytest.mark.parametrize('name', ['a.ts', 'a.mkv', 'a.avi', 'a.webm'])
