@@ -76,6 +76,19 @@ def test_video(shared_data):
         assert way['followed'] == way['numbers_per_video'] == 1
 
 
+def test_aligning(tmp_path):
+    """Faces of noise: a network that answers the same in every box is right about none of them."""
+    rec, faces = write_faces(tmp_path / 'faces', [0, 20])
+    results = json.loads(run('aligning.py', '--network', str(make_network(tmp_path / 'network')), '--rec', rec,
+                             '--faces', '2', '--angles', '0', '90', '--format', 'json'))
+    rows = {(row['way'], row['angle']): row for row in results['turned']}
+    assert len(rows) == 6 and all(row['right'] == 0 and row['faces'] == 2 for row in rows.values())
+    # In boxes that are given a face is always found.
+    assert rows['true boxes', 0]['found'] == rows['true boxes', 90]['found'] == 1
+    assert results['confidence']['faces'] == 2 and results['confidence']['right'] == 0
+    assert sum(part['faces'] for part in results['confidence']['parts']) == 2
+
+
 def test_profile():
     pytest.importorskip('onnxruntime')
     output = run('profile_inference.py', '--width', '0.25', '--input-size', '32', '--networks', 'deployed',
