@@ -37,9 +37,9 @@ class Frame(NamedTuple):
     ----------
     picture : ndarray (height, width, 3) uint8
         BGR, upright.
-    time : Fraction
+    time : fractions.Fraction
         Seconds from the beginning of the video.
-    duration : Fraction
+    duration : fractions.Fraction
         Seconds that it is shown; 0 if the video does not say.
     """
 
@@ -53,9 +53,9 @@ class VideoFile:
 
     Attributes
     ----------
-    time_base : Fraction
+    time_base : fractions.Fraction
         Seconds of the unit that all times are multiples of.
-    rate : Fraction
+    rate : fractions.Fraction
         Frames per second in the mean.
     frames : int or None
         How many to expect.
