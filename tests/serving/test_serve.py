@@ -228,6 +228,28 @@ def test_huge_uploads(server, photos, announced):
     assert_unharmed(server, CLASSIFICATION, workers, photos[0])
 
 
+def test_slow_clients_do_not_take_the_memory(server, photos):
+    """Together they send more than Java's buffers may take: the last ones are cut off, and others are answered."""
+    body, cut_off, accepted = bytes(15 * 2 ** 20), 0, []
+    try:
+        for _ in range(60):
+            connection = socket.create_connection(server.address, timeout=60)
+            accepted.append(connection)
+            try:
+                connection.sendall(f'POST /predictions/{CLASSIFICATION} HTTP/1.1\r\nHost: x\r\nContent-Type: image/png'
+                                   f'\r\nContent-Length: {server_module.MAX_REQUEST_BYTES}\r\n\r\n'.encode() + body)
+            except ConnectionError:
+                cut_off += 1
+        assert 0 < cut_off < 60
+        assert server.java.memory_info().rss < server_module.JAVA_LIMIT
+        assert post(server, CLASSIFICATION, photos[0])[0] == 200
+    finally:
+        for connection in accepted:
+            connection.close()
+    # What they had is free again.
+    until(lambda: post(server, CLASSIFICATION, np.random.default_rng(0).bytes(2 ** 23))[0] == 400)
+
+
 def test_only_this_machine_reaches_it_and_its_management_this_user_only(server):
     processes = [server.java, *server.java.children(recursive=True)]
     listening = {connection.laddr for process in processes for connection in process.net_connections('tcp')
