@@ -80,9 +80,11 @@ def soak(network, run_dir, images, requests=10_000, clients=8, workers=None, bat
         growth = {process: after.workers[process] / memory - 1 for process, memory in before.workers.items()
                   if process in after.workers}
         expect(len(growth) == server.workers, f'workers of before that still run: {len(growth)} of {server.workers}')
-        most = max(growth.values(), default=0)
-        expect(most <= 0.05, f"workers' memory: {_mebibytes(sum(before.workers.values()))} before, "
-               f'{_mebibytes(sum(after.workers.values()))} after (of one worker {most:+.1%} at most; allowed: 5%)')
+        memory = [sum(resources.workers.values()) for resources in (before, after)]
+        expect(abs(memory[1] / memory[0] - 1) <= 0.05,
+               f"workers' memory: {_mebibytes(memory[0])} before, {_mebibytes(memory[1])} after "
+               f'({memory[1] / memory[0] - 1:+.1%}, allowed: 5%; of one worker at most '
+               f'{max(growth.values(), default=0):+.1%})')
         # It grows to what Java was allowed, however little is in use.
         expect(after.java <= JAVA_LIMIT, f"the server's own memory: {_mebibytes(before.java)} before, "
                f'{_mebibytes(after.java)} after (allowed: {_mebibytes(JAVA_LIMIT)})')
