@@ -1,13 +1,14 @@
 """``python -m gluon_lprnet experiment``: Table 4, the module's open choices and Table 3's ranks, on CIFAR-10."""
+import argparse
 import sys
 from typing import NamedTuple
 
 from ..data.integrity import check_records
 from ..utils.errors import InputError
-from ..utils.files import write_file
-from ..utils.flags import add_record_flags, non_negative_int, positive_float, positive_int
+from ..utils.files import PathLike, write_file
+from ..utils.flags import Commands, add_record_flags, non_negative_int, positive_float, positive_int
 from ..utils.text import render_table
-from .grid import ExperimentRow, Grid, mean_and_deviation
+from .grid import ExperimentRow, Grid, Result, mean_and_deviation
 
 
 class Experiment(NamedTuple):
@@ -27,11 +28,11 @@ class Experiment(NamedTuple):
     reference: str
 
 
-def _row(name, title, model, flags='', printed=()):
+def _row(name: str, title: str, model: str, flags: str = '', printed: tuple = ()) -> ExperimentRow:
     return ExperimentRow(name, title, f'--model {model} {flags}', printed)
 
 
-def table4(width):
+def table4(width: float) -> Experiment:
     """Modules of one kind in MobileNetV1: in four of the five places of width 512, as printed, or in all eight."""
     lpr, all_lpr = f'table4_lpr_x{width}', f'lprnet_mobilenet_x{width}'
     scale = '--l2-norm-scale sqrt_width'
@@ -50,7 +51,7 @@ def table4(width):
         dsc.name)
 
 
-def choices(width):
+def choices(width: float) -> Experiment:
     """The other answers to what equation (6) leaves open, each in all modules of LPRNet-MobileNet."""
     default = _row(f'lprnet_mobilenet_x{width}', 'equation (6) as it is here', f'lprnet_mobilenet_x{width}')
     return Experiment(f'Open choices of the module, LPRNet-MobileNet x{width}', (
@@ -67,7 +68,7 @@ def choices(width):
             ('sqrt_width', 'learned scale of the L2 norm, starts at the root of the width')))), default.name)
 
 
-def ranks(width):
+def ranks(width: float) -> Experiment:
     """Table 3's ranks compared with MobileNetV1 at widths of about equal multiply-adds."""
     default = _row(f'lprnet_mobilenet_x{width}', 'LPRNet-MobileNet r = m/8', f'lprnet_mobilenet_x{width}')
     return Experiment(f'Ranks of LPRNet-MobileNet x{width} beside widths of MobileNetV1', (
@@ -81,7 +82,7 @@ def ranks(width):
 EXPERIMENTS = {'table4': table4, 'choices': choices, 'rank': ranks}
 
 
-def accuracy_table(experiment, results, format='text'):
+def accuracy_table(experiment: Experiment, results: dict[str, Result], format: str = 'text') -> str:
     """The experiment's table, as a string.
 
     Parameters
@@ -112,7 +113,7 @@ def accuracy_table(experiment, results, format='text'):
                         'training, along with whatever else ran.'])
 
 
-def draw_accuracies(experiment, results, path):
+def draw_accuracies(experiment: Experiment, results: dict[str, Result], path: PathLike) -> None:
     """Draw accuracy against multiply-adds, one curve per family of networks (the first word of a row's title).
 
     Parameters
@@ -126,7 +127,7 @@ def draw_accuracies(experiment, results, path):
     from matplotlib.figure import Figure
     figure = Figure(figsize=(6, 4), layout='constrained')
     axis = figure.subplots()
-    families = {}
+    families: dict[str, list[tuple[ExperimentRow, Result]]] = {}
     for row in experiment.rows:
         if results[row.name].accuracies:
             families.setdefault(row.title.split()[0], []).append((row, results[row.name]))
@@ -149,7 +150,7 @@ def draw_accuracies(experiment, results, path):
     write_file(path, lambda scratch: figure.savefig(scratch, dpi=110))
 
 
-def add_commands(commands):
+def add_commands(commands: Commands) -> None:
     parser = commands.add_parser(
         'experiment', help="the paper's experiments on CIFAR-10: Table 4, the module's open choices, ranks",
         description='Train every row of an experiment with every seed and print its table. Finished runs are not '
@@ -169,7 +170,7 @@ def add_commands(commands):
     parser.set_defaults(run=_run)
 
 
-def _run(args):
+def _run(args: argparse.Namespace) -> int:
     experiment = EXPERIMENTS[args.name](args.width)
     names = [row.name for row in experiment.rows]
     unknown = set(args.rows or ()) - set(names)

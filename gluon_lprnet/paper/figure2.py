@@ -4,15 +4,18 @@ The paper's experiment behind Figure 2: a DSC or an LPR module replaces one stan
 everything else is fixed, and only the new module is trained until the network is as accurate as before. The outputs of
 the modules on the validation images are then compared, pair by pair.
 """
+import argparse
 import json
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Callable, Optional
 
 import mxnet as mx
 import numpy as np
 from mxnet import gluon
-from mxnet.gluon import nn
+from mxnet.gluon import HybridBlock, nn
 from tqdm import tqdm
 
 from .. import checkpoint
@@ -26,12 +29,12 @@ from ..train.config import TrainingConfig, check_same_curve
 from ..train.fine_tuning import fix_statistics
 from ..train.loop import TrainingTask
 from ..utils.errors import InputError
-from ..utils.files import folder_aside, write_file
-from ..utils.flags import add_record_flags, non_negative_int, positive_float, positive_int
+from ..utils.files import PathLike, folder_aside, write_file
+from ..utils.flags import Commands, add_record_flags, non_negative_int, positive_float, positive_int
 from ..utils.text import render_table
 
 ORIGINAL = 'SConv'
-MODULES = {
+MODULES: dict[str, Callable[[int], HybridBlock]] = {
     'DSC': lambda channels: DSC(channels, channels),
     'LPR no Residual': lambda channels: LPR(channels, residual=False),
     'LPR no L2Norm': lambda channels: LPR(channels, l2_norm=False),
@@ -49,7 +52,7 @@ class ModuleTrainingConfig(TrainingConfig):
     match_features: bool = False
 
 
-def split(net):
+def split(net: HybridBlock) -> tuple[nn.HybridSequential, SConv, nn.HybridSequential, int]:
     """Split a network around its last SConv of equal input and output width.
 
     The last one, because training a replacement then only has to run what comes after it.
@@ -80,7 +83,7 @@ def split(net):
                      'table4_sconv network.')
 
 
-def freeze(net):
+def freeze(net: HybridBlock) -> None:
     """Fix the parameters of ``net`` in training, including the statistics of BatchNorm."""
     fix_statistics(net)
     net.collect_params().setattr('grad_req', 'null')
@@ -98,21 +101,22 @@ class Features:
         The NumPy file to write.
     """
 
-    def __init__(self, net, batches, path):
-        self.labels, self.data, done = np.empty(batches.count, 'float32'), None, 0
+    def __init__(self, net: HybridBlock, batches: Any, path: PathLike) -> None:
+        self.labels, done = np.empty(batches.count, 'float32'), 0
+        self.data: np.ndarray
         self.count, self.batch_size = batches.count, batches.batch_size
         for data, label in tqdm(batches.epoch(0), 'features', len(batches), leave=False, disable=None):
             features = net(data.as_in_context(mx.cpu())).asnumpy()
-            if self.data is None:
+            if not done:
                 self.data = np.lib.format.open_memmap(path, 'w+', 'float32', (batches.count, *features.shape[1:]))
             self.data[done:done + len(features)] = features
             self.labels[done:done + len(features)] = label.asnumpy()
             done += len(features)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return math.ceil(self.count / self.batch_size)
 
-    def epoch(self, epoch, start=0, seed=None):
+    def epoch(self, epoch: int, start: int = 0, seed: Optional[int] = None) -> Iterator[Batch]:
         """Yield the batches from number ``start`` on, shuffled by ``seed`` and ``epoch`` if a seed is given."""
         order = np.arange(self.count) if seed is None else (
             np.random.default_rng((seed, epoch)).permutation(self.count))
@@ -121,7 +125,7 @@ class Features:
             yield Batch(mx.nd.array(self.data[rows]), mx.nd.array(self.labels[rows]))
 
 
-def mean_squared_errors(outputs):
+def mean_squared_errors(outputs: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """The mean squared error between each pair of feature arrays of the same shape.
 
     Parameters
@@ -134,7 +138,7 @@ def mean_squared_errors(outputs):
     tuple of ndarray
         The errors (n, n), and the errors by channel (n, n, channels).
     """
-    total, count = 0.0, 0
+    total, count = np.zeros(()), 0.0
     for begin in range(0, len(outputs[0]), 256):
         chunk = np.stack([output[begin:begin + 256] for output in outputs]).astype('float64')
         total = total + np.stack([((chunk - one) ** 2).sum(axis=(1, 3, 4)) for one in chunk])
@@ -143,7 +147,7 @@ def mean_squared_errors(outputs):
     return by_channel.mean(axis=2), by_channel
 
 
-def draw_errors(names, errors, by_channel, path):
+def draw_errors(names: Sequence[str], errors: np.ndarray, by_channel: np.ndarray, path: PathLike) -> None:
     """Figure 2: the errors as a matrix with their numbers, and by channel for each pair with the standard convolution.
 
     Parameters
@@ -183,7 +187,7 @@ def draw_errors(names, errors, by_channel, path):
     write_file(path, lambda scratch: figure.savefig(scratch, dpi=110))
 
 
-def add_commands(commands):
+def add_commands(commands: Commands) -> None:
     parser = commands.add_parser(
         'figure2', help='Figure 2: replace one standard convolution of a trained network by DSC and LPR modules',
         description='Replace the last standard convolution of a trained network, train only the new module, and '
@@ -204,7 +208,7 @@ def add_commands(commands):
     parser.set_defaults(run=_run)
 
 
-def _run(args):
+def _run(args: argparse.Namespace) -> None:
     net, description = load_network(args.network)
     before, original, after, channels = split(net)
     # Before a fixed layer is hybridized, because the graph keeps the setting it was made with.
@@ -239,7 +243,8 @@ def _run(args):
     print(f'mean square of the features of {ORIGINAL}: {square:.5f}\n{out / "figure2.png"}')
 
 
-def _train(module, after, inputs, target, accuracy, args, folder):
+def _train(module: Any, after: Any, inputs: dict[str, Any], target: Any, accuracy: float, args: argparse.Namespace,
+           folder: Path) -> dict[str, float]:
     """Train ``module`` in front of the fixed layers ``after``, or for the features ``target``; the last metrics."""
     mx.random.seed(args.seed + list(MODULES).index(folder.name))
     module.initialize(mx.init.MSRAPrelu())
@@ -259,7 +264,7 @@ def _train(module, after, inputs, target, accuracy, args, folder):
         for (data, _), (wanted, _) in zip(batches(epoch, start), target.epoch(epoch, start, args.seed)):
             yield Batch(data, wanted)
 
-    common = dict(contexts=[mx.cpu()], batches_per_epoch=len(inputs['train']), evaluate=evaluate)
+    common: dict[str, Any] = dict(contexts=[mx.cpu()], batches_per_epoch=len(inputs['train']), evaluate=evaluate)
     if target:
         task = TrainingTask(
             net=module, batches=features, **common,

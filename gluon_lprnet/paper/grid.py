@@ -4,8 +4,9 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, Optional
 
 from tqdm import tqdm
 
@@ -16,6 +17,7 @@ from ..complexity import count
 from ..train.config import check_same_curve, make_parser, parse
 from ..train.imagenet import ClassificationConfig
 from ..train.journal import read_epochs
+from ..utils.files import PathLike
 from ..utils.signals import exit_on_sigterm
 from ..zoo import get_model
 
@@ -61,7 +63,7 @@ class Result(NamedTuple):
     accuracies: dict
     params: int
     multiply_adds: int
-    images_per_second: float
+    images_per_second: Optional[float]
 
 
 class Grid:
@@ -81,7 +83,8 @@ class Grid:
         If a flag is invalid, or ``out`` contains a run with other flags.
     """
 
-    def __init__(self, rows, flags, seeds, out):
+    def __init__(self, rows: Sequence[ExperimentRow], flags: Sequence[str], seeds: Sequence[int],
+                 out: PathLike) -> None:
         self.rows, self.seeds = rows, seeds
         self._out, self._flags = Path(out), list(flags)
         for row in rows:
@@ -90,7 +93,7 @@ class Grid:
                 if found:
                     check_same_curve(self._config(row, seed), found)
 
-    def train(self, jobs, names):
+    def train(self, jobs: int, names: Collection[str]) -> list[tuple[Path, str]]:
         """Train the unfinished runs of the named rows; returns the runs that failed, as (folder, reason).
 
         ``jobs`` runs at a time, each with an equal share of the threads. On Ctrl-C or SIGTERM the runs save a
@@ -99,11 +102,12 @@ class Grid:
         # Seed by seed, so that finished rows can be compared early.
         waiting = [(row, seed) for seed in self.seeds for row in self.rows
                    if row.name in names and not self._finished(row, seed)]
-        epochs = {key: self._config(*key) for key in waiting}
-        epochs = {key: config.num_epochs + config.tuning_epochs for key, config in epochs.items()}
+        configs = {key: self._config(*key) for key in waiting}
+        epochs = {key: config.num_epochs + config.tuning_epochs for key, config in configs.items()}
         begun = {key: len(self._epochs(*key)) for key in waiting}
         threads = default_threads(jobs)
-        running, failed = {}, []
+        running: dict[tuple[ExperimentRow, int], subprocess.Popen[bytes]] = {}
+        failed = []
         try:
             with exit_on_sigterm(), tqdm(total=sum(epochs.values()), initial=sum(begun.values()), unit='epoch',
                                          disable=None) as bar:
@@ -127,11 +131,11 @@ class Grid:
                 process.wait()
         return failed
 
-    def results(self):
+    def results(self) -> dict[str, Result]:
         """The :class:`Result` of each row, by name; unfinished runs are left out."""
         return {row.name: self._result(row) for row in self.rows}
 
-    def _result(self, row):
+    def _result(self, row: ExperimentRow) -> Result:
         config = self._config(row, 0)
         complexity = count(get_model(config.model, **model_arguments(config.to_dict())),
                            (1, 3, config.input_size, config.input_size))
@@ -140,26 +144,28 @@ class Grid:
         return Result({seed: 100 * epochs[-1]['val_top1'] for seed, epochs in runs.items()}, complexity.params,
                       complexity.multiply_adds, statistics.median(speeds) if speeds else None)
 
-    def _folder(self, row, seed):
+    def _folder(self, row: ExperimentRow, seed: int) -> Path:
         return self._out / f'{row.name}-seed{seed}'
 
-    def _arguments(self, row, seed):
+    def _arguments(self, row: ExperimentRow, seed: int) -> list[str]:
         return [*self._flags, *row.flags.split(), '--seed', str(seed)]
 
-    def _config(self, row, seed):
+    def _config(self, row: ExperimentRow, seed: int) -> ClassificationConfig:
         # A folder that does not exist, because an existing run is refused without --resume.
         arguments = [*self._arguments(row, seed), '--save-dir', str(self._out / '.none')]
         return parse(make_parser(ClassificationConfig, None), ClassificationConfig, arguments)[0]
 
-    def _epochs(self, row, seed):
+    def _epochs(self, row: ExperimentRow, seed: int) -> list[dict[str, Any]]:
         return read_epochs(self._folder(row, seed))
 
-    def _finished(self, row, seed):
+    def _finished(self, row: ExperimentRow, seed: int) -> bool:
         found = checkpoint.newest(self._folder(row, seed))
-        config = found and found.state['config']
-        return bool(found) and found.state['epoch'] == config['num_epochs'] + config['tuning_epochs']
+        if found is None:
+            return False
+        config = found.state['config']
+        return found.state['epoch'] == config['num_epochs'] + config['tuning_epochs']
 
-    def _start(self, row, seed, threads):
+    def _start(self, row: ExperimentRow, seed: int, threads: int) -> 'subprocess.Popen[bytes]':
         folder = self._folder(row, seed)
         folder.mkdir(parents=True, exist_ok=True)
         resume = ['--resume'] if checkpoint.newest(folder) else []
@@ -169,15 +175,15 @@ class Grid:
                                      *resume], stdout=subprocess.DEVNULL, stderr=errors, start_new_session=True,
                                     env={**os.environ, 'OMP_NUM_THREADS': str(threads)})
 
-    def _errors(self, row, seed):
+    def _errors(self, row: ExperimentRow, seed: int) -> Path:
         return self._folder(row, seed) / 'errors.log'
 
-    def _reason(self, row, seed):
+    def _reason(self, row: ExperimentRow, seed: int) -> str:
         lines = self._errors(row, seed).read_text().strip().splitlines()
         return lines[-1] if lines else 'it was killed'
 
 
-def mean_and_deviation(values, form):
+def mean_and_deviation(values: Sequence[float], form: str) -> str:
     """``91.2 ± 0.3`` of numbers: mean and, for two or more, the sample standard deviation; '' for none."""
     if not values:
         return ''

@@ -3,8 +3,10 @@
 Each ``lprnet_with_...`` is LPRNet-MobileNet with one thing changed in all its modules. They are not part of the zoo:
 :func:`gluon_lprnet.get_model` knows their names only where this module has been imported.
 """
+from typing import Any, Callable, Optional, Union
+
 import mxnet as mx
-from mxnet.gluon import nn
+from mxnet.gluon import HybridBlock, nn
 
 from ..blocks import LPR, SConv
 from ..zoo.mobilenetv1 import MobileNetV1
@@ -15,13 +17,14 @@ TABLE_4_PLACES = range(2, 6)
 
 
 @register(widths=(), any_width=True)
-def table4_sconv(width=1.0, classes=10, small_image=False):
+def table4_sconv(width: float = 1.0, classes: int = 10, small_image: bool = False) -> MobileNetV1:
     return MobileNetV1(lambda channels: SConv(channels, channels), width, classes, small_image, TABLE_4_PLACES)
 
 
 @register(widths=(), any_width=True)
-def table4_lpr(width=1.0, classes=10, small_image=False, rank=1 / 8, residual=True, l2_norm=True,
-               l2_norm_scale=None):
+def table4_lpr(width: float = 1.0, classes: int = 10, small_image: bool = False, rank: Union[int, float] = 1 / 8,
+               residual: bool = True, l2_norm: bool = True,
+               l2_norm_scale: Optional[str] = None) -> MobileNetV1:
     return MobileNetV1(lambda channels: LPR(channels, rank, residual, l2_norm, l2_norm_scale), width, classes,
                        small_image, TABLE_4_PLACES)
 
@@ -29,7 +32,7 @@ def table4_lpr(width=1.0, classes=10, small_image=False, rank=1 / 8, residual=Tr
 class DepthwiseReLU(LPR):
     """``d = ReLU(BN(D x))``, and ReLU after the sum as before."""
 
-    def __init__(self, channels, **kwargs):
+    def __init__(self, channels: int, **kwargs: Any) -> None:
         super().__init__(channels, **kwargs)
         with self.depthwise.name_scope():
             self.depthwise.add(nn.Activation('relu'))
@@ -38,33 +41,33 @@ class DepthwiseReLU(LPR):
 class DepthwiseReLUAlone(DepthwiseReLU):
     """``d = ReLU(BN(D x))``, and no ReLU after the sum."""
 
-    def _output(self, F, y, d):
+    def _output(self, F: Any, y: Any, d: Any) -> Any:
         return y + d
 
 
 class BatchNormAfterL2Norm(LPR):
     """``ReLU(BN(L2norm(P2 P1 d)) + d)``."""
 
-    def __init__(self, channels, **kwargs):
+    def __init__(self, channels: int, **kwargs: Any) -> None:
         super().__init__(channels, **kwargs)
         with self.name_scope():
             self.batch_norm = nn.BatchNorm(in_channels=channels)
 
-    def _output(self, F, y, d):
+    def _output(self, F: Any, y: Any, d: Any) -> Any:
         return super()._output(F, self.batch_norm(y), d)
 
 
 class BatchNormForL2Norm(BatchNormAfterL2Norm):
     """``ReLU(BN(P2 P1 d) + d)``."""
 
-    def __init__(self, channels, **kwargs):
+    def __init__(self, channels: int, **kwargs: Any) -> None:
         super().__init__(channels, l2_norm=False, **kwargs)
 
 
 class OrthogonalInit(LPR):
     """P1 starts with orthonormal rows, P2 with orthonormal columns."""
 
-    def __init__(self, channels, **kwargs):
+    def __init__(self, channels: int, **kwargs: Any) -> None:
         super().__init__(channels, **kwargs)
         for convolution in (self.p1, self.p2):
             convolution.weight.init = mx.init.Orthogonal(scale=1.0)
@@ -73,7 +76,7 @@ class OrthogonalInit(LPR):
 class SmallInit(LPR):
     """P1 and P2 start small: the norm removes their scale, so the same learning rate turns them faster."""
 
-    def __init__(self, channels, **kwargs):
+    def __init__(self, channels: int, **kwargs: Any) -> None:
         super().__init__(channels, **kwargs)
         for convolution in (self.p1, self.p2):
             convolution.weight.init = mx.init.Normal(0.01)
@@ -82,13 +85,13 @@ class SmallInit(LPR):
 class NoDecay(LPR):
     """No weight decay on P1 and P2."""
 
-    def __init__(self, channels, **kwargs):
+    def __init__(self, channels: int, **kwargs: Any) -> None:
         super().__init__(channels, **kwargs)
         for convolution in (self.p1, self.p2):
             convolution.weight.wd_mult = 0.0
 
 
-def _register_choice(name, module):
+def _register_choice(name: str, module: Callable[[int], HybridBlock]) -> None:
     def build(width=1.0, classes=1000, small_image=False):
         return MobileNetV1(module, width, classes, small_image)
     build.__name__ = name

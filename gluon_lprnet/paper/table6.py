@@ -1,25 +1,29 @@
 """The paper's Table 6: landmark networks on AFLW2000-3D, printed and measured numbers."""
+import argparse
 import contextlib
 import io
 import json
 import os
-import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mxnet as mx
 import numpy as np
+from mxnet.gluon import HybridBlock
 
 from ..artefact import write_symbol
 from ..evaluate.landmarks import BIN_NAMES, PROTOCOL, evaluate_sets, load_networks, summarize
 from ..evaluate.nme import percent
 from ..graph import trace
 from ..utils.errors import InputError
+from ..utils.files import PathLike
+from ..utils.flags import Commands
 from ..utils.text import FORMATS, render_table
 from ..utils.timing import interleaved_milliseconds
 
@@ -59,13 +63,13 @@ _SPEED = ('FPS: passes per second of the network alone, batch 1, in a process wi
           '"Intel-i7 CPU", one core, CPU column.')
 
 
-def printed_means_that_differ():
+def printed_means_that_differ() -> dict[str, float]:
     """The printed rows whose mean is not that of their bins: the recomputed mean, by network."""
     means = {model: sum(row.bin_nme) / 3 for model, row in PRINTED.items()}
     return {model: mean for model, mean in means.items() if abs(mean - PRINTED[model].mean) > 0.006}
 
 
-def exported_sizes(net):
+def exported_sizes(net: HybridBlock) -> tuple[int, int]:
     """Sizes of a network as files, in bytes.
 
     Parameters
@@ -87,7 +91,7 @@ def exported_sizes(net):
         return (Path(folder) / 'network-0000.params').stat().st_size, len(archive.getvalue())
 
 
-def frames_per_second(paths, rounds=_ROUNDS):
+def frames_per_second(paths: Sequence[PathLike], rounds: int = _ROUNDS) -> list[float]:
     """Passes per second of networks, batch 1, on one thread.
 
     Measured in a separate process, because the number of threads is set when MXNet is loaded.
@@ -119,7 +123,7 @@ def frames_per_second(paths, rounds=_ROUNDS):
     return json.loads(done.stdout)
 
 
-def _time_networks(rounds, paths):
+def _time_networks(rounds: int, paths: Sequence[str]) -> list[float]:
     def one_pass(net, description):
         data = mx.nd.random.normal(shape=(1, 3, description['input_size'], description['input_size']))
         return lambda: net(data).wait_to_read()
@@ -129,7 +133,7 @@ def _time_networks(rounds, paths):
     return [1000 / statistics.median(by_round) for by_round in times]
 
 
-def measure(paths, rec, rounds=_ROUNDS):
+def measure(paths: Sequence[PathLike], rec: PathLike, rounds: int = _ROUNDS) -> list[dict[str, Any]]:
     """The measured rows.
 
     Parameters
@@ -166,7 +170,7 @@ def measure(paths, rec, rounds=_ROUNDS):
     return rows
 
 
-def alignment_table(rows, format='text', rounds=_ROUNDS):
+def alignment_table(rows: list[dict[str, Any]], format: str = 'text', rounds: int = _ROUNDS) -> str:
     """Measured rows (:func:`measure`) next to the printed ones, as a string in one of ``FORMATS``."""
     if format == 'json':
         return json.dumps({'title': _TITLE, 'notes': _notes(rows, rounds), 'rows': [
@@ -184,12 +188,12 @@ def alignment_table(rows, format='text', rounds=_ROUNDS):
     return '\n\n'.join([_TITLE, render_table(columns, cells, format), *_notes(rows, rounds)])
 
 
-def _measured(row):
+def _measured(row: dict[str, Any]) -> tuple:
     return (row['network'], 'measured', *map(percent, row['bin_nme']), percent(row['mean_of_bins']),
             percent(row['mean']), f'{row["fps"]:.0f}', f'{row["params_bytes"]:,}', f'{row["zipped_bytes"]:,}')
 
 
-def _deviation(row, printed):
+def _deviation(row: dict[str, Any], printed: PrintedAlignment) -> tuple:
     pairs = [*zip((*row['bin_nme'], row['mean_of_bins']), (*printed.bin_nme, printed.mean))]
     return (row['network'], 'deviation', *('-' if nme is None else f'{100 * nme / paper - 1:+.1%}'
                                            for nme, paper in pairs), None,
@@ -197,12 +201,11 @@ def _deviation(row, printed):
             f'{row["zipped_bytes"] / _bytes(printed.size) - 1:+.1%}')
 
 
-def _bytes(printed):
-    number, unit = re.fullmatch(r'([\d.]+)([KM])', printed).groups()
-    return float(number) * {'K': 10 ** 3, 'M': 10 ** 6}[unit]
+def _bytes(printed: str) -> float:
+    return float(printed[:-1]) * {'K': 10 ** 3, 'M': 10 ** 6}[printed[-1]]
 
 
-def _notes(rows, rounds):
+def _notes(rows: list[dict[str, Any]], rounds: int) -> list[str]:
     counts = ', '.join(f'{name} {count:,}' for name, count in zip(BIN_NAMES, rows[0]['bin_faces']))
     sizes = sorted({row['input_size'] for row in rows})
     return [
@@ -216,7 +219,7 @@ def _notes(rows, rounds):
                     for model, mean in printed_means_that_differ().items()) + '.']
 
 
-def add_commands(commands):
+def add_commands(commands: Commands) -> None:
     parser = commands.add_parser(
         'table6', help="the paper's Table 6, printed and measured",
         description="NME by yaw, frames per second on one thread and sizes of landmark networks, next to the paper's.")
@@ -227,7 +230,7 @@ def add_commands(commands):
     parser.set_defaults(run=_run)
 
 
-def _run(args):
+def _run(args: argparse.Namespace) -> None:
     print(alignment_table(measure(args.networks, args.rec), args.format))
 
 

@@ -1,4 +1,5 @@
 """The paper's Tables 2, 3 and 5: each printed number next to the one counted on the network built here."""
+import argparse
 import json
 import math
 from collections import namedtuple
@@ -8,6 +9,7 @@ from typing import Any, Callable, NamedTuple, Optional, Union
 from ..blocks import DSC, LPR, InvertedResidual, SConv, ShuffleNetV2Unit
 from ..complexity import Complexity, count
 from ..utils.errors import InputError
+from ..utils.flags import Commands
 from ..utils.text import FORMATS, integer, render_table
 from ..zoo import get_model
 from ..zoo.shufflenetv2 import CHANNELS as SHUFFLENETV2_CHANNELS
@@ -23,21 +25,21 @@ EXPANSION = 4
 
 # Notes. A note that states numbers of the network is a function of its Complexity, and computes them.
 
-def _note_mobilenetv2_formula(complexity):
+def _note_mobilenetv2_formula(complexity: Complexity) -> str:
     weights = (9 * EXPANSION + (EXPANSION + 1) * CHANNELS) * CHANNELS
     return ('The printed formula has (e + 1) C^2 pointwise weights, which with 9 e C is '
             f'{weights:,} parameters and {weights * FEATURE_SIZE ** 2:,} multiply-adds. The module expands '
             'and projects: 2 e C^2.')
 
 
-def _note_batch_norm(complexity):
+def _note_batch_norm(complexity: Complexity) -> str:
     elements = sum(math.prod(layer.output_shape) for layer in complexity.layers
                    if layer.operator == 'BatchNorm')
     return ('The printed multiply-adds count one operation for each element of BatchNorm as well: '
             f'{complexity.multiply_adds:,} + {elements:,} = {complexity.multiply_adds + elements:,}.')
 
 
-def _note_scaled_once(width):
+def _note_scaled_once(width: float) -> Callable[[Complexity], str]:
     pointwise = 14 * 14 * 256 * 512
 
     def note(complexity):
@@ -49,12 +51,12 @@ def _note_scaled_once(width):
     return note
 
 
-def _note_lpr_025(complexity):
+def _note_lpr_025(complexity: Complexity) -> str:
     return (_note_scaled_once(0.25)(complexity)
             + ' The printed parameters do not follow from any reading of the rule that was tried.')
 
 
-def _note_shufflenetv2_last_layer(complexity):
+def _note_shufflenetv2_last_layer(complexity: Complexity) -> str:
     *_, in_channels, last_channels = SHUFFLENETV2_CHANNELS[2.0]
     wider = 2153 - last_channels
     # Weights, gamma and beta of the last convolution, weights of the classifier.
@@ -65,7 +67,7 @@ def _note_shufflenetv2_last_layer(complexity):
             f'For 595M: {_IMGCLSMOB} 595.84M.')
 
 
-def _note_mobilenetv1_slip(complexity):
+def _note_mobilenetv1_slip(complexity: Complexity) -> str:
     return (f'One digit of the printed parameters is wrong: {complexity.params:,} is 2.6M, as in the paper '
             'of MobileNetV1.')
 
@@ -73,7 +75,7 @@ def _note_mobilenetv1_slip(complexity):
 _IMGCLSMOB = 'the collection imgclsmob, which counts BatchNorm, activations and pooling as well, lists'
 
 
-def _note_imgclsmob(printed, listed):
+def _note_imgclsmob(printed: str, listed: str) -> str:
     return f'For {printed}: {_IMGCLSMOB} {listed}.'
 
 
@@ -204,7 +206,7 @@ def follows(printed: str, counted: int) -> str:
     return 'truncated' if truncated else 'rounded' if rounded else 'no'
 
 
-def _parse(printed):
+def _parse(printed: str) -> tuple[Decimal, int]:
     unit = _UNITS.get(printed[-1], 1)
     digits = printed[:-1] if printed[-1] in _UNITS else printed
     return Decimal(digits.replace(',', '')), unit
@@ -232,14 +234,14 @@ def compared_rows(number: int) -> list[dict[str, Any]]:
     return [_compared(number, row) for row in _table(number).rows]
 
 
-def _table(number):
+def _table(number: int) -> Table:
     if number not in _TABLES:
         raise InputError(f'there is no Table {number} to count: choose from '
                          f'{", ".join(map(str, TABLE_NUMBERS))}.')
     return _TABLES[number]
 
 
-def _compared(number, row):
+def _compared(number: int, row: Row) -> dict[str, Any]:
     if row.model is None:
         return {'name': row.name, 'model': None, 'multiply_adds': Comparison(row.flops),
                 'params': Comparison(row.params), 'note': row.note}
@@ -271,12 +273,12 @@ def complexity_table(number: int, format: str = 'text') -> str:
                        + [f'[{index}] {note}' for index, note in enumerate(notes, 1)])
 
 
-def _cells(comparison):
+def _cells(comparison: Comparison) -> tuple:
     deviation = None if comparison.deviation is None else f'{comparison.deviation:+.1%}'
     return comparison.printed, comparison.counted, deviation, comparison.follows
 
 
-def add_commands(subparsers):
+def add_commands(subparsers: Commands) -> None:
     parser = subparsers.add_parser(
         'tables', help="the paper's Tables 2, 3 and 5, printed and counted",
         description="Print the paper's tables of multiply-adds and parameters next to the numbers counted here.")
@@ -286,6 +288,6 @@ def add_commands(subparsers):
     parser.set_defaults(run=_run)
 
 
-def _run(args):
+def _run(args: argparse.Namespace) -> None:
     texts = [complexity_table(number, args.format) for number in args.numbers]
     print('[' + ',\n'.join(texts) + ']' if args.format == 'json' else '\n\n'.join(texts))
