@@ -253,13 +253,13 @@ def _train(module: Any, after: Any, inputs: dict[str, Any], target: Any, accurac
     normalize_in_rank_space(net, True)
     net.hybridize(static_alloc=True, static_shape=True)
 
-    def evaluate():
+    def evaluate() -> dict[str, float]:
         return evaluate_classification(net, inputs['val'], mx.cpu())
 
-    def batches(epoch, start):
+    def batches(epoch: int, start: int) -> Iterator[Batch]:
         return inputs['train'].epoch(epoch, start, args.seed)
 
-    def features(epoch, start):
+    def features(epoch: int, start: int) -> Iterator[Batch]:
         # With the same seed both have the same order.
         for (data, _), (wanted, _) in zip(batches(epoch, start), target.epoch(epoch, start, args.seed)):
             yield Batch(data, wanted)

@@ -92,7 +92,7 @@ class NoDecay(LPR):
 
 
 def _register_choice(name: str, module: Callable[[int], HybridBlock]) -> None:
-    def build(width=1.0, classes=1000, small_image=False):
+    def build(width: float = 1.0, classes: int = 1000, small_image: bool = False) -> MobileNetV1:
         return MobileNetV1(module, width, classes, small_image)
     build.__name__ = name
     register(widths=(), any_width=True)(build)

@@ -11,7 +11,7 @@ import tempfile
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Callable, NamedTuple
 
 import mxnet as mx
 import numpy as np
@@ -124,7 +124,7 @@ def frames_per_second(paths: Sequence[PathLike], rounds: int = _ROUNDS) -> list[
 
 
 def _time_networks(rounds: int, paths: Sequence[str]) -> list[float]:
-    def one_pass(net, description):
+    def one_pass(net: Any, description: dict[str, Any]) -> Callable[[], None]:
         data = mx.nd.random.normal(shape=(1, 3, description['input_size'], description['input_size']))
         return lambda: net(data).wait_to_read()
 

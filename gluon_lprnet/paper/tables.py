@@ -42,7 +42,7 @@ def _note_batch_norm(complexity: Complexity) -> str:
 def _note_scaled_once(width: float) -> Callable[[Complexity], str]:
     pointwise = 14 * 14 * 256 * 512
 
-    def note(complexity):
+    def note(complexity: Complexity) -> str:
         slip = pointwise * (width - width ** 2)
         return ('The printed multiply-adds do not follow from the rule of the other rows. They fit if one '
                 f'pointwise layer of {pointwise:,} (w = 1) is scaled by w and not w^2: '

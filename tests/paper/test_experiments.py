@@ -10,13 +10,14 @@ import cv2
 import mxnet as mx
 import numpy as np
 import pytest
-from conftest import epoch_records
+from conftest import encode, epoch_records
 from matplotlib.figure import Figure
 
 from gluon_lprnet import checkpoint, get_model
 from gluon_lprnet.__main__ import main
 from gluon_lprnet.artefact import model_arguments
 from gluon_lprnet.complexity import count
+from gluon_lprnet.data.recordio import write_records
 from gluon_lprnet.paper import cifar10, figure2, networks
 from gluon_lprnet.paper.grid import Result, ExperimentRow
 from gluon_lprnet.train.config import make_parser, parse
@@ -120,6 +121,15 @@ assert not [name for name in gluon_lprnet.list_models() if 'table4' in name or '
 
 
 # --- the grid
+
+@pytest.fixture(scope='module')
+def tiny_records(tiny_records, tmp_path_factory):
+    """The three classes without their names: the experiments are on ten."""
+    _, images, labels = tiny_records
+    prefix = tmp_path_factory.mktemp('unnamed') / 'tiny'
+    write_records(prefix, [(int(label), encode(image)) for label, image in zip(labels, images)])
+    return prefix, images, labels
+
 
 def arguments(tiny_records, out, *more):
     prefix, _, _ = tiny_records
