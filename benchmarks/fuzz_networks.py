@@ -126,7 +126,8 @@ def outcome(path, images, expected):
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
         return ('hang' if number == signal.SIGALRM else 'death by signal'), signal.Signals(number).name
-    return json.loads(said)
+    # MXNet may catch a signal, and end the process.
+    return json.loads(said) if said else ('death by signal', f'exit status {os.WEXITSTATUS(status)}')
 
 
 def _attempt(path, images, expected):
