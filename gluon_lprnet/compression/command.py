@@ -110,7 +110,7 @@ def add_commands(commands):
                         help='other such images: the epoch is kept that agrees with the original most often on them '
                              '(default: the last one)')
     tuning.add_argument('--labels', action='store_true', help='learn from the labels of --rec-train too')
-    tuning.add_argument('--lr', type=positive_float, default=3e-4,
+    tuning.add_argument('--lr', type=positive_float, default=3e-5,
                         help='initial rate of Adam, which follows a cosine to 0 (default: %(default)s)')
     tuning.add_argument('--wd', type=non_negative_float, default=1e-4, help='weight decay (default: %(default)s)')
     tuning.add_argument('--temperature', type=positive_float, default=4.0,
