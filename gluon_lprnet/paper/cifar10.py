@@ -8,6 +8,7 @@ from ..utils.errors import InputError
 from ..utils.files import PathLike, write_file
 from ..utils.flags import Commands, add_record_flags, non_negative_int, positive_float, positive_int
 from ..utils.text import render_table
+from . import networks  # noqa: F401  registers the networks of the rows
 from .grid import ExperimentRow, Grid, Result, mean_and_deviation
 
 

@@ -120,6 +120,11 @@ assert not [name for name in gluon_lprnet.list_models() if 'table4' in name or '
     subprocess.run([sys.executable, '-c', script], check=True)
 
 
+def test_the_command_knows_the_networks_of_its_rows():
+    script = "import gluon_lprnet, gluon_lprnet.__main__; gluon_lprnet.get_model('table4_sconv_x0.5')"
+    subprocess.run([sys.executable, '-c', script], check=True)
+
+
 # --- the grid
 
 @pytest.fixture(scope='module')
