@@ -32,7 +32,7 @@ RUNTIMES = {
     'operators': ('MXNet, operator library', 'mxnet'),
     'onnxruntime': ('ONNX Runtime', 'onnxruntime'),
     'openvino': ('OpenVINO', 'openvino'),
-    'pytorch': ('PyTorch', 'torch'),
+    'pytorch': ('PyTorch', 'onnx2torch'),
 }
 # Name: what the table calls it, the family, and whether it is in the deployed form.
 NETWORKS = {
@@ -42,8 +42,7 @@ NETWORKS = {
     'trained': ('LPRNet as trained', 'lprnet_mobilenet', False),
     'deployed': ('LPRNet deployed', 'lprnet_mobilenet', True),
 }
-# The operator library is for the deployed form, which MobileNetV1 has too; PyTorch has no reader of ONNX files, and
-# the one here is for the simpler networks.
+# The operator library is for the deployed form, which MobileNetV1 has too; onnx2torch does not convert ShuffleNetV2.
 NETWORKS_OF = {'operators': ('mobilenetv1', 'deployed'),
                'pytorch': ('mobilenetv1', 'mobilenetv2', 'trained', 'deployed')}
 
@@ -102,97 +101,18 @@ def load_openvino(prefix, data):
 
 
 def load_pytorch(prefix, data):
+    import onnx2torch
     import torch
     torch.set_num_threads(int(os.environ['OMP_NUM_THREADS']))
     data = torch.from_numpy(data)
     with torch.no_grad():
-        traced = torch.jit.trace(torch_module(f'{prefix}.onnx').eval(), data)
+        traced = torch.jit.trace(onnx2torch.convert(f'{prefix}.onnx').eval(), data)
         compiled = torch.jit.optimize_for_inference(torch.jit.freeze(traced))
 
     def run():
         with torch.inference_mode():
             compiled(data)
     return run
-
-
-def torch_module(path):
-    """The network of an ONNX file as a PyTorch module, for the operators of all networks but ShuffleNetV2."""
-    import onnx
-    import torch
-    from onnx import numpy_helper
-    from torch.nn import functional as F
-    graph = onnx.load(path).graph
-    constants = {entry.name: numpy_helper.to_array(entry) for entry in graph.initializer}
-
-    def convolution(node, attributes, x):
-        weight = constants[node.input[1]]
-        top, left, bottom, right = attributes.get('pads', (0, 0, 0, 0))
-        assert (top, left) == (bottom, right)
-        layer = torch.nn.Conv2d(x, len(weight), weight.shape[2:], attributes.get('strides', 1), (top, left),
-                                groups=attributes.get('group', 1), bias=len(node.input) > 2)
-        return with_values(layer, node.input[1:])
-
-    def with_values(layer, names):
-        for parameter, name in zip((layer.weight, layer.bias), names):
-            parameter.data = torch.tensor(constants[name])
-        return layer
-
-    def batch_norm(node, attributes):
-        layer = torch.nn.BatchNorm2d(len(constants[node.input[1]]), attributes.get('epsilon', 1e-5))
-        layer.running_mean, layer.running_var = (torch.tensor(constants[name]) for name in node.input[3:])
-        return with_values(layer, node.input[1:3])
-
-    class Network(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.steps = []
-            for index, node in enumerate(graph.node):
-                attributes = {entry.name: onnx.helper.get_attribute_value(entry) for entry in node.attribute}
-                layer, inputs = None, node.input
-                if node.op_type == 'Conv':
-                    weight = constants[node.input[1]]
-                    layer = convolution(node, attributes, weight.shape[1] * attributes.get('group', 1))
-                elif node.op_type == 'BatchNormalization':
-                    layer = batch_norm(node, attributes)
-                elif node.op_type == 'Gemm':
-                    layer = with_values(torch.nn.Linear(*constants[node.input[1]].shape[::-1]), node.input[1:])
-                if layer is not None:
-                    self.add_module(f'layer{index}', layer)
-                    inputs = node.input[:1]
-                self.steps.append((node.op_type, layer, list(inputs), node.output[0]))
-
-        def forward(self, x):
-            values = {'data': x}
-
-            def number(name):
-                return constants[name].tolist()
-
-            for operator, layer, names, output in self.steps:
-                given = [values.get(name) for name in names]
-                x = given[0]
-                if layer is not None:
-                    result = layer(x)
-                elif operator == 'Relu':
-                    result = F.relu(x)
-                elif operator == 'Clip':
-                    result = F.hardtanh(x, *(float(number(name)) for name in names[1:]))
-                elif operator == 'Add':
-                    result = x + (number(names[1])[0] if given[1] is None else given[1])
-                elif operator == 'Sqrt':
-                    result = torch.sqrt(x)
-                elif operator == 'Div':
-                    result = x / given[1]
-                elif operator == 'ReduceSumSquare':
-                    result = (x * x).sum(1, keepdim=True)
-                elif operator == 'GlobalAveragePool':
-                    result = F.adaptive_avg_pool2d(x, 1)
-                elif operator == 'Flatten':
-                    result = torch.flatten(x, 1)
-                else:
-                    raise NotImplementedError(operator)
-                values[output] = result
-            return result
-    return Network()
 
 
 LOADERS = {'hybridized': load_hybridized, 'fused': load_fused, 'operators': load_hybridized,
@@ -377,9 +297,9 @@ def _judged(what, aim, value, sign):
 
 def versions(args):
     from importlib import metadata
-    packages = {'mxnet': 'mxnet', 'onnxruntime': 'onnxruntime', 'openvino': 'openvino', 'torch': 'torch'}
+    packages = {'mxnet': 'mxnet', 'onnxruntime': 'onnxruntime', 'openvino': 'openvino', 'onnx2torch': 'torch'}
     used = {RUNTIMES[runtime][1] for runtime in args.runtimes}
-    return ', '.join(f'{package} {metadata.version(packages[package])}' for package in packages if package in used)
+    return ', '.join(f'{name} {metadata.version(name)}' for package, name in packages.items() if package in used)
 
 
 def parse_args():
