@@ -25,7 +25,7 @@ from ..train.config import rank as parse_rank
 from ..train.loop import TrainingTask
 from ..utils.errors import InputError
 from ..utils.files import make_folder, write_file
-from ..utils.flags import non_negative_float, non_negative_int, positive_float, positive_int
+from ..utils.flags import Commands, non_negative_float, non_negative_int, positive_float, positive_int
 from ..utils.text import integer, real, render_table
 from .latency import median_milliseconds
 from .network import compress
@@ -62,7 +62,7 @@ class TuningConfig(TrainingConfig):
     ranks: Optional[Mapping[str, int]] = None
 
 
-def add_commands(commands):
+def add_commands(commands: Commands) -> None:
     parser = commands.add_parser(
         'compress', help='turn a trained network into one of LPR modules, without training from scratch',
         description='Turn the depthwise + pointwise pairs of equal width into LPR modules, in closed form from the '

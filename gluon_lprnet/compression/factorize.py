@@ -4,7 +4,8 @@ For inputs d of covariance C the mean squared error of ``B`` in place of ``W`` i
 bias accounts for the mean. Everything here is float64 NumPy.
 """
 import math
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Optional
 
 import numpy as np
 from scipy import linalg
@@ -37,12 +38,13 @@ class Factors(NamedTuple):
     error: float
 
     @property
-    def matrix(self):
+    def matrix(self) -> np.ndarray:
         """The approximation of W, ndarray (m, m)."""
         return self.p2 @ self.p1 + np.diag(self.scale)
 
 
-def factorize(matrix, rank, covariance=None, residual=True):
+def factorize(matrix: np.ndarray, rank: int, covariance: Optional[np.ndarray] = None,
+              residual: bool = True) -> Factors:
     """The best product of rank r and, with ``residual``, the diagonal added to it.
 
     For a given diagonal S the best product is ``U U' (W - S)``, where the columns of U are the eigenvectors of
@@ -68,9 +70,11 @@ def factorize(matrix, rank, covariance=None, residual=True):
     m = len(matrix)
     covariance = np.eye(m) if covariance is None else np.asarray(covariance, dtype='float64')
     total = _energy(matrix, covariance)
-    scale, best = np.zeros(m), None
+    scale = np.zeros(m)
+    # Factors from the first round on.
+    best: Any = None
     for _ in range(_ROUNDS if residual else 1):
-        rest = matrix - np.diag(scale)
+        rest: np.ndarray = matrix - np.diag(scale)
         u = linalg.eigh(rest @ covariance @ rest.T, subset_by_index=[m - rank, m - 1])[1]
         p1 = u.T @ rest
         # Rounding can take a sum that should be 0 below it.
@@ -99,14 +103,15 @@ def _energy(matrix, covariance):
     return float(np.sum((matrix @ covariance) * matrix))
 
 
-def spectrum(matrix, covariance=None):
+def spectrum(matrix: np.ndarray, covariance: Optional[np.ndarray] = None) -> np.ndarray:
     """Shares of the mean square of ``W d`` that rank 1, 2, ... m add, descending; they sum to 1."""
     gram = matrix @ matrix.T if covariance is None else matrix @ covariance @ matrix.T
     values = np.maximum(np.linalg.eigvalsh(gram)[::-1], 0)
     return values / max(values.sum(), np.finfo('float64').tiny)
 
 
-def ranks_within(budget, spectra, costs):
+def ranks_within(budget: float, spectra: Sequence[np.ndarray],
+                 costs: Sequence[Mapping[Optional[int], float]]) -> list[Optional[int]]:
     """The rank of each layer that keeps the sum of errors low within a budget.
 
     All layers start at their cheapest rank. Then the step (of any layer to any higher rank, or to the unchanged

@@ -11,7 +11,7 @@ from ..artefact import export_network
 from ..data.imagenet_names import imagenet_names
 from ..data.images import BILINEAR
 from ..utils.errors import InputError
-from ..utils.flags import positive_int
+from ..utils.flags import Commands, positive_int
 from ..zoo import get_model
 
 __all__ = ['import_mobilenetv1']
@@ -124,7 +124,7 @@ def _array(arrays, name, path, shape):
     return found
 
 
-def add_commands(commands):
+def add_commands(commands: Commands) -> None:
     parser = commands.add_parser(
         'import', help='MobileNetV1 as its authors trained it on ImageNet, as an exported network',
         description='Read the arrays of an 8-bit MobileNetV1 (LAYER_weight, LAYER_zero, LAYER_scale and LAYER_bias in '

@@ -7,7 +7,7 @@ replaced is then factorized in the metric of these inputs.
 """
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Optional, Union
+from typing import Any, NamedTuple, Optional, Union
 
 import mxnet as mx
 import numpy as np
@@ -193,10 +193,13 @@ class _Fitting:
 class Moments:
     """Of vectors that come batch by batch, as columns (channels, positions)."""
 
-    def __init__(self):
-        self.positions, self._sum, self._squares, self._products = 0, 0.0, 0.0, 0.0
+    def __init__(self) -> None:
+        self.positions, self._squares = 0, 0.0
+        # Arrays from the first batch on.
+        self._sum: Any = 0.0
+        self._products: Any = 0.0
 
-    def add(self, columns, products=False):
+    def add(self, columns: np.ndarray, products: bool = False) -> None:
         self.positions += columns.shape[1]
         self._sum = self._sum + columns.sum(axis=1)
         if products:
@@ -205,17 +208,17 @@ class Moments:
             self._squares += _squares(columns)
 
     @property
-    def mean(self):
+    def mean(self) -> np.ndarray:
         return self._sum / self.positions
 
     @property
-    def covariance(self):
+    def covariance(self) -> np.ndarray:
         return self._products / self.positions - np.outer(self.mean, self.mean)
 
     @property
-    def variation(self):
+    def variation(self) -> float:
         """The sum of squared distances from the mean."""
-        return max(self._squares - self.positions * float(np.square(self.mean).sum()), np.finfo('float32').tiny)
+        return max(self._squares - self.positions * float(np.square(self.mean).sum()), float(np.finfo('float32').tiny))
 
 
 def _squares(values):

@@ -19,6 +19,7 @@ from ..evaluate.classification import evaluate_classification
 from ..graph import trace
 from ..utils.errors import InputError
 from ..utils.files import folder_aside, put_in_place
+from ..utils.flags import Commands
 from ..zoo import get_model
 from ..zoo.pretrained import FOLDER
 
@@ -135,7 +136,7 @@ def publish_compressed(symbol: Union[str, Path], tag: str, rec_tests: Sequence[s
         return put_in_place([params, path], out)[1]
 
 
-def add_commands(commands):
+def add_commands(commands: Commands) -> None:
     parser = commands.add_parser(
         'publish-compressed', help='a compressed MobileNetV1 as weights with a card, as the package carries them',
         description='Write compressed_MODEL.TAG.params, in float16, and its card, with the accuracy on --rec-test.')

@@ -28,7 +28,7 @@ class Stage:
         The entries that later stages take, or that the network puts out.
     """
 
-    def __init__(self, graph: PointwiseGraph, nodes: Sequence[int], kept: Sequence[Entry]):
+    def __init__(self, graph: PointwiseGraph, nodes: Sequence[int], kept: Sequence[Entry]) -> None:
         inside = set(nodes)
         self.inputs = list(dict.fromkeys(
             (source, output) for index in nodes for source, output, *_ in graph.nodes[index]['inputs']

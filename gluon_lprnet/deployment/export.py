@@ -1,12 +1,13 @@
 """``python -m gluon_lprnet export``: a trained network as files that do not need this package."""
+import argparse
 import itertools
 import math
 import os
 import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple, Optional
+from typing import Any, NamedTuple, Optional
 
 import mxnet as mx
 import numpy as np
@@ -30,8 +31,8 @@ from ..evaluate.landmarks import evaluate_landmarks
 from ..formats.onnx_files import require_onnx
 from ..graph import as_block, trace
 from ..utils.errors import InputError
-from ..utils.files import write_errors
-from ..utils.flags import positive_float, positive_int
+from ..utils.files import PathLike, write_errors
+from ..utils.flags import Commands, positive_float, positive_int
 from ..utils.text import render_table
 from ..utils.timing import interleaved_milliseconds
 from .onnx import run_onnx, write_onnx
@@ -85,8 +86,10 @@ class Int8(NamedTuple):
     rec_val: Optional[str] = None
 
 
-def export(path, out, forms=FORMS, formats=('mxnet',), normalize_input=False, int8=None, report=lambda line: None,
-           name=None, overwrite=False, description=None):
+def export(path: PathLike, out: PathLike, forms: Sequence[str] = FORMS, formats: Sequence[str] = ('mxnet',),
+           normalize_input: bool = False, int8: Optional[Int8] = None,
+           report: Callable[[str], object] = lambda line: None, name: Optional[str] = None, overwrite: bool = False,
+           description: Optional[dict[str, Any]] = None) -> list[Path]:
     """Write a trained network as files, all or none; each is compared with the network before that.
 
     ``NAME-symbol.json`` with ``NAME-0000.params`` (mxnet) and ``NAME.onnx`` (onnx) are the training form,
@@ -159,7 +162,7 @@ def export(path, out, forms=FORMS, formats=('mxnet',), normalize_input=False, in
             symbol, params = _with_normalization(symbol, params, mean, std)
         return symbol, params, complexity
 
-    written = []
+    written: list[Path] = []
     with whole_files(out, written, old) as scratch:
         for form in forms:
             symbol, params, complexity = in_form(form)
@@ -347,7 +350,7 @@ def _accuracy(function, rec_val, description, records):
     return evaluate_classification(network, batches, mx.cpu())
 
 
-def add_commands(commands):
+def add_commands(commands: Commands) -> None:
     parser = commands.add_parser(
         'export', help='a trained network as files for stock MXNet and for ONNX',
         description='Write a trained network as it is and in its deployed form, which computes the same function '
@@ -395,7 +398,7 @@ def _int8(args):
     return Int8(**given)
 
 
-def export_as_flags_say(args):
+def export_as_flags_say(args: argparse.Namespace) -> list[Path]:
     """Run the command; the paths that were written."""
     forms = FORMS if args.form == 'both' else (args.form,)
     return export(args.network, args.out, forms, args.format, args.normalize_input, _int8(args), print, args.name,

@@ -6,13 +6,14 @@ constants behind that nothing uses; turns L2Normalization into LpNormalization, 
 gammas that BatchNorm's ``fix_gamma`` says to take as 1; and refuses the reshapes of a channel shuffle.
 """
 import json
+from collections.abc import Mapping, Sequence
 
 import mxnet as mx
 import numpy as np
 
 from ..formats.onnx_files import open_session, require_onnx
 from ..graph import with_fixed_gammas
-from ..utils.files import write_errors
+from ..utils.files import PathLike, write_errors
 
 __all__ = ['write_onnx', 'run_onnx']
 
@@ -21,7 +22,8 @@ OPSET = 13
 IR_VERSION = 7
 
 
-def write_onnx(symbol, params, image_shape, path):
+def write_onnx(symbol: mx.sym.Symbol, params: Mapping[str, mx.nd.NDArray], image_shape: Sequence[int],
+               path: PathLike) -> None:
     """Write a network as an ONNX file with a variable batch size.
 
     Parameters
@@ -63,7 +65,7 @@ def write_onnx(symbol, params, image_shape, path):
         onnx.save(model, str(path))
 
 
-def run_onnx(path, data):
+def run_onnx(path: PathLike, data: np.ndarray) -> np.ndarray:
     """Outputs of ONNX Runtime on the CPU for an ndarray of inputs."""
     return open_session(str(path)).run(None, {'data': data})[0]
 

@@ -12,8 +12,9 @@ import os
 import shlex
 import subprocess
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mxnet as mx
 import numpy as np
@@ -31,7 +32,7 @@ FLAGS = ['-std=c++11', '-O3', '-march=native', '-fopenmp', '-shared', '-fPIC']
 BLOCK = 16
 
 
-def build_library():
+def build_library() -> Path:
     """Compile the operator library unless it has been compiled before.
 
     Returns
@@ -69,7 +70,7 @@ def build_library():
     return library
 
 
-def load_library():
+def load_library() -> None:
     """Load the operators into MXNet, compiling them if necessary, before a symbol that uses them is loaded.
 
     Raises
@@ -81,7 +82,8 @@ def load_library():
         mx.library.load(str(build_library()), verbose=False)
 
 
-def with_operators(symbol, params):
+def with_operators(symbol: mx.sym.Symbol,
+                   params: Mapping[str, mx.nd.NDArray]) -> tuple[mx.sym.Symbol, dict[str, mx.nd.NDArray]]:
     """Replace the modules of a deployed network by the library's operators.
 
     These are LPR modules with normalization and residual, depthwise separable ones, the 3x3 convolution before such
@@ -121,7 +123,7 @@ class Module(NamedTuple):
 class Rewriting(SymbolGraph):
     """A copy of the graph, node by node: feature maps between the library's operators are blocked, others plain."""
 
-    def __init__(self, symbol, params):
+    def __init__(self, symbol: mx.sym.Symbol, params: Mapping[str, mx.nd.NDArray]) -> None:
         super().__init__(symbol, params)
         activations = [index for index, node in enumerate(self.nodes)
                        if node['op'] == 'Activation' and attributes(node, act_type='') == ['relu']]
@@ -134,7 +136,9 @@ class Rewriting(SymbolGraph):
         for module in filter(None, self.modules.values()):
             for node, slot, pack in module.parameters:
                 self.set_value(node, slot, pack(self.value(node, slot)))
-        self.copies, self.plain, self.blocked = [], {}, {}
+        self.copies: list[dict[str, Any]] = []
+        self.plain: dict[int, int] = {}
+        self.blocked: dict[int, int] = {}
         for index, node in enumerate(self.nodes):
             module = self.modules.get(index)
             if _is_global_average(node) and self.modules.get(node['inputs'][0][0]):
@@ -258,21 +262,21 @@ def _padded(array, axis):
     return np.pad(array, widths)
 
 
-def vector_blocks(vector):
+def vector_blocks(vector: np.ndarray) -> np.ndarray:
     return _padded(vector, 0).reshape(-1, BLOCK)
 
 
-def matrix_blocks(weight):
+def matrix_blocks(weight: np.ndarray) -> np.ndarray:
     """A weight of (rows, ...) as blocks of rows, each column by column."""
     matrix = _padded(_padded(weight.reshape(len(weight), -1), 0), 1)
     return matrix.reshape(-1, BLOCK, matrix.shape[1]).transpose(0, 2, 1)
 
 
-def convolution_blocks(weight):
+def convolution_blocks(weight: np.ndarray) -> np.ndarray:
     """A 3x3 convolution as blocks: the columns run over kernel row, channel and kernel column."""
     return matrix_blocks(weight.transpose(0, 2, 1, 3))
 
 
-def depthwise_blocks(weight):
+def depthwise_blocks(weight: np.ndarray) -> np.ndarray:
     """Blocks of channels, each tap by tap."""
     return _padded(weight, 0).reshape(-1, BLOCK, 9).transpose(0, 2, 1)

@@ -16,14 +16,16 @@ import copy
 import io
 import json
 import tempfile
+from collections.abc import Callable, Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from types import SimpleNamespace
-from typing import NamedTuple, Optional
+from typing import Any, NamedTuple, Optional, Union
 
 import mxnet as mx
 import numpy as np
 from mxnet.contrib import quantization
+from mxnet.gluon import HybridBlock
 from tqdm import tqdm
 
 from ..formats.onnx_files import open_session, require_onnx
@@ -105,7 +107,8 @@ class MXNetQuantizer:
         The network in float32, in its fastest form in this runtime; from images to outputs, ndarrays.
     """
 
-    def __init__(self, symbol, params, images, calibration):
+    def __init__(self, symbol: mx.sym.Symbol, params: Mapping[str, mx.nd.NDArray], images: np.ndarray,
+                 calibration: str) -> None:
         self.floating = mxnet_function(as_block(symbol.get_backend_symbol('MKLDNN'), params))
         auxiliary = set(symbol.list_auxiliary_states())
         self._arguments = {name: value for name, value in params.items() if name not in auxiliary}
@@ -118,7 +121,7 @@ class MXNetQuantizer:
             for node in nodes if node['op'] != 'null')
         self._ranges = SimpleNamespace(min_max_dict=self._calibrate(images, calibration))
 
-    def quantize(self, layers):
+    def quantize(self, layers: Collection[str]) -> tuple[mx.sym.Symbol, dict[str, mx.nd.NDArray]]:
         """Symbol and parameters, including auxiliary states, with the ``layers`` (names) in 8 bits."""
         symbol, _, auxiliary, ranges = quantization.quantize_graph(
             self._fused, self._arguments, self._auxiliary, excluded_sym_names=_other_nodes(self.layers, layers),
@@ -130,7 +133,7 @@ class MXNetQuantizer:
         return symbol.get_backend_symbol('MKLDNN_QUANTIZE'), {**arguments, **auxiliary}
 
     @staticmethod
-    def function(model):
+    def function(model: Any) -> Callable[[np.ndarray], np.ndarray]:
         """What :meth:`quantize` returned, as a function from images to outputs, ndarrays."""
         return mxnet_function(as_block(*model))
 
@@ -176,7 +179,8 @@ class OnnxQuantizer:
         If onnx or onnxruntime is not installed.
     """
 
-    def __init__(self, symbol, params, images, calibration):
+    def __init__(self, symbol: mx.sym.Symbol, params: Mapping[str, mx.nd.NDArray], images: np.ndarray,
+                 calibration: str) -> None:
         onnx, _ = require_onnx()
         with tempfile.TemporaryDirectory() as scratch:
             path = Path(scratch) / 'float.onnx'
@@ -195,7 +199,7 @@ class OnnxQuantizer:
         self._in_float = [node.name for node in graph.node
                           if node.op_type == 'Add' and not constants.isdisjoint(node.input)]
 
-    def quantize(self, layers):
+    def quantize(self, layers: Collection[str]) -> Any:
         """A ``ModelProto`` with the ``layers`` (names) in 8 bits."""
         from onnxruntime.quantization import QDQQuantizer, QuantType
         # Copies, since the quantizer writes into both.
@@ -209,12 +213,13 @@ class OnnxQuantizer:
         return quantizer.model.model
 
     @staticmethod
-    def function(model):
+    def function(model: Any) -> Callable[[np.ndarray], np.ndarray]:
         """What :meth:`quantize` returned, as a function from images to outputs, ndarrays."""
         return onnx_function(model.SerializeToString())
 
 
-def quantize(quantizer, images, expected, exclude=(), tolerance=0.01):
+def quantize(quantizer: Union[MXNetQuantizer, OnnxQuantizer], images: np.ndarray, expected: np.ndarray,
+             exclude: Sequence[str] = (), tolerance: float = 0.01) -> Quantized:
     """Quantize a network except for the layers that cost too much.
 
     Each layer is quantized alone first. Then, as long as the network with all remaining layers in 8 bits has
@@ -256,7 +261,7 @@ def quantize(quantizer, images, expected, exclude=(), tolerance=0.01):
 
     alone = {layer: noise(quantizer.quantize([layer]), _IMAGES_ALONE)
              for layer in tqdm(candidates, 'layers', leave=False, disable=None)}
-    remaining = sorted(candidates, key=alone.get)
+    remaining = sorted(candidates, key=alone.__getitem__)
     while remaining:
         model = quantizer.quantize(remaining)
         whole = noise(model)
@@ -267,7 +272,7 @@ def quantize(quantizer, images, expected, exclude=(), tolerance=0.01):
     raise InputError('no layer is left to quantize: raise --tolerance, or exclude fewer layers.')
 
 
-def noise_of(outputs, expected):
+def noise_of(outputs: np.ndarray, expected: np.ndarray) -> float:
     """Noise of ``outputs`` (N, outputs) as a share of the variance of ``expected`` over its N rows.
 
     Raises
@@ -284,19 +289,19 @@ def noise_of(outputs, expected):
     return float(((outputs - expected) ** 2).sum() / variance)
 
 
-def mxnet_function(net):
+def mxnet_function(net: HybridBlock) -> Callable[[np.ndarray], np.ndarray]:
     """A HybridBlock as a function of ndarrays."""
     net.hybridize(static_alloc=True, static_shape=True)
     return lambda images: net(mx.nd.array(images)).asnumpy()
 
 
-def onnx_function(model):
+def onnx_function(model: Union[str, bytes]) -> Callable[[np.ndarray], np.ndarray]:
     """An ONNX model, its path or its bytes, as a function of ndarrays, on one thread of the CPU."""
     session = open_session(model)
     return lambda images: session.run(None, {'data': images})[0]
 
 
-def outputs_of(function, images):
+def outputs_of(function: Callable[[np.ndarray], np.ndarray], images: np.ndarray) -> np.ndarray:
     """The outputs, ndarray (N, outputs), for images (N, channels, height, width) in small batches."""
     return np.concatenate([function(images[start:start + _BATCH_SIZE])
                            for start in range(0, len(images), _BATCH_SIZE)])

@@ -14,7 +14,11 @@ Three rules rewrite its symbol; whatever fits none of them is left unchanged.
 
 The new weights are computed in float64.
 """
+from collections.abc import Mapping
+
+import mxnet as mx
 import numpy as np
+from mxnet.gluon import HybridBlock, SymbolBlock
 
 from ..graph import SymbolGraph, as_block, attributes, trace
 from .operators import with_operators
@@ -22,7 +26,7 @@ from .operators import with_operators
 __all__ = ['deploy', 'reparametrize']
 
 
-def deploy(net, operators=False):
+def deploy(net: HybridBlock, operators: bool = False) -> SymbolBlock:
     """The same function as ``net`` at inference, with fewer and cheaper operators.
 
     Parameters
@@ -51,7 +55,8 @@ def deploy(net, operators=False):
     return block
 
 
-def reparametrize(symbol, params):
+def reparametrize(symbol: mx.sym.Symbol,
+                  params: Mapping[str, mx.nd.NDArray]) -> tuple[mx.sym.Symbol, dict[str, mx.nd.NDArray]]:
     """Apply the rules of this module.
 
     Parameters

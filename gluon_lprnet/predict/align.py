@@ -16,7 +16,7 @@ from ..data.images import EXTENSIONS, encode_image, is_image_file
 from ..evaluate.network_flag import add_network_flag, split_networks
 from ..utils.errors import InputError
 from ..utils.files import write_errors, write_file
-from ..utils.flags import non_negative_int, positive_int
+from ..utils.flags import Commands, non_negative_int, positive_int
 from ..utils.signals import noted
 from .detectors import add_detector_flag, make_detector, read_picture
 from .face_alignment import Aligner, draw_faces, upright_crop
@@ -194,7 +194,7 @@ def _align_video(aligner, source, args, target, results, stop):
     return entry
 
 
-def add_commands(commands):
+def add_commands(commands: Commands) -> None:
     align = commands.add_parser(
         'align', help='landmarks of the faces in pictures, videos or of a camera',
         description='Find faces and their 68 landmarks. DIR gets the pictures and videos with the landmarks drawn, '

@@ -4,7 +4,7 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
@@ -20,7 +20,8 @@ from ..data.images import EXTENSIONS, ImageError, center_crop, is_image_file, no
 from ..evaluate.classification import add_description_flags, described, flags_of_description
 from ..evaluate.network_flag import add_network_flag, split_networks
 from ..utils.errors import InputError
-from ..utils.flags import positive_int
+from ..utils.files import PathLike
+from ..utils.flags import Commands, positive_int
 from ..utils.processes import available_cpus
 
 # Pictures that pass the network at once, which bounds memory.
@@ -202,7 +203,7 @@ def read_names(path: Union[str, Path], wnids: Optional[Sequence[str]] = None) ->
     return [by_wnid[wnid] for wnid in wnids or by_wnid]
 
 
-def find_images(arguments):
+def find_images(arguments: Iterable[PathLike]) -> list[Path]:
     """The pictures that files and folders name, folders searched through, as a list of Path."""
     found = []
     for argument in arguments:
@@ -214,7 +215,7 @@ def find_images(arguments):
     return found
 
 
-def add_commands(commands):
+def add_commands(commands: Commands) -> None:
     parser = commands.add_parser(
         'predict', help='the most probable classes of pictures',
         description='Name what pictures show. Exit status 1 if a picture could not be read; the others are done.',

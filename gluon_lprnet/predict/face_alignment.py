@@ -1,6 +1,6 @@
 """The 68 landmarks of each face of a picture, its pose, and how far to trust them."""
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Optional, Union
 
@@ -391,7 +391,7 @@ def _distances(one, other):
     return np.linalg.norm(one - other, axis=-1).mean(axis=-1)
 
 
-def upright_crop(picture, face, size):
+def upright_crop(picture: np.ndarray, face: Mapping[str, Any], size: int) -> np.ndarray:
     """A square with a face upright in it.
 
     It is turned so that the line between the centers of the eyes is level; of a face that looks more than 45 degrees to
@@ -422,7 +422,7 @@ def upright_crop(picture, face, size):
     return warp_crop(picture, matrix, size)
 
 
-def draw_faces(picture, faces, pose=False):
+def draw_faces(picture: np.ndarray, faces: Iterable[Mapping[str, Any]], pose: bool = False) -> None:
     """Draw boxes and contours, as of :class:`Aligner`, into a BGR picture.
 
     Lines to points that are hidden are lighter. ``pose`` also draws the head's axes from the tip of its nose: red to

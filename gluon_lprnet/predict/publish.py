@@ -19,6 +19,7 @@ from ..evaluate.classification import evaluate_classification
 from ..evaluate.landmarks import labels_of
 from ..utils.errors import InputError
 from ..utils.files import folder_aside, put_in_place
+from ..utils.flags import Commands
 from ..utils.processes import available_cpus
 from ..zoo.pretrained import FOLDER
 from .classification import read_names
@@ -107,7 +108,7 @@ def _processor():
     return platform.processor() or platform.machine()
 
 
-def add_commands(commands):
+def add_commands(commands: Commands) -> None:
     parser = commands.add_parser(
         'publish', help='a trained classification network as weights with a card, as the package carries them',
         description='Write MODEL.TAG.params and MODEL.TAG.json, the card, with the accuracy on --rec-test.')

@@ -187,7 +187,7 @@ def _box(face):
     return landmark_box(np.array(face['points']))
 
 
-def overlap(box, other):
+def overlap(box: np.ndarray, other: np.ndarray) -> float:
     """Of two boxes (left, top, right, bottom), the area in common over that of their union."""
     common = np.maximum(np.minimum(box[2:], other[2:]) - np.maximum(box[:2], other[:2]), 0).prod()
     return common / ((box[2:] - box[:2]).prod() + (other[2:] - other[:2]).prod() - common)

@@ -6,8 +6,9 @@ with OpenCV.
 import collections
 import math
 import time
+from collections.abc import Callable, Sequence
 from fractions import Fraction
-from typing import NamedTuple
+from typing import Any, NamedTuple, Optional, Union
 
 import av
 import cv2
@@ -15,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ..utils.errors import InputError
-from ..utils.files import whole
+from ..utils.files import PathLike, whole
 
 # x264 is in PyAV's wheels; builds that may not carry it for its licence (GPL) have Cisco's OpenH264 (BSD).
 _ENCODERS = ('libx264', 'libopenh264')
@@ -68,7 +69,7 @@ class VideoFile:
         If it is not a video, its end is missing, or it has no stream of video that can be decoded.
     """
 
-    def __init__(self, path):
+    def __init__(self, path: PathLike) -> None:
         self.name = str(path)
         try:
             # A list of addresses that is called a video would be fetched.
@@ -89,14 +90,16 @@ class VideoFile:
         except InputError:
             self._container.close()
             raise
-        self.time_base = self._video.time_base
+        # None only of a stream that is not open.
+        self.time_base: Fraction = self._video.time_base  # type: ignore[assignment]
         self.rate = self._video.average_rate or self._video.guessed_rate or Fraction(_FRAMES_PER_SECOND)
         self.start = Fraction(self._container.start_time or 0, av.time_base)
         self._length = (self._video.duration * self.time_base if self._video.duration
                         else Fraction(self._container.duration or 0, av.time_base))
         self.frames = self._video.frames or round(self._length * self.rate) or None
         self._undecodable = 0
-        self._end, self._shown = Fraction(0), None
+        self._end = Fraction(0)
+        self._shown: Optional[Fraction] = None
         self._finished = False
 
     def __iter__(self):
@@ -116,7 +119,7 @@ class VideoFile:
                 yield frame
         self._finished = True
 
-    def damage(self):
+    def damage(self) -> Optional[str]:
         """What went wrong on the way, or None."""
         if self._undecodable:
             return f'{self._undecodable} of its packets of video could not be decoded: it is damaged or cut off'
@@ -125,7 +128,7 @@ class VideoFile:
             return f'it ends after {float(self._end):.1f} of {float(self._length):.1f} s: it is cut off'
         return None
 
-    def close(self):
+    def close(self) -> None:
         self._container.close()
 
     def _packets(self):
@@ -184,7 +187,7 @@ class Camera:
     start = Fraction(0)
     sounds = ()
 
-    def __init__(self, number):
+    def __init__(self, number: int) -> None:
         self.name = f'--camera {number}'
         self._capture = cv2.VideoCapture(number)
         if not self._capture.isOpened():
@@ -200,10 +203,10 @@ class Camera:
             begin = now if begin is None else begin
             yield Frame(picture, Fraction(round((now - begin) / _CAMERA_CLOCK)) * _CAMERA_CLOCK)
 
-    def damage(self):
+    def damage(self) -> Optional[str]:
         return None
 
-    def close(self):
+    def close(self) -> None:
         self._capture.release()
 
 
@@ -224,16 +227,17 @@ class VideoWriter:
         If PyAV has no encoder.
     """
 
-    def __init__(self, path, source):
+    def __init__(self, path: PathLike, source: Union[VideoFile, Camera]) -> None:
         self._encoder = next((name for name in _ENCODERS if name in av.codecs_available and _is_encoder(name)), None)
         if self._encoder is None:
             raise InputError(f'PyAV {av.__version__} has no encoder for H.264 here ({" or ".join(_ENCODERS)}): install '
                              'the package from PyPI, pip install --force-reinstall av.')
         self._path, self._source = str(path), source
-        self._container = None
-        self._early = []
-        self._sounds, self._sounded = {}, {}
-        self._durations = collections.deque()
+        self._container: Any = None
+        self._early: list[av.Packet] = []
+        self._sounds: dict[int, Any] = {}
+        self._sounded: dict[int, int] = {}
+        self._durations: collections.deque[int] = collections.deque()
         self._last = -1
 
     def __enter__(self):
@@ -247,7 +251,7 @@ class VideoWriter:
             finally:
                 self._container.close()
 
-    def add(self, frame):
+    def add(self, frame: Frame) -> None:
         """Add a :class:`Frame`."""
         height, width = frame.picture.shape[:2]
         if self._container is None:
@@ -261,7 +265,7 @@ class VideoWriter:
         self._durations.append(round(frame.duration / self._source.time_base))
         self._mux(self._video.encode(coded))
 
-    def add_sound(self, packet):
+    def add_sound(self, packet: av.Packet) -> None:
         """Add a packet of one of the source's sounds."""
         if self._container is None:
             self._early.append(packet)
@@ -269,7 +273,7 @@ class VideoWriter:
         origin, target = packet.stream, self._sounds[packet.stream.index]
         if origin.codec_context.name in _COPIED_SOUND:
             shift = round(self._source.start / packet.time_base)
-            packet.dts -= shift
+            packet.dts -= shift  # type: ignore[operator]  # a source gives no packet without one
             if packet.pts is not None:
                 packet.pts -= shift
             # Where recordings are joined, some come twice.
@@ -279,7 +283,7 @@ class VideoWriter:
                 self._container.mux(packet)
             return
         try:
-            decoded = packet.decode()
+            decoded: Any = packet.decode()
         except av.FFmpegError:
             return
         for sound in decoded:
@@ -321,7 +325,10 @@ class VideoWriter:
                 self._container.mux(self._sounds[sound.index].encode())
 
 
-def align_video(source, target, draw_faces, add_frame, limit=None, stop=()):
+def align_video(source: Union[VideoFile, Camera], target: PathLike,
+                draw_faces: Callable[[np.ndarray, float], list[dict[str, Any]]],
+                add_frame: Callable[[dict[str, Any]], object], limit: Optional[int] = None,
+                stop: Sequence[object] = ()) -> dict[str, Any]:
     """Write a video with the faces of its frames drawn, whole or not at all.
 
     Parameters

@@ -14,7 +14,8 @@ from ..deployment.export import export
 from ..evaluate.classification import described
 from ..predict.detectors import CORRECTIONS
 from ..utils.errors import InputError
-from ..utils.files import whole
+from ..utils.files import PathLike, whole
+from ..utils.flags import Commands
 from . import handler
 
 __all__ = ['archive']
@@ -26,7 +27,7 @@ _REQUIRED = {'classification': ('num_classes', 'input_size', 'crop_ratio', 'rgb_
 _NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9_.-]*')
 
 
-def archive(network, out):
+def archive(network: PathLike, out: PathLike) -> Path:
     """Write a trained network with its handler as ``NAME.mar``.
 
     Parameters
@@ -99,7 +100,7 @@ def _archive_exported(artefact, name, out):
     return target
 
 
-def add_commands(commands):
+def add_commands(commands: Commands) -> None:
     parser = commands.add_parser(
         'archive', help='a trained network as a model archive (.mar) of multi-model-server',
         description='Write NAME.mar, the network with a handler that needs only mxnet, numpy, cv2 and PIL (Pillow).',

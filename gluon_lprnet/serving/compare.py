@@ -23,7 +23,7 @@ from ..evaluate.classification import described
 from ..evaluate.network_flag import add_network_flag, split_networks
 from ..predict.classification import find_images, preprocess
 from ..utils.errors import InputError
-from ..utils.flags import non_negative_int
+from ..utils.flags import Commands, non_negative_int
 from ..utils.text import render_table
 from .load_client import Request, form, send
 from .server import Server, find_java, free_port
@@ -157,7 +157,7 @@ def _report(compared, names):
     return '\n'.join(lines)
 
 
-def add_commands(commands):
+def add_commands(commands: Commands) -> None:
     parser = commands.add_parser(
         'compare', help='evaluate, predict and the server side by side on the same pictures',
         description='Give the same pictures to a network of classes as evaluate reads them from packed records, as '

@@ -23,9 +23,10 @@ import json
 import logging
 import os
 import re
+from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, Optional, Union
 
 import cv2
 import numpy as np
@@ -76,10 +77,10 @@ _CASCADES = (('frontal', 'frontalface_alt', False), ('profile', 'profileface', F
 _ALIGNMENT = 16
 _BETWEEN = 4 + 5 * 4 + 36 + len(_JSON)
 
-_service = None
+_service: Optional['_Service'] = None
 
 
-def handle(data, context):
+def handle(data: Optional[list[dict[str, Any]]], context: Any) -> Optional[list[bytes]]:
     """Entry point of the server.
 
     Parameters
@@ -132,7 +133,7 @@ def _types(context, index, fields):
             for name, entry in declared if entry is None or isinstance(entry, dict)}
 
 
-def load(folder):
+def load(folder: Union[str, 'os.PathLike[str]']) -> '_Service':
     """The service of an unpacked archive: :class:`Classification` or :class:`Landmarks`."""
     folder = Path(folder)
     description = json.loads((folder / 'description.json').read_text())
@@ -156,7 +157,7 @@ class BadRequest(Exception):
         4xx.
     """
 
-    def __init__(self, reason, status=400):
+    def __init__(self, reason: str, status: int = 400) -> None:
         super().__init__(reason)
         self.status = status
 
@@ -165,12 +166,13 @@ _PHRASES = {400: 'Bad Request', 413: 'Payload Too Large', 415: 'Unsupported Medi
 
 
 class _Service:
-    def __init__(self, net, description):
+    def __init__(self, net: mx.gluon.SymbolBlock, description: dict[str, Any]) -> None:
         self._net = net
         self._description = description
         self._size = description['input_size']
 
-    def answer(self, requests, types):
+    def answer(self, requests: list[dict[str, Any]],
+               types: list[dict[str, str]]) -> list[tuple[int, dict[str, Any]]]:
         """Answer a batch; a fault of one request leaves the others alone.
 
         Parameters
@@ -212,7 +214,7 @@ class _Service:
                                  f'{self.field}')
         return self.prepare(fields, types)
 
-    def forward(self, data):
+    def forward(self, data: np.ndarray) -> np.ndarray:
         """Outputs (N, outputs) for normalized inputs (N, 3, size, size), float32 ndarrays."""
         return np.concatenate([self._net(mx.nd.array(data[start:start + _MAX_FORWARD])).asnumpy()
                                for start in range(0, len(data), _MAX_FORWARD)])
@@ -233,11 +235,11 @@ class Classification(_Service):
 
     field, other_field, purpose = 'top_k', 'boxes', 'names classes'
 
-    def __init__(self, net, description):
+    def __init__(self, net: mx.gluon.SymbolBlock, description: dict[str, Any]) -> None:
         super().__init__(net, description)
         self._names = description.get('class_names') or [str(index) for index in range(description['num_classes'])]
 
-    def prepare(self, fields, types):
+    def prepare(self, fields: Mapping[str, Any], types: Mapping[str, str]) -> tuple[list[np.ndarray], int]:
         top_k = _read_top_k(fields.get('top_k'), len(self._names))
         image = decode(find_image(fields, types))
         try:
@@ -246,7 +248,7 @@ class Classification(_Service):
             raise BadRequest(f'the image {error}') from error
         return [images.normalize(crop, self._description)], top_k
 
-    def finish(self, outputs, top_k):
+    def finish(self, outputs: np.ndarray, top_k: int) -> dict[str, Any]:
         _check_finite(outputs)
         probabilities = np.exp(outputs[0].astype('float64') - outputs[0].max())
         probabilities /= probabilities.sum()
@@ -259,14 +261,15 @@ class Landmarks(_Service):
 
     field, other_field, purpose = 'boxes', 'top_k', 'finds landmarks'
 
-    def __init__(self, net, description):
+    def __init__(self, net: mx.gluon.SymbolBlock, description: dict[str, Any]) -> None:
         super().__init__(net, description)
         self._scale = description['crop_scale']
         self._corrections = description['corrections']
-        self._cascades = [(kind, cv2.CascadeClassifier(f'{cv2.data.haarcascades}haarcascade_{name}.xml'), mirrored)
+        folder = cv2.data.haarcascades  # type: ignore[attr-defined]  # OpenCV's types lack it
+        self._cascades = [(kind, cv2.CascadeClassifier(f'{folder}haarcascade_{name}.xml'), mirrored)
                           for kind, name, mirrored in _CASCADES]
 
-    def prepare(self, fields, types):
+    def prepare(self, fields: Mapping[str, Any], types: Mapping[str, str]) -> tuple[list[np.ndarray], Any]:
         boxes = _read_boxes(fields.get('boxes'))
         image = decode(find_image(fields, types))
         height, width = image.shape[:2]
@@ -283,7 +286,7 @@ class Landmarks(_Service):
                  for matrix in matrices]
         return crops, (width, height, faces, matrices)
 
-    def finish(self, outputs, prepared):
+    def finish(self, outputs: np.ndarray, prepared: Any) -> dict[str, Any]:
         _check_finite(outputs)
         width, height, faces, matrices = prepared
         for face, matrix, output in zip(faces, matrices, outputs):
@@ -365,7 +368,7 @@ def _fold(answers, are_listed):
     return 200, {'predictions': [answer for _, answer in answers]}
 
 
-def find_image(fields, types):
+def find_image(fields: Mapping[str, Any], types: Mapping[str, str]) -> bytes:
     """The image's bytes among the fields of a request.
 
     Raises
@@ -400,7 +403,7 @@ def _from_base64(text):
     return data
 
 
-def decode(data):
+def decode(data: bytes) -> np.ndarray:
     """The pixels (height, width, 3) uint8, RGB, of a picture's bytes; or BadRequest."""
     try:
         return images.read_image(data)

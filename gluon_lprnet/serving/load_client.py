@@ -3,14 +3,15 @@ import json
 import threading
 import time
 import zlib
+from collections.abc import Iterable, Mapping
 from http.client import HTTPConnection, HTTPException
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import cv2
 import numpy as np
 
-from .server import reachable_pair
+from .server import Server, reachable_pair
 
 
 class Request(NamedTuple):
@@ -30,14 +31,14 @@ class Answer(NamedTuple):
     body: bytes
     seconds: float
 
-    def is_right(self, references):
+    def is_right(self, references: Mapping[str, Any]) -> bool:
         """Whether the status and, for a valid request, the numbers are as expected."""
         if self.status != self.request.status:
             return False
         return self.status != 200 or same_answer(json.loads(self.body), references[self.request.name])
 
 
-def form(image, **fields):
+def form(image: bytes, **fields: object) -> tuple[bytes, str]:
     """A multipart form: its body and its content type."""
     boundary = 'part-of-the-form'
     parts = [f'--{boundary}\r\nContent-Disposition: form-data; name="data"; filename="image"\r\n'
@@ -47,7 +48,7 @@ def form(image, **fields):
     return b''.join(parts) + f'--{boundary}--\r\n'.encode(), f'multipart/form-data; boundary={boundary}'
 
 
-def bad_requests(image):
+def bad_requests(image: bytes) -> list[Request]:
     """Each kind of invalid request, made from a valid JPEG, with reasons of different lengths in the answers."""
     bomb = cv2.imencode('.png', np.zeros((1, 1), 'uint8'))[1].tobytes()
     # The header of 20,000 x 20,000 pixels; what follows is not reached.
@@ -65,7 +66,8 @@ def bad_requests(image):
             Request('form without an image', b'top_k=3', 'application/x-www-form-urlencoded', 400)]
 
 
-def send(server, model, requests, clients=1, timeout=60):
+def send(server: Server, model: str, requests: Iterable[Request], clients: int = 1,
+         timeout: float = 60) -> list[Answer]:
     """Send requests from concurrent clients, each with a persistent connection; ``timeout`` is in seconds.
 
     Returns
@@ -74,7 +76,7 @@ def send(server, model, requests, clients=1, timeout=60):
         In the requests' order.
     """
     requests = list(requests)
-    answers = [None] * len(requests)
+    answers: list[Any] = [None] * len(requests)
     path = f'/predictions/{quote(model)}'
     pending = iter(range(len(requests)))
 
@@ -102,7 +104,7 @@ def send(server, model, requests, clients=1, timeout=60):
     return answers
 
 
-def same_answer(found, expected):
+def same_answer(found: Any, expected: Any) -> bool:
     """Equality of JSON, with numbers equal to 1e-3: a batch adds in a different order than a single image."""
     if isinstance(expected, dict):
         return found.keys() == expected.keys() and all(same_answer(found[key], expected[key]) for key in expected)

@@ -19,10 +19,12 @@ import socket
 import socketserver
 import sys
 import threading
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from typing import Any, Optional
 from urllib.parse import quote, unquote
 
 __all__ = ['Page']
@@ -87,7 +89,8 @@ class Page(socketserver.ThreadingTCPServer):
     # Connections that wait until a thread is started.
     request_queue_size = 64
 
-    def __init__(self, address, server, tasks, max_request_bytes, is_ready):
+    def __init__(self, address: tuple[str, int], server: tuple[str, int], tasks: Mapping[str, Optional[str]],
+                 max_request_bytes: int, is_ready: Callable[[], bool]) -> None:
         super().__init__(address, _Handler)
         self.model_server = server
         self.tasks = tasks
@@ -97,15 +100,15 @@ class Page(socketserver.ThreadingTCPServer):
         self._free = threading.Semaphore(MAX_CONNECTIONS)
         self._thread = threading.Thread(target=self.serve_forever, daemon=True)
 
-    def start(self):
+    def start(self) -> None:
         self._thread.start()
 
-    def stop(self):
+    def stop(self) -> None:
         if self._thread.is_alive():
             self.shutdown()
         self.server_close()
 
-    def process_request(self, request, client_address):
+    def process_request(self, request: Any, client_address: Any) -> None:
         if self._free.acquire(blocking=False):
             super().process_request(request, client_address)
         else:
@@ -113,13 +116,13 @@ class Page(socketserver.ThreadingTCPServer):
                 request.sendall(_BUSY)
             self.shutdown_request(request)
 
-    def process_request_thread(self, request, client_address):
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
         try:
             super().process_request_thread(request, client_address)
         finally:
             self._free.release()
 
-    def handle_error(self, request, client_address):
+    def handle_error(self, request: Any, client_address: Any) -> None:
         # A browser leaves in the middle when another picture is dropped.
         if not isinstance(sys.exc_info()[1], ConnectionError):
             super().handle_error(request, client_address)

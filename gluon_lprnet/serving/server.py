@@ -1,4 +1,5 @@
 """``python -m gluon_lprnet serve``: networks behind the real multi-model-server."""
+import argparse
 import contextlib
 import importlib.util
 import json
@@ -13,15 +14,17 @@ import tempfile
 import time
 import zipfile
 import zlib
+from collections.abc import Callable, Sequence
 from http.client import HTTPConnection, HTTPException
 from itertools import combinations
 from pathlib import Path
+from typing import Any, NoReturn, Optional, Union
 from urllib.parse import quote, urlencode
 
 from ..evaluate.network_flag import DEFAULTS
 from ..utils.errors import InputError
-from ..utils.files import lock, make_folder, write_errors, write_file
-from ..utils.flags import non_negative_int, positive_int
+from ..utils.files import PathLike, lock, make_folder, write_errors, write_file
+from ..utils.flags import Commands, non_negative_int, positive_int
 from ..utils.processes import available_cpus
 from .archive import archive
 from .page import Page
@@ -58,7 +61,7 @@ ModelLoaderFactory.get_model_loader(folder).load('model', folder, handler, None,
 """
 
 
-def find_java():
+def find_java() -> str:
     """The path of the Java program.
 
     Raises
@@ -112,8 +115,9 @@ class Server:
         or cannot be written to, or the server does not start.
     """
 
-    def __init__(self, networks, run_dir, host=LOOPBACK, port=8080, management_host=LOOPBACK, management_port=None,
-                 workers=None, batch_size=1, max_batch_delay=10, page_port=None):
+    def __init__(self, networks: Sequence[PathLike], run_dir: PathLike, host: str = LOOPBACK, port: int = 8080,
+                 management_host: str = LOOPBACK, management_port: Optional[int] = None, workers: Optional[int] = None,
+                 batch_size: int = 1, max_batch_delay: int = 10, page_port: Optional[int] = None) -> None:
         self.run_dir = Path(run_dir).absolute()
         self.address = host, port
         self._management = (management_host, management_port) if management_port else None
@@ -122,10 +126,16 @@ class Server:
         self._loading = {'batch_size': batch_size, 'max_batch_delay': max_batch_delay, 'initial_workers': self.workers,
                          'synchronous': 'true'}
         self._networks = networks
-        self.models = []
+        self.models: list[str] = []
         # Networks that have had a loader, and those of them that had none at the last look.
-        self._loaded, self._missing = set(), set()
-        self._process = self._watch = self._scratch = self._page = self._folder = None
+        self._loaded: set[str] = set()
+        self._missing: set[str] = set()
+        # A Popen while it runs.
+        self._process: Any = None
+        self._watch: Optional[subprocess.Popen[bytes]] = None
+        self._page: Optional[Page] = None
+        self._scratch: Optional[str] = None
+        self._folder: Optional[Path] = None
         self._lock = contextlib.ExitStack()
 
     def __enter__(self):
@@ -162,21 +172,21 @@ class Server:
     def __exit__(self, *_):
         self.stop()
 
-    def url(self, model):
+    def url(self, model: str) -> str:
         """Where to POST images to."""
         return f'http://{_reachable(self.address)}/predictions/{quote(model)}'
 
     @property
-    def page_url(self):
+    def page_url(self) -> Optional[str]:
         """The page's address for a browser; None if there is no page."""
         return f'http://{_reachable(self._page_address)}/' if self._page_address else None
 
     @property
-    def java(self):
+    def java(self) -> Any:
         """The server's own process, a psutil.Process."""
         return self._psutil.Process(self._process.pid)
 
-    def loader_of(self, model):
+    def loader_of(self, model: str) -> Any:
         """The process that has loaded a network and that its workers are forked from; None if it died."""
         for process in self.java.children():
             try:
@@ -187,7 +197,7 @@ class Server:
                 pass
         return None
 
-    def workers_of(self, model):
+    def workers_of(self, model: str) -> list[Any]:
         """A network's workers: a list of psutil.Process."""
         loader = self.loader_of(model)
         try:
@@ -195,7 +205,8 @@ class Server:
         except self._psutil.NoSuchProcess:  # between the two calls
             return self.workers_of(model)
 
-    def wait(self, on_ready=lambda is_ready: None, report=print):
+    def wait(self, on_ready: Callable[[bool], object] = lambda is_ready: None,
+             report: Callable[[str], object] = print) -> NoReturn:
         """Keep the networks served until the server ends, which it does not by itself.
 
         The server replaces workers that died, but not the process that they are forked from; this does, and loads
@@ -233,7 +244,7 @@ class Server:
         raise InputError(f'the server ended by itself with status {self._process.returncode}: see '
                          f'{self.run_dir / "logs"}.')
 
-    def is_ready(self):
+    def is_ready(self) -> bool:
         """Whether each network has a worker that takes requests, and there are networks.
 
         A network whose workers were taken away over the management interface does not count.
@@ -273,7 +284,7 @@ class Server:
         except InputError as error:
             report(f'{error} Its process had died. The other networks are still served.')
 
-    def stop(self):
+    def stop(self) -> None:
         """End the server and its workers; of no effect if they have ended."""
         process, watch, page = self._process, self._watch, self._page
         self._process = self._watch = self._page = None
@@ -295,8 +306,10 @@ class Server:
                 watch.kill()
                 watch.communicate()
             # Folders of tempfile, which nobody else knows.
-            for folder in filter(None, (self._scratch, self._folder)):
-                shutil.rmtree(folder, ignore_errors=True)
+            folders: list[Union[str, Path, None]] = [self._scratch, self._folder]
+            for folder in folders:
+                if folder is not None:
+                    shutil.rmtree(folder, ignore_errors=True)
             self._lock.close()
 
     def _store(self, network):
@@ -454,7 +467,7 @@ def _probe(address):
         probe.bind(address)
 
 
-def reachable_pair(address):
+def reachable_pair(address: tuple[str, int]) -> tuple[str, int]:
     host, port = address
     return (LOOPBACK if host == '0.0.0.0' else host), port
 
@@ -468,7 +481,7 @@ def _signal_group(process, number):
         os.killpg(process.pid, number)
 
 
-def free_port():
+def free_port() -> int:
     """A port of the loopback that nothing listens on."""
     while True:
         # The system's own choice would be above MAX_PORT.
@@ -481,7 +494,7 @@ def free_port():
                 continue
 
 
-def add_commands(commands):
+def add_commands(commands: Commands) -> None:
     parser = commands.add_parser(
         'serve', help='networks behind multi-model-server, until Ctrl-C',
         description='Serve networks over HTTP: POST a picture to http://HOST:PORT/predictions/NAME. Needs Java and '
@@ -510,7 +523,7 @@ def add_commands(commands):
     parser.set_defaults(run=_run)
 
 
-def add_server_flags(parser, run_dir):
+def add_server_flags(parser: argparse.ArgumentParser, run_dir: str) -> None:
     """The flags that ``serve`` and ``soak`` share; ``run_dir`` is the default of ``--run-dir``."""
     parser.add_argument('--workers', type=positive_int, help='processes of each network (default: one per CPU)')
     parser.add_argument('--batch-size', type=positive_int, default=1,

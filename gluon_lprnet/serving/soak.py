@@ -3,8 +3,9 @@ import base64
 import json
 import time
 from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Optional
 
 import cv2
 import numpy as np
@@ -13,12 +14,14 @@ from ..data.faces.drawn import draw_face
 from ..data.images import encode_jpeg
 from ..evaluate.network_flag import DEFAULTS
 from ..utils.errors import InputError
-from ..utils.flags import positive_int
+from ..utils.files import PathLike
+from ..utils.flags import Commands, positive_int
 from .load_client import Request, bad_requests, send
 from .server import JAVA_LIMIT, QUEUE, Server, add_server_flags, free_port
 
 
-def soak(network, run_dir, images, requests=10_000, clients=8, workers=None, batch_size=1, report=print):
+def soak(network: PathLike, run_dir: PathLike, images: Sequence[bytes], requests: int = 10_000, clients: int = 8,
+         workers: Optional[int] = None, batch_size: int = 1, report: Callable[[str], object] = print) -> list[str]:
     """Serve a network to many clients, with every fifth request invalid, then kill a worker.
 
     Parameters
@@ -45,7 +48,7 @@ def soak(network, run_dir, images, requests=10_000, clients=8, workers=None, bat
         return [bad[number // 5 % len(bad)] if number % 5 == 4 else good[number % len(good)]
                 for number in range(count)]
 
-    failed = []
+    failed: list[str] = []
 
     def expect(holds, line):
         report(line)
@@ -131,7 +134,7 @@ def _recover(server, model, request, references):
     return time.perf_counter() - start, lost
 
 
-def add_commands(commands):
+def add_commands(commands: Commands) -> None:
     parser = commands.add_parser(
         'soak', help='load test of serving: many requests, some of them invalid, and a killed worker',
         description='Serve a network on free ports of this machine and send it requests. Exit status 1 if something '
