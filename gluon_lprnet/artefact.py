@@ -2,15 +2,19 @@
 import hashlib
 import json
 import math
+import os
 import re
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, Optional, Union
 
 import mxnet as mx
 import numpy as np
+from mxnet.gluon.block import HybridBlock
 
 from . import checkpoint
-from .formats.onnx_files import load_onnx
+from .formats.onnx_files import OnnxNetwork, load_onnx
 from .formats.standard import SIZES, standard_form
 from .formats.symbol_files import last_line, latest_params, read_bytes, read_json, read_params, read_symbol
 from .graph import as_block, trace
@@ -18,6 +22,8 @@ from .utils.errors import InputError
 from .utils.files import folder_aside, put_in_place, write_errors
 from .zoo import get_model, list_models
 from .zoo.pretrained import find_card, split_tag
+
+PathLike = Union[str, 'os.PathLike[str]']
 
 # What a user of the network must know besides its weights; written next to symbol and params.
 DESCRIPTION_KEYS = ('task', 'model', 'num_classes', 'small_image', 'rank', 'no_residual', 'no_l2_norm', 'l2_norm_scale',
@@ -62,13 +68,13 @@ def _are_names(value):
     return value is None or isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 
-def faults_of(description):
+def faults_of(description: Mapping[str, Any]) -> dict[str, str]:
     """The entries of a description, a dict, that cannot be, with what they must be, in words."""
     return {key: words for key, (is_good, words) in _SCHEMA.items()
             if key in description and not is_good(description[key])}
 
 
-def model_arguments(config):
+def model_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     """The keywords of :func:`gluon_lprnet.get_model` that a training's flags (a dict) ask for."""
     arguments = {'classes': config['num_classes']}
     if config['small_image']:
@@ -84,7 +90,7 @@ def model_arguments(config):
     return arguments
 
 
-def export_network(net, config, folder):
+def export_network(net: HybridBlock, config: Mapping[str, Any], folder: PathLike) -> Path:
     """Write ``MODEL-symbol.json``, ``MODEL-0000.params`` and ``MODEL.json``, in float32, and compare them with ``net``.
 
     Parameters
@@ -126,12 +132,12 @@ def export_network(net, config, folder):
     return Path(folder) / name
 
 
-def relative_difference(found, expected):
+def relative_difference(found: np.ndarray, expected: np.ndarray) -> float:
     """The largest absolute difference of two ndarrays over the largest value expected; NaN if either has one."""
     return abs(found.astype('float64') - expected).max() / max(abs(expected).max(), np.finfo('float32').tiny)
 
 
-def write_symbol(symbol, params, prefix):
+def write_symbol(symbol: mx.sym.Symbol, params: Mapping[str, mx.nd.NDArray], prefix: PathLike) -> None:
     """Write ``PREFIX-symbol.json`` and ``PREFIX-0000.params``, as MXNet itself does.
 
     Raises
@@ -150,7 +156,7 @@ def write_symbol(symbol, params, prefix):
                                              for name, value in params.items()})
 
 
-def write_description(description, prefix):
+def write_description(description: Mapping[str, Any], prefix: PathLike) -> None:
     """Write ``PREFIX.json``, with the SHA-256 of each file that is there of the network."""
     prefix = Path(prefix)
     with write_errors(prefix):
@@ -160,14 +166,14 @@ def write_description(description, prefix):
         Path(f'{prefix}.json').write_text(json.dumps(description, indent=1) + '\n')
 
 
-def is_file_of(file_name, name):
+def is_file_of(file_name: str, name: str) -> bool:
     """Whether a file is one of those that a network of that name consists of; its description is not among them."""
     end = file_name[len(name):] if file_name.startswith(name) else ''
     return end in ('-symbol.json', '.onnx', '.mar') or bool(re.fullmatch(r'-[0-9]{4,}\.params', end))
 
 
 @contextmanager
-def whole_files(folder, written, replaced=()):
+def whole_files(folder: PathLike, written: list[Path], replaced: Iterable[Path] = ()) -> Iterator[Path]:
     """A scratch folder whose files go to ``folder``, and their paths into ``written``, once the block ends well.
 
     What a network is loaded by, its symbol or ONNX file, is the first to go and the last to come: a kill at any time
@@ -192,7 +198,8 @@ def _is_loaded_by(file):
     return file.name.endswith(('-symbol.json', '.onnx'))
 
 
-def load_network(path, context=None):
+def load_network(path: PathLike,
+                 context: Optional[mx.Context] = None) -> tuple[Union[HybridBlock, OnnxNetwork], dict[str, Any]]:
     """Load a trained network.
 
     Parameters
@@ -235,8 +242,8 @@ def load_network(path, context=None):
         net = get_model(config['model'], **model_arguments(config))
         net.load_parameters(found.params, ctx=context, cast_dtype=True)
         description = _describe(config)
-    elif not path.exists() and split_tag(path)[1]:
-        card = find_card(path)
+    elif not path.exists() and split_tag(str(path))[1]:
+        card = find_card(str(path))
         net = get_model(card.name, ctx=context)
         description = card.description
     else:
@@ -251,7 +258,7 @@ def _describe(config):
     return {key: config[key] for key in DESCRIPTION_KEYS if key in config}
 
 
-def read_network(path):
+def read_network(path: PathLike) -> tuple[mx.sym.Symbol, dict[str, np.ndarray], dict[str, Any]]:
     """A network's symbol and params, in the standard form, and its description.
 
     Parameters

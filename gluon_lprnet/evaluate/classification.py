@@ -1,15 +1,22 @@
 """Top-1 and top-5 accuracy."""
-from typing import NamedTuple
+import argparse
+import os
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Union
 
+import mxnet as mx
 import numpy as np
+from mxnet.gluon.block import HybridBlock
 from tqdm import tqdm
 
 from ..artefact import faults_of, load_network
-from ..data.batches import IMAGENET_MEAN, IMAGENET_STD
+from ..data.batches import IMAGENET_MEAN, IMAGENET_STD, ImageBatches
 from ..data.images import AUTO
 from ..utils.errors import InputError
 from ..utils.flags import positive_float, positive_int
 from ..utils.text import real
+
+PathLike = Union[str, 'os.PathLike[str]']
 
 _REQUIRED = {'input_size', 'crop_ratio', 'rgb_mean', 'rgb_std'}
 _DEFAULTS = dict(task='classification', input_size=224, crop_ratio=0.875, inter_method=AUTO, rgb_mean=IMAGENET_MEAN,
@@ -50,7 +57,7 @@ class Answers(NamedTuple):
         return {**top1, 'top5': float(self.in_top5.mean())} if self.classes > 5 else top1
 
 
-def correct_in_top(outputs, labels, k):
+def correct_in_top(outputs: np.ndarray, labels: np.ndarray, k: int) -> int:
     """The number of rows with their label among the ``k`` largest outputs.
 
     Parameters
@@ -74,7 +81,7 @@ def _in_top(outputs, labels, k):
     return (top == labels.astype(int)[:, None]).any(axis=1)
 
 
-def classify(net, batches, context, dtype='float32'):
+def classify(net: HybridBlock, batches: ImageBatches, context: mx.Context, dtype: str = 'float32') -> Answers:
     """What a network says about the images of an epoch of batches: :class:`Answers`.
 
     Parameters
@@ -99,10 +106,12 @@ def classify(net, batches, context, dtype='float32'):
         outputs, label = outputs.asnumpy(), label.asnumpy()
         in_top5 = _in_top(outputs, label, min(5, outputs.shape[1]))
         rows.append((label.astype(int), outputs.argmax(axis=1), probability, in_top5))
-    return Answers(*map(np.concatenate, zip(*rows)), outputs.shape[1])
+    labels, predicted, probabilities, in_top = map(np.concatenate, zip(*rows))
+    return Answers(labels, predicted, probabilities, in_top, outputs.shape[1])
 
 
-def evaluate_classification(net, batches, context, dtype='float32'):
+def evaluate_classification(net: HybridBlock, batches: ImageBatches, context: mx.Context,
+                            dtype: str = 'float32') -> dict[str, float]:
     """Accuracy over an epoch of batches; the parameters are those of :func:`classify`.
 
     Returns
@@ -114,7 +123,7 @@ def evaluate_classification(net, batches, context, dtype='float32'):
     return classify(net, batches, context, dtype).metrics
 
 
-def add_description_flags(parser):
+def add_description_flags(parser: argparse.ArgumentParser) -> None:
     """Flags that complete or override the description of a network."""
     parser.add_argument('--input-size', type=positive_int, help='for a file without a description')
     parser.add_argument('--crop-ratio', type=positive_float, help='the same (default: 0.875)')
@@ -122,7 +131,7 @@ def add_description_flags(parser):
     parser.add_argument('--rgb-std', type=real, nargs=3, help="the same (default: ImageNet's)")
 
 
-def load_described(network, args):
+def load_described(network: PathLike, args: argparse.Namespace) -> tuple[HybridBlock, dict[str, Any]]:
     """A network and its description, completed and overridden by the flags in ``args``.
 
     Raises
@@ -134,13 +143,13 @@ def load_described(network, args):
     return net, described(network, description, flags_of_description(args))
 
 
-def flags_of_description(args):
+def flags_of_description(args: argparse.Namespace) -> dict[str, Any]:
     """What the flags of :func:`add_description_flags` say, as a dict without those that are not given."""
     return {key: getattr(args, key) for key in ('input_size', 'crop_ratio', 'rgb_mean', 'rgb_std')
             if getattr(args, key) is not None}
 
 
-def described(network, description, own):
+def described(network: PathLike, description: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
     """A classification network's description, with the entries ``own`` over it, and defaults where it has none.
 
     Raises

@@ -6,6 +6,7 @@ import os
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import mxnet as mx
 
@@ -23,7 +24,7 @@ from .network_flag import add_network_flag, split_networks
 from .report import FIGURES, by_class, check_empty, draw_confusion, write_worst
 
 
-def add_commands(commands):
+def add_commands(commands: Any) -> None:
     parser = commands.add_parser(
         'evaluate', help='accuracy of a classification network on RecordIO files or folders of class folders',
         description='Print top-1 and top-5 accuracy, by class too. Exit status 1 if a picture of a folder could not '

@@ -2,15 +2,20 @@
 import csv
 import io
 import math
+import os
 import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, Union
 
 import numpy as np
 
 from ..data.faces.landmarks import landmark_box
-from ..data.faces.records import read_face_records
+from ..data.faces.records import FaceRecord, read_face_records
 from ..utils.files import write_file
-from .landmarks import MEAN_FACE, ced
+from .landmarks import MEAN_FACE, FaceErrors, ced
+
+PathLike = Union[str, 'os.PathLike[str]']
 
 _FACES = 24
 _COLUMNS = 6
@@ -19,7 +24,7 @@ _YAW_STEP = 15
 _VIEW = 1.3
 
 
-def draw_ced(results, path, title):
+def draw_ced(results: Mapping[str, FaceErrors], path: PathLike, title: str) -> None:
     """Draw the CED of several networks as step functions; see :func:`gluon_lprnet.evaluate.landmarks.ced`.
 
     Parameters
@@ -45,7 +50,7 @@ def draw_ced(results, path, title):
     write_csv(path, ('network', 'nme_percent', 'fraction_of_faces'), rows)
 
 
-def draw_error_by_yaw(results, path, title):
+def draw_error_by_yaw(results: Mapping[str, FaceErrors], path: PathLike, title: str) -> None:
     """Draw NME against yaw: faces as points, the means of bins of 15 degrees as lines.
 
     The parameters are those of :func:`draw_ced`. The CSV has the means. Faces without a yaw are omitted.
@@ -68,7 +73,8 @@ def draw_error_by_yaw(results, path, title):
     write_csv(path, ('network', 'yaw_from', 'yaw_to', 'faces', 'mean_nme_percent'), rows)
 
 
-def draw_grid(records, found, indices, path, title):
+def draw_grid(records: Iterable[FaceRecord], found: FaceErrors, indices: Sequence[int], path: PathLike,
+              title: str) -> None:
     """Draw faces with true landmarks in green and predicted ones in red.
 
     Parameters
@@ -97,7 +103,8 @@ def draw_grid(records, found, indices, path, title):
     write_csv(path, *_face_rows(found, indices))
 
 
-def draw_all(results, recs, folder, seed=0):
+def draw_all(results: Mapping[str, Mapping[str, FaceErrors]], recs: Mapping[str, PathLike], folder: PathLike,
+             seed: int = 0) -> None:
     """Write all figures and tables of an evaluation.
 
     Parameters
@@ -174,7 +181,7 @@ def _save(figure, path, legend=False):
         write_file(f'{path}.svg', lambda scratch: figure.savefig(scratch, dpi=150, metadata={'Date': None}))
 
 
-def write_csv(path, columns, rows):
+def write_csv(path: PathLike, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     text = io.StringIO(newline='')
     writer = csv.writer(text)
     writer.writerow(columns)
@@ -182,5 +189,5 @@ def write_csv(path, columns, rows):
     write_file(f'{path}.csv', text.getvalue())
 
 
-def file_name(label):
+def file_name(label: str) -> str:
     return re.sub(r'[^\w.+-]+', '_', label).strip('_')

@@ -1,11 +1,14 @@
 """Accuracy of facial landmarks: NME by yaw, CED, failures ("Evaluation Metrics", Table 6 and Figure 4 of the paper)."""
 import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple, Optional, Union
 
 import cv2
 import mxnet as mx
 import numpy as np
+from mxnet.gluon.block import HybridBlock
 from tqdm import tqdm
 
 from ..artefact import load_network
@@ -24,8 +27,10 @@ from ..data.faces.landmarks import (
     transform,
     warp_crop,
 )
-from ..data.faces.records import check_face_records, read_face_records
+from ..data.faces.records import FaceRecord, check_face_records, read_face_records
 from ..utils.errors import InputError
+
+PathLike = Union[str, 'os.PathLike[str]']
 
 # |yaw| in degrees. A bin includes its upper limit, and its lower one only if that is 0.
 YAW_BINS = ((0, 30), (30, 60), (60, math.inf))
@@ -64,7 +69,7 @@ class FaceErrors(NamedTuple):
     truth: np.ndarray
 
 
-def normalized_mean_errors(predicted, truth):
+def normalized_mean_errors(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """NME of each face.
 
     Parameters
@@ -94,13 +99,13 @@ def normalized_mean_errors(predicted, truth):
     return np.linalg.norm(predicted - truth, axis=-1).mean(axis=-1) / sizes
 
 
-def yaw_bins(yaw):
+def yaw_bins(yaw: np.ndarray) -> np.ndarray:
     """The index in :data:`YAW_BINS` of each yaw (N,) in degrees; -1 for NaN."""
     yaw = np.abs(np.asarray(yaw, dtype='float64'))
     return np.where(np.isnan(yaw), -1, np.searchsorted([upper for _, upper in YAW_BINS[:-1]], yaw))
 
 
-def summarize(errors, yaw=None, threshold=THRESHOLD):
+def summarize(errors: np.ndarray, yaw: Optional[np.ndarray] = None, threshold: float = THRESHOLD) -> dict[str, Any]:
     """The numbers of one row of a table.
 
     Parameters
@@ -123,7 +128,7 @@ def summarize(errors, yaw=None, threshold=THRESHOLD):
     errors = np.asarray(errors, dtype='float64')
     bins = yaw_bins(np.full(len(errors), np.nan) if yaw is None else yaw)
     members = [errors[bins == index] for index in range(len(YAW_BINS))]
-    nme = [float(each.mean()) if each.size else None for each in members]
+    nme: list[Any] = [float(each.mean()) if each.size else None for each in members]
     return {
         'faces': len(errors), 'bin_faces': [each.size for each in members], 'bin_nme': nme,
         'mean_of_bins': None if None in nme else float(np.mean(nme)),
@@ -135,7 +140,7 @@ def summarize(errors, yaw=None, threshold=THRESHOLD):
     }
 
 
-def ced(errors):
+def ced(errors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The exact cumulative error distribution: the corners of a step function.
 
     Parameters
@@ -152,7 +157,8 @@ def ced(errors):
     return corners, np.searchsorted(np.sort(errors), corners, side='right') / len(errors)
 
 
-def load_landmark_network(path, context=None):
+def load_landmark_network(path: PathLike,
+                          context: Optional[mx.Context] = None) -> tuple[HybridBlock, dict[str, Any]]:
     """Load a network for 68 landmarks with its description.
 
     Parameters
@@ -183,7 +189,9 @@ def load_landmark_network(path, context=None):
     return net, description
 
 
-def predict_landmarks(net, description, faces, context=None, jaws='3d', dtype='float32'):
+def predict_landmarks(net: HybridBlock, description: Mapping[str, Any], faces: Sequence[tuple[np.ndarray, np.ndarray]],
+                      context: Optional[mx.Context] = None, jaws: Union[str, Sequence[str]] = '3d',
+                      dtype: str = 'float32') -> np.ndarray:
     """Predict the landmarks of faces.
 
     Parameters
@@ -209,7 +217,8 @@ def predict_landmarks(net, description, faces, context=None, jaws='3d', dtype='f
     return found[np.arange(len(faces)), [JAWS.index(jaw) for jaw in jaws]]
 
 
-def predict_in_crops(net, description, crops, context=None, mirrored=False):
+def predict_in_crops(net: HybridBlock, description: Mapping[str, Any], crops: Sequence[tuple[np.ndarray, np.ndarray]],
+                     context: Optional[mx.Context] = None, mirrored: bool = False) -> np.ndarray:
     """Predict the landmarks of faces from crops that are given, with each of the jaws.
 
     Parameters
@@ -238,8 +247,9 @@ def predict_in_crops(net, description, crops, context=None, mirrored=False):
     return np.stack([transform(cv2.invertAffineTransform(matrix), each) for (_, matrix), each in zip(crops, points)])
 
 
-def evaluate_landmarks(net, records, description, context=None, batch_size=_BATCH_SIZE, jaw=None,
-                       dtype='float32'):
+def evaluate_landmarks(net: HybridBlock, records: Iterable[FaceRecord], description: Mapping[str, Any],
+                       context: Optional[mx.Context] = None, batch_size: int = _BATCH_SIZE,
+                       jaw: Optional[str] = None, dtype: str = 'float32') -> FaceErrors:
     """Errors of a network on a set of faces.
 
     Parameters
@@ -266,15 +276,16 @@ def evaluate_landmarks(net, records, description, context=None, batch_size=_BATC
     return _collect(predictions())
 
 
-def mean_face(records):
+def mean_face(records: Iterable[FaceRecord]) -> np.ndarray:
     """The mean face: an ndarray (68, 2), relative to the box's center, in units of its longer side."""
+    total: Any
     total, count = 0, 0
     for record in records:
         total, count = total + transform(crop_matrix(record.box, 1, 1), record.landmarks), count + 1
     return total / count
 
 
-def evaluate_mean_face(face, records):
+def evaluate_mean_face(face: np.ndarray, records: Iterable[FaceRecord]) -> FaceErrors:
     """Errors (:class:`FaceErrors`) of predicting the mean face (68, 2) for every image."""
     return _collect((record, transform(cv2.invertAffineTransform(crop_matrix(record.box, 1, 1)), face))
                     for record in records)
@@ -292,7 +303,9 @@ def _collect(predictions):
     return FaceErrors(names, normalized_mean_errors(predicted, truth), np.array(yaw), predicted, truth)
 
 
-def evaluate_sets(networks, recs, train_recs=None, jaw=None):
+def evaluate_sets(networks: Mapping[str, tuple[HybridBlock, Mapping[str, Any]]], recs: Mapping[str, PathLike],
+                  train_recs: Optional[Sequence[PathLike]] = None,
+                  jaw: Optional[str] = None) -> dict[str, dict[str, FaceErrors]]:
     """Errors of each network on each set.
 
     Parameters
@@ -330,14 +343,14 @@ def evaluate_sets(networks, recs, train_recs=None, jaw=None):
     return results
 
 
-def load_networks(paths):
+def load_networks(paths: Sequence[PathLike]) -> dict[str, tuple[HybridBlock, dict[str, Any]]]:
     """Landmark networks by label: the model's name, with the path if several share the model."""
     loaded = [load_landmark_network(path) for path in paths]
     return dict(zip(labels_of([description.get('model', str(path)) for path, (_, description) in zip(paths, loaded)],
                               paths), loaded))
 
 
-def labels_of(names, paths):
+def labels_of(names: Sequence[str], paths: Sequence[PathLike]) -> list[str]:
     """The names, with the path where a name occurs twice.
 
     Raises

@@ -3,6 +3,7 @@
 Commands that use a trained network take what it is used on as positional arguments and the network by a flag; without
 the flag they take the network of the package for their task.
 """
+import argparse
 import itertools
 import sys
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ DEFAULTS = {'classification': 'lprnet_mobilenet_x0.5.imagenette', 'landmarks': '
 _FILES = ('-symbol.json', '.onnx')
 
 
-def add_network_flag(parser, task, several=False):
+def add_network_flag(parser: argparse.ArgumentParser, task: str, several: bool = False) -> None:
     """Add ``--network``, which becomes a list of str, or None where it is not given."""
     parser.add_argument('--network', metavar='NETWORK', nargs='+' if several else 1,
                         help='trained network of the package, run or checkpoint folder, or exported file '

@@ -1,22 +1,25 @@
 """``python -m gluon_lprnet nme``: errors of landmark networks by yaw, as a table and as figures."""
 import argparse
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, Optional
 
 from ..data.faces.landmarks import JAWS
 from ..utils.flags import positive_float
 from ..utils.text import FORMATS, render_table
 from .figures import draw_all
-from .landmarks import BIN_NAMES, PROTOCOL, THRESHOLD, evaluate_sets, labels_of, load_networks, summarize
+from .landmarks import BIN_NAMES, PROTOCOL, THRESHOLD, FaceErrors, evaluate_sets, labels_of, load_networks, summarize
 from .network_flag import add_network_flag, split_networks
 
 
-def percent(value, digits=2):
+def percent(value: Optional[float], digits: int = 2) -> str:
     """A fraction in percent, or '-' for None."""
     return '-' if value is None else f'{100 * value:.{digits}f}'
 
 
-def nme_table(results, threshold=THRESHOLD, format='text'):
+def nme_table(results: Mapping[str, Mapping[str, FaceErrors]], threshold: float = THRESHOLD,
+              format: str = 'text') -> str:
     """The results of :func:`gluon_lprnet.evaluate.landmarks.evaluate_sets` as a string, in one of ``FORMATS``."""
     rows = [{'set': name, 'network': label, **summarize(found.errors, found.yaw, threshold)}
             for name, networks in results.items() for label, found in networks.items()]
@@ -37,7 +40,7 @@ def nme_table(results, threshold=THRESHOLD, format='text'):
                      else 'unknown') + '.' for name, bins in counts.items())])
 
 
-def add_commands(commands):
+def add_commands(commands: Any) -> None:
     parser = commands.add_parser(
         'nme', help='errors of facial landmarks, by yaw, with curves and figures',
         description='Evaluate networks for 68 landmarks on RecordIO files of faces.',

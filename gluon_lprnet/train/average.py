@@ -1,5 +1,9 @@
 """An exponential moving average of a network's weights, which is kept and evaluated in their place."""
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+
+import mxnet as mx
+from mxnet.gluon.block import HybridBlock
 
 
 class WeightAverage:
@@ -13,16 +17,16 @@ class WeightAverage:
         Part of itself that the average holds on to at each update, once there have been some.
     """
 
-    def __init__(self, net, decay):
+    def __init__(self, net: HybridBlock, decay: float) -> None:
         self._net = net
         self._decay = decay
-        self._values = {}
+        self._values: dict[str, mx.nd.NDArray] = {}
 
-    def start(self):
+    def start(self) -> None:
         """Begin with the weights that the network has now."""
         self._values = {name: value.astype('float32') for name, value in self._weights()}
 
-    def update(self, step):
+    def update(self, step: int) -> None:
         """Take the weights after update number ``step``, counted from 1, into the average."""
         if not self._values:
             self.start()
@@ -33,12 +37,12 @@ class WeightAverage:
             # In this form what stays the same keeps its last bit.
             average += (1 - decay) * (value.astype('float32', copy=False) - average)
 
-    def take(self):
+    def take(self) -> None:
         """Give the network the average."""
         self._set(self._values)
 
     @contextmanager
-    def taken(self):
+    def taken(self) -> Iterator[None]:
         """A context in which the network has the average."""
         trained = {name: value.copy() for name, value in self._weights()}
         self.take()
@@ -47,9 +51,9 @@ class WeightAverage:
         finally:
             self._set(trained)
 
-    def _weights(self):
+    def _weights(self) -> list[tuple[str, mx.nd.NDArray]]:
         return [(name, parameter.list_data()[0]) for name, parameter in self._net.collect_params().items()]
 
-    def _set(self, values):
+    def _set(self, values: Mapping[str, mx.nd.NDArray]) -> None:
         for name, parameter in self._net.collect_params().items():
             parameter.set_data(values[name].astype(parameter.dtype))

@@ -6,10 +6,13 @@ import os
 import platform
 import signal
 import sys
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
+from typing import Any, Optional
 
 import mxnet as mx
 from mxnet.contrib import amp
+from mxnet.gluon.block import HybridBlock
 
 from .. import checkpoint
 from ..artefact import export_network, model_arguments
@@ -17,14 +20,23 @@ from ..blocks import normalize_in_rank_space
 from ..utils.errors import InputError, in_flags
 from ..utils.signals import exit_on_sigterm
 from ..zoo import get_model
-from .config import add_flags, check_same_curve, checkpoint_to_resume, configure, make_parser, parse
+from .config import (
+    NetworkTrainingConfig,
+    TrainingConfig,
+    add_flags,
+    check_same_curve,
+    checkpoint_to_resume,
+    configure,
+    make_parser,
+    parse,
+)
 from .environment import write_environment
 from .fine_tuning import freeze, take_weights
 from .journal import LOGGER, metrics_text, start_log, stop_log
-from .loop import Interrupted, NonFiniteLoss, Run
+from .loop import Interrupted, NonFiniteLoss, Run, TrainingTask
 
 
-def contexts_of(config):
+def contexts_of(config: TrainingConfig) -> list[mx.Context]:
     """The devices that ``num_gpus`` names."""
     available = mx.context.num_gpus()
     if config.num_gpus > available:
@@ -45,7 +57,7 @@ def _begin_bfloat16():
                          'one. Take float32.') from error
 
 
-def check_batches(count, config, contexts):
+def check_batches(count: int, config: TrainingConfig, contexts: Sequence[mx.Context]) -> None:
     """Refuse batches of ``count`` images that do not fill an update, or cannot be split over the devices."""
     for size in (min(config.batch_size, count), count % config.batch_size):
         if 0 < size < len(contexts):
@@ -57,7 +69,8 @@ def check_batches(count, config, contexts):
                          'Give at most as many.')
 
 
-def make_network(config, initializer, contexts, images, target, class_names=None):
+def make_network(config: NetworkTrainingConfig, initializer: mx.init.Initializer, contexts: list[mx.Context],
+                 images: int, target: str, class_names: Optional[list[str]] = None) -> HybridBlock:
     """The network that a configuration describes, initialized, in its precision, hybridized.
 
     Parameters
@@ -106,7 +119,8 @@ def _steps(images, config):
     return math.ceil(math.ceil(images / config.batch_size) / config.accumulate)
 
 
-def train(config, build_task, resume=False):
+def train(config: NetworkTrainingConfig, build_task: Callable[[Any], TrainingTask],
+          resume: bool = False) -> dict[str, float]:
     """Train a network, and export it, in the folder ``config.save_dir``.
 
     Parameters
@@ -146,7 +160,8 @@ def train(config, build_task, resume=False):
         return metrics
 
 
-def fit(task, config, resume_from=None):
+def fit(task: TrainingTask, config: TrainingConfig,
+        resume_from: Optional[checkpoint.Checkpoint] = None) -> dict[str, float]:
     """Train in the folder ``config.save_dir``, which gets the configuration and a log.
 
     Parameters
@@ -199,7 +214,8 @@ def _fit(task, config, logger, resume_from):
     return Run(task, config, logger, resume_from).fit()
 
 
-def add_command(commands, name, config_class, help, train, example):
+def add_command(commands: Any, name: str, config_class: type[NetworkTrainingConfig], help: str,
+                train: Callable[..., object], example: str) -> None:
     """Add a training to the commands of the package.
 
     Parameters
@@ -224,7 +240,8 @@ def add_command(commands, name, config_class, help, train, example):
     parser.set_defaults(run=run)
 
 
-def run_command(config_class, help, train, example, argv=None):
+def run_command(config_class: type[NetworkTrainingConfig], help: str, train: Callable[..., object], example: str,
+                argv: Optional[Sequence[str]] = None) -> int:
     """The same as a program of its own.
 
     Returns

@@ -3,10 +3,10 @@ import argparse
 import dataclasses
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Optional, Union, get_type_hints
+from typing import Any, ClassVar, Optional, TypeVar, Union, get_type_hints
 
 from .. import checkpoint
 from ..blocks import L2_NORM_SCALES
@@ -14,13 +14,19 @@ from ..data.batches import IMAGENET_MEAN, IMAGENET_STD
 from ..utils.errors import InputError
 from ..utils.files import write_file
 
+PathLike = Union[str, 'os.PathLike[str]']
+_Config = TypeVar('_Config', bound='TrainingConfig')
+_NetworkConfig = TypeVar('_NetworkConfig', bound='NetworkTrainingConfig')
+
 # Beyond these a number is a slip of the pen, and MXNet's own types overflow.
 _MOST = 2**31 - 1
 _SMALLEST_RATE, _LARGEST_RATE = 1e-8, 1000.0
 _SMALLEST_NUMBER = 1e-30
 
 
-def setting(default, help=None, low=None, high=None, choices=None, free=False, group='optimization', **argument):
+def setting(default: Any, help: Optional[str] = None, low: Optional[float] = None, high: Optional[float] = None,
+            choices: Optional[Collection[str]] = None, free: bool = False, group: str = 'optimization',
+            **argument: Any) -> Any:
     """A field of a configuration.
 
     Parameters
@@ -42,12 +48,12 @@ def setting(default, help=None, low=None, high=None, choices=None, free=False, g
                                                 argument=argument))
 
 
-def with_default(config_class, name, default):
+def with_default(config_class: 'type[TrainingConfig]', name: str, default: Any) -> Any:
     """The setting ``name`` of another configuration, with another default."""
     return field(default=default, metadata=config_class.__dataclass_fields__[name].metadata)
 
 
-def rank(text):
+def rank(text: str) -> Union[int, float]:
     """The rank of LPR modules, of a flag: a fraction of the width or a number of channels."""
     numerator, slash, denominator = text.partition('/')
     try:
@@ -113,7 +119,7 @@ class TrainingConfig:
             object.__setattr__(self, setting_.name, value)
         self.check()
 
-    def check(self):
+    def check(self) -> None:
         """Refuse values that do not fit each other; a subclass adds its own."""
         if self.warmup_epochs >= self.num_epochs:
             raise InputError(f'`warmup_epochs` {self.warmup_epochs}: this leaves nothing of '
@@ -130,12 +136,12 @@ class TrainingConfig:
                              f'`num_epochs` {self.num_epochs}; name epochs before that.')
 
     @classmethod
-    def from_dict(cls, values):
+    def from_dict(cls: type[_Config], values: Mapping[str, Any]) -> _Config:
         """The configuration that :meth:`to_dict` gave; of a newer or older version, what is known here."""
         return cls._of({name: value for name, value in values.items() if name in cls._names()})
 
     @classmethod
-    def from_run(cls, run_dir):
+    def from_run(cls: type[_Config], run_dir: PathLike) -> _Config:
         """The configuration of a run, from ``config.json`` in its folder.
 
         Raises
@@ -151,7 +157,7 @@ class TrainingConfig:
         return cls.from_dict(values)
 
     @classmethod
-    def from_args(cls, args, **values):
+    def from_args(cls: type[_Config], args: argparse.Namespace, **values: Any) -> _Config:
         """Of a command that has some of the settings as flags: ``values`` over its own over the defaults."""
         return cls._of({**{name: value for name, value in vars(args).items() if name in cls._names()}, **values})
 
@@ -166,18 +172,18 @@ class TrainingConfig:
             raise InputError(f'{cls.__name__} has no {", ".join(sorted(unknown))}.')
         return cls(**values)
 
-    def to_dict(self):
+    def to_dict(self) -> dict[str, Any]:
         """The fields as JSON has them: lists in place of tuples."""
         return {name: list(value) if isinstance(value, tuple) else value
                 for name, value in dataclasses.asdict(self).items()}
 
-    def save(self, **more):
+    def save(self, **more: Any) -> None:
         """Write ``config.json`` into the folder ``save_dir``, with what else describes the run."""
         text = json.dumps({**self.to_dict(), **more}, indent=1, sort_keys=True)
         write_file(Path(self.save_dir) / 'config.json', text + '\n')
 
     @property
-    def input_dtype(self):
+    def input_dtype(self) -> str:
         """Of the network's input; bfloat16 is cast within the network."""
         return 'float16' if self.dtype == 'float16' else 'float32'
 
@@ -221,17 +227,17 @@ class NetworkTrainingConfig(TrainingConfig):
     no_mirror: bool = setting(False, 'do not flip left and right at random', group='data')
 
     @classmethod
-    def from_dict(cls, values):
+    def from_dict(cls: type[_NetworkConfig], values: Mapping[str, Any]) -> _NetworkConfig:
         # Its name in files of before.
         return super().from_dict({'init_from': values.get('start_from'), **values})
 
     @classmethod
-    def preset_for(cls, model):
+    def preset_for(cls, model: str) -> str:
         """The name of the recipe in ``PRESETS`` that is taken for a network when none is given."""
         raise NotImplementedError
 
     @classmethod
-    def from_preset(cls, preset=None, **values):
+    def from_preset(cls: type[_NetworkConfig], preset: Optional[str] = None, **values: Any) -> _NetworkConfig:
         """A recipe with some values replaced.
 
         Parameters
@@ -247,7 +253,8 @@ class NetworkTrainingConfig(TrainingConfig):
         return cls._of({**cls.PRESETS[preset], **values, 'preset': preset})
 
 
-def make_parser(config_class, description, example=None):
+def make_parser(config_class: type[NetworkTrainingConfig], description: Optional[str],
+                example: Optional[str] = None) -> argparse.ArgumentParser:
     """The flags of a training as a program of its own: see :func:`add_flags`."""
     parser = argparse.ArgumentParser(description=description, epilog=example, argument_default=argparse.SUPPRESS,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -255,7 +262,7 @@ def make_parser(config_class, description, example=None):
     return parser
 
 
-def add_flags(parser, config_class):
+def add_flags(parser: argparse.ArgumentParser, config_class: type[NetworkTrainingConfig]) -> None:
     """Add a flag for each setting to a parser whose namespace has only those that are given."""
     parser.add_argument('--preset', choices=config_class.PRESETS,
                         help="recipe that sets the flags not given (default: the paper's, by --model)")
@@ -269,12 +276,14 @@ def add_flags(parser, config_class):
             _add_flag(groups[setting_.metadata['group']], setting_, hints[setting_.name])
 
 
-def parse(parser, config_class, argv=None):
+def parse(parser: argparse.ArgumentParser, config_class: type[_NetworkConfig],
+          argv: Optional[Sequence[str]] = None) -> tuple[_NetworkConfig, Optional[checkpoint.Checkpoint]]:
     """The configuration that flags describe: see :func:`configure`."""
     return configure(config_class, vars(parser.parse_args(argv)))
 
 
-def configure(config_class, given):
+def configure(config_class: type[_NetworkConfig],
+              given: Mapping[str, Any]) -> tuple[_NetworkConfig, Optional[checkpoint.Checkpoint]]:
     """The configuration that flags describe, over a recipe's or, with ``--resume``, over a checkpoint's.
 
     Parameters
@@ -302,7 +311,7 @@ def configure(config_class, given):
     return config, found
 
 
-def checkpoint_to_resume(save_dir, resume):
+def checkpoint_to_resume(save_dir: PathLike, resume: Union[bool, str]) -> Optional[checkpoint.Checkpoint]:
     """The newest whole Checkpoint of a run's folder where ``resume`` asks for it, else None.
 
     Parameters
@@ -325,7 +334,7 @@ def checkpoint_to_resume(save_dir, resume):
     return found
 
 
-def check_same_curve(config, found):
+def check_same_curve(config: TrainingConfig, found: checkpoint.Checkpoint) -> None:
     """Refuse another value of a setting that shapes the curve than the Checkpoint ``found`` was made with.
 
     Raises

@@ -1,10 +1,10 @@
 """Large-pose face alignment ("Large Poses Face Alignment" in the paper): configuration, recipes and the task."""
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, Optional
 
 import mxnet as mx
 import numpy as np
@@ -89,12 +89,12 @@ class LandmarkConfig(NetworkTrainingConfig):
         object.__setattr__(self, 'num_classes', TWO_JAWS if self.two_jaws else ONE_JAW)
 
     @classmethod
-    def preset_for(cls, model):
+    def preset_for(cls, model: str) -> str:
         """The rates that the text gives first, whatever the network."""
         return 'paper'
 
 
-def build_task(config):
+def build_task(config: LandmarkConfig) -> TrainingTask:
     """Check the records, make the network and say how it is trained.
 
     Parameters
@@ -169,7 +169,7 @@ def build_task(config):
         evaluate=evaluate, description={'task': 'landmarks'}, data=data)
 
 
-def train(config, resume=False):
+def train(config: LandmarkConfig, resume: bool = False) -> dict[str, float]:
     """Train a network for 68 facial landmarks: see :func:`gluon_lprnet.train.command.train`."""
     return command.train(config, build_task, resume)
 
@@ -180,11 +180,11 @@ _EXAMPLE = """example:
       --save-dir runs/face"""
 
 
-def add_commands(commands):
+def add_commands(commands: Any) -> None:
     command.add_command(commands, 'train-face', LandmarkConfig, _HELP, train, _EXAMPLE)
 
 
-def main(argv=None):
+def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the training that ``argv`` describes; returns the exit status."""
     return command.run_command(LandmarkConfig, _HELP, train, _EXAMPLE, argv)
 

@@ -1,17 +1,23 @@
 """Fine-tuning: a training that begins with trained weights and leaves some of them as they are."""
 import os
 import re
+from collections.abc import Callable
+from typing import Any, Optional, Union
 
 import mxnet as mx
 import numpy as np
 from mxnet.gluon import nn
+from mxnet.gluon.block import HybridBlock
 
 from ..artefact import load_network
 from ..formats.symbol_files import read_params
 from ..utils.errors import InputError
 
+PathLike = Union[str, 'os.PathLike[str]']
 
-def take_weights(net, source, class_names=None):
+
+def take_weights(net: HybridBlock, source: PathLike,
+                 class_names: Optional[list[str]] = None) -> tuple[list[str], list[str]]:
     """Give a network the trained weights that fit it by name and shape.
 
     Parameters
@@ -53,7 +59,7 @@ def take_weights(net, source, class_names=None):
     return [name for name in parameters if name not in fitting], [name for name in found if name not in fitting]
 
 
-def freeze(net, pattern):
+def freeze(net: HybridBlock, pattern: str) -> list[str]:
     """Leave parameters as they are in training; a BatchNorm of such parameters keeps and uses its running statistics.
 
     Parameters
@@ -88,21 +94,22 @@ def freeze(net, pattern):
     return frozen
 
 
-def fix_statistics(net, where=lambda norm: True):
+def fix_statistics(net: HybridBlock, where: Callable[[nn.BatchNorm], bool] = lambda norm: True) -> None:
     """Make BatchNorm use its running statistics in training, without updating them."""
-    def fix(block):
+    def fix(block: HybridBlock) -> None:
         if isinstance(block, nn.BatchNorm) and where(block):
             # The effect of the constructor's use_global_stats, on an existing layer.
             block._kwargs['use_global_stats'] = True
     net.apply(fix)
 
 
-def _trained(source, net):
+def _trained(source: PathLike, net: HybridBlock) -> tuple[dict[str, mx.nd.NDArray], dict[str, Any]]:
     """Trained parameters, by the names that those of ``net`` have, and the description of their network."""
-    description = {}
+    description: dict[str, Any] = {}
     try:
         if str(source).endswith('.params') and os.path.isfile(source):
-            found = {name: mx.nd.array(value, dtype=value.dtype) for name, value in read_params(source).items()}
+            params = read_params(os.fspath(source))
+            found = {name: mx.nd.array(value, dtype=value.dtype) for name, value in params.items()}
         else:
             block, description = load_network(source)
             symbolic = isinstance(block, mx.gluon.SymbolBlock)

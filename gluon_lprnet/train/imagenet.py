@@ -1,9 +1,9 @@
 """Image classification ("Image Classification" in the paper): configuration, recipes and the task."""
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar, Optional
+from typing import Any, ClassVar, Optional
 
 import mxnet as mx
 import numpy as np
@@ -86,11 +86,11 @@ class ClassificationConfig(NetworkTrainingConfig):
     inter_method: int = AUTO
 
     @classmethod
-    def from_dict(cls, values):
+    def from_dict(cls, values: Mapping[str, Any]) -> 'ClassificationConfig':
         # A run from before it was written down resumes as it began.
         return super().from_dict({'inter_method': BILINEAR, **values})
 
-    def check(self):
+    def check(self) -> None:
         super().check()
         if self.min_random_scale > self.max_random_scale:
             raise InputError(f'`min_random_scale` {self.min_random_scale} is above '
@@ -103,12 +103,12 @@ class ClassificationConfig(NetworkTrainingConfig):
                              f'`num_epochs` {self.num_epochs}. Give fewer.')
 
     @classmethod
-    def preset_for(cls, model):
+    def preset_for(cls, model: str) -> str:
         """The paper trains its MobileNets and its ShuffleNets by two recipes."""
         return 'shufflenet' if 'shufflenet' in model else 'mobilenet'
 
 
-def build_task(config):
+def build_task(config: ClassificationConfig) -> TrainingTask:
     """Check the records, make the network and say how it is trained.
 
     Parameters
@@ -158,10 +158,10 @@ def build_task(config):
         count=lambda output, label: {'top1': correct_in_top(output, label.argmax(1) if label.ndim == 2 else label, 1)},
         evaluate=lambda: evaluate_classification(net, validation, contexts[0], config.input_dtype),
         description={'task': 'classification', 'class_names': names},
-        data={Path(config.rec_train).name: fingerprint(records['train'])})
+        data={Path(_rec(config, 'train')).name: fingerprint(records['train'])})
 
 
-def train(config, resume=False):
+def train(config: ClassificationConfig, resume: bool = False) -> dict[str, float]:
     """Train a network for image classification: see :func:`gluon_lprnet.train.command.train`."""
     return command.train(_with_classes(config), build_task, resume)
 
@@ -172,11 +172,11 @@ _EXAMPLE = """example:
       --rec-val data/val.rec --save-dir runs/half --num-epochs 60"""
 
 
-def add_commands(commands):
+def add_commands(commands: Any) -> None:
     command.add_command(commands, 'train-imagenet', ClassificationConfig, _HELP, train, _EXAMPLE)
 
 
-def main(argv=None):
+def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the training that ``argv`` describes; returns the exit status."""
     return command.run_command(ClassificationConfig, _HELP, train, _EXAMPLE, argv)
 

@@ -1,10 +1,15 @@
 """What a training leaves behind beside its checkpoints: log, metrics, TensorBoard events, curves."""
 import json
 import logging
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, Union
 
 from ..utils.errors import InputError
 from ..utils.files import write_file
+
+PathLike = Union[str, 'os.PathLike[str]']
 
 # Of all trainings: a process has one at a time.
 LOGGER = logging.getLogger('gluon_lprnet')
@@ -26,7 +31,7 @@ class Journal:
         Of the checkpoint that the run goes on from: whatever an earlier process recorded of later steps is dropped.
     """
 
-    def __init__(self, run_dir, tensorboard=False, step=0):
+    def __init__(self, run_dir: PathLike, tensorboard: bool = False, step: int = 0) -> None:
         self.run_dir = Path(run_dir)
         self.metrics_path = self.run_dir / 'metrics.jsonl'
         self._board = _summary_writer(self.run_dir / 'tensorboard', step) if tensorboard else None
@@ -36,7 +41,7 @@ class Journal:
         kept = [record for record in read_metrics(self.metrics_path) if record['step'] <= step]
         write_file(self.metrics_path, ''.join(json.dumps(record) + '\n' for record in kept))
 
-    def add(self, kind, step, epoch, **values):
+    def add(self, kind: str, step: int, epoch: int, **values: Any) -> None:
         """Append one record of numbers."""
         with self.metrics_path.open('a') as file:
             file.write(json.dumps(dict(kind=kind, step=step, epoch=epoch, **values)) + '\n')
@@ -56,7 +61,7 @@ class Journal:
             draw_curves([self.run_dir], self.run_dir / 'curves.png')
 
 
-def start_log(run_dir):
+def start_log(run_dir: PathLike) -> logging.Logger:
     """The package's logger, writing to the console and, with the details too, to ``train.log`` in ``run_dir``."""
     stop_log(LOGGER)
     LOGGER.setLevel(logging.DEBUG)
@@ -70,13 +75,13 @@ def start_log(run_dir):
     return LOGGER
 
 
-def stop_log(logger):
+def stop_log(logger: logging.Logger) -> None:
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
         handler.close()
 
 
-def read_metrics(path):
+def read_metrics(path: PathLike) -> list[dict[str, Any]]:
     """The records of a ``metrics.jsonl``, as dicts; a line cut short by a crash is left out."""
     records = []
     if Path(path).exists():
@@ -88,18 +93,18 @@ def read_metrics(path):
     return records
 
 
-def read_epochs(run_dir):
+def read_epochs(run_dir: PathLike) -> list[dict[str, Any]]:
     """The records of a run's whole epochs, as dicts with ``epoch``, ``loss``, ``val_top1`` and others."""
     return [record for record in read_metrics(Path(run_dir) / 'metrics.jsonl') if record['kind'] == 'epoch']
 
 
-def metrics_text(values):
+def metrics_text(values: Mapping[str, float]) -> str:
     """Metrics by name in one line: NME, which the journal has as a fraction like the others, in percent."""
     return ', '.join(f'{name} {100 * value:.2f}%' if name.startswith('nme') else f'{name} {value:.4f}'
                      for name, value in values.items())
 
 
-def draw_curves(run_dirs, path):
+def draw_curves(run_dirs: Sequence[PathLike], path: PathLike) -> None:
     """Draw loss, validation metrics and learning rate by epoch, a color a run.
 
     Parameters
@@ -139,7 +144,7 @@ def draw_curves(run_dirs, path):
     write_file(path, lambda scratch: figure.savefig(scratch, dpi=110))
 
 
-def add_commands(commands):
+def add_commands(commands: Any) -> None:
     parser = commands.add_parser('curves', help='draw the curves of several runs into one picture')
     parser.add_argument('runs', nargs='+', metavar='RUN', help='folder of a run')
     parser.add_argument('--out', required=True, help='picture to write: .png or .svg')

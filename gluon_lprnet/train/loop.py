@@ -3,12 +3,15 @@ import bisect
 import contextlib
 import datetime
 import itertools
+import logging
 import math
+import os
 import signal
 import time
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Callable
+from typing import Any, Callable, Optional, Union
 
 import mxnet as mx
 import numpy as np
@@ -20,7 +23,10 @@ from .. import checkpoint
 from ..utils.errors import InputError
 from ..utils.signals import noted
 from .average import WeightAverage
+from .config import TrainingConfig
 from .journal import Journal, metrics_text
+
+PathLike = Union[str, 'os.PathLike[str]']
 
 # Seconds of training that are saved before a validation, which may take long.
 _WORTH_SAVING = 60
@@ -36,7 +42,9 @@ class NonFiniteLoss(ArithmeticError):
 class Interrupted(SystemExit):
     """A signal came and a checkpoint was saved; ``code`` is the exit status, 128 + signal."""
 
-    def __init__(self, number, path):
+    code: int
+
+    def __init__(self, number: int, path: PathLike) -> None:
         super().__init__(128 + number)
         self._text = (f'stopped by {signal.Signals(number).name}; saved {path}. Continue with --resume (in Python, '
                       'resume=True).')
@@ -93,7 +101,7 @@ class Schedule:
     the tuning's rate goes along a cosine from ``tuning_lr`` to 0.
     """
 
-    def __init__(self, config, steps_per_epoch):
+    def __init__(self, config: TrainingConfig, steps_per_epoch: int) -> None:
         self.steps_per_epoch = steps_per_epoch
         self.epochs = config.num_epochs + config.tuning_epochs
         self._config = config
@@ -104,7 +112,7 @@ class Schedule:
         self._tuning = mx.lr_scheduler.CosineScheduler(
             max(1, config.tuning_epochs * steps_per_epoch), config.tuning_lr, 0.0)
 
-    def learning_rate(self, step):
+    def learning_rate(self, step: int) -> float:
         """Rate of update number ``step``, counted from 0."""
         config = self._config
         if step >= self._train_steps:
@@ -114,7 +122,7 @@ class Schedule:
             return config.lr * config.lr_decay ** bisect.bisect(config.lr_decay_epoch, step // self.steps_per_epoch)
         return self._cosine(step)
 
-    def phase(self, epoch):
+    def phase(self, epoch: int) -> str:
         """``train`` or ``tuning``, for an epoch counted from 0."""
         return 'train' if epoch < self._config.num_epochs else 'tuning'
 
@@ -130,17 +138,18 @@ class Run:
     resume_from : Checkpoint, optional
     """
 
-    def __init__(self, task, config, logger, resume_from=None):
+    def __init__(self, task: TrainingTask, config: TrainingConfig, logger: logging.Logger,
+                 resume_from: Optional[checkpoint.Checkpoint] = None) -> None:
         self.task = task
         self.config = config
         self.logger = logger
         self.schedule = Schedule(config, math.ceil(task.batches_per_epoch / config.accumulate))
         self.trainer = _make_trainer(task, config)
-        self.last_saved = None
+        self.last_saved: Optional[PathLike] = None
         # Plain values only: this is what a checkpoint holds.
         described = {**config.to_dict(), **task.description}
-        self.state = dict(step=0, epoch=0, step_in_epoch=0, sums={}, reached=False, config=described,
-                          data=task.data)
+        self.state: dict[str, Any] = dict(step=0, epoch=0, step_in_epoch=0, sums={}, reached=False, config=described,
+                                          data=task.data)
         self._average = WeightAverage(task.net, config.ema_decay) if config.ema_decay else None
         self._saved_at = time.monotonic()
         if resume_from:
@@ -163,7 +172,7 @@ class Run:
         self.journal = Journal(config.save_dir, config.tensorboard, self.state['step'])
         self._clock = _Clock(self.schedule.epochs * self.schedule.steps_per_epoch - self.state['step'])
 
-    def fit(self):
+    def fit(self) -> dict[str, float]:
         """Train to the end of the schedule, or until the task has ``reached`` what it is for.
 
         Returns
@@ -231,7 +240,7 @@ class Run:
             if config.save_interval:
                 self._save_after(60 * config.save_interval)
 
-    def update(self, batches):
+    def update(self, batches: Iterable[tuple[mx.nd.NDArray, mx.nd.NDArray]]) -> Counter[str]:
         """One update from the summed gradients of ``batches``, an iterable of (data, label).
 
         Each batch is used before the next is asked for.
@@ -241,7 +250,9 @@ class Run:
         Counter
             Sums over the samples, their number under ``samples``.
         """
-        task, sums = self.task, Counter()
+        task = self.task
+        # Some are fractions, which a Counter holds but its type does not know.
+        sums: Any = Counter()
         for data, label in batches:
             images = gluon.utils.split_and_load(data.astype(self.config.input_dtype, copy=False),
                                                 task.contexts, even_split=False)

@@ -124,7 +124,7 @@ def render_runs(runs: Sequence[TrainingRun], format: str = 'text') -> str:
     return text.getvalue().rstrip('\n')
 
 
-def add_commands(commands):
+def add_commands(commands: Any) -> None:
     parser = commands.add_parser(
         'runs', help='trainings side by side: what differs, last and best figures, speed',
         description='List the runs in folders, at any depth: the settings in which they differ, epochs done, last '

@@ -1,4 +1,7 @@
 """MobileNetV1 as :func:`gluon_lprnet.compress` leaves it: pointwise convolutions of equal width as low-rank modules."""
+from collections.abc import Sequence
+from typing import Any, Optional, Union
+
 from mxnet.gluon import nn
 from mxnet.gluon.block import HybridBlock
 
@@ -25,7 +28,8 @@ class LowRank(HybridBlock):
         Of D; without it, D has a bias.
     """
 
-    def __init__(self, channels, rank, residual, activation, batch_norm, **kwargs):
+    def __init__(self, channels: int, rank: Union[int, float], residual: bool, activation: str, batch_norm: bool,
+                 **kwargs: Any) -> None:
         super().__init__(**kwargs)
         rank = resolve_rank(rank, channels)
         with self.name_scope():
@@ -35,7 +39,7 @@ class LowRank(HybridBlock):
             self.residual = nn.Conv2D(channels, 1, groups=channels, in_channels=channels) if residual else None
             self.activation = activation_of(activation)
 
-    def hybrid_forward(self, F, x):
+    def hybrid_forward(self, F: Any, x: Any) -> Any:
         d = self.depthwise(x)
         y = self.p2(self.p1(d))
         return self.activation(y + self.residual(d) if self.residual else y)
@@ -43,12 +47,14 @@ class LowRank(HybridBlock):
 
 # None of them is built without ranks, which are those of a trained network.
 @register(widths=(), any_width=True)
-def compressed_mobilenet(width=1.0, classes=1000, small_image=False, ranks=(), residual=True, activation='relu',
-                         padding='symmetric', batch_norm=True):
+def compressed_mobilenet(width: float = 1.0, classes: int = 1000, small_image: bool = False,
+                         ranks: Sequence[Optional[Union[int, float]]] = (), residual: bool = True,
+                         activation: str = 'relu', padding: str = 'symmetric',
+                         batch_norm: bool = True) -> MobileNetV1:
     if len(ranks) != PLACES:
         raise InputError(f'ranks {ranks!r}: give {PLACES}, one for each pointwise convolution of equal width, and None '
                          'where it stays as it is.')
-    form = dict(activation=activation, batch_norm=batch_norm)
+    form: dict[str, Any] = dict(activation=activation, batch_norm=batch_norm)
     left = iter([rank for rank in ranks if rank is not None])
     return MobileNetV1(lambda channels: LowRank(channels, next(left), residual, **form), width, classes, small_image,
                        [place for place, rank in enumerate(ranks) if rank is not None], padding=padding, **form)

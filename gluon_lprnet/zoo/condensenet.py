@@ -5,6 +5,7 @@ There are two forms. For training (``condensing=True``) the 1x1 convolutions are
 then makes the same function of gathered channels and group convolutions: the form that is counted and deployed.
 """
 from collections import namedtuple
+from typing import Any
 
 import mxnet as mx
 import numpy as np
@@ -37,7 +38,7 @@ CLASSIFIER_CONDENSATION = 2
 
 class BNReLU(nn.HybridSequential):
 
-    def __init__(self, channels, **kwargs):
+    def __init__(self, channels: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         with self.name_scope():
             self.add(nn.BatchNorm(in_channels=channels), nn.Activation('relu'))
@@ -49,7 +50,7 @@ class LearnedGroupConv(HybridBlock):
     Output j belongs to group j modulo the number of groups.
     """
 
-    def __init__(self, in_channels, channels, **kwargs):
+    def __init__(self, in_channels: int, channels: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._in_channels, self._channels = in_channels, channels
         with self.name_scope():
@@ -58,19 +59,19 @@ class LearnedGroupConv(HybridBlock):
             self.mask = self.params.get('mask', shape=(channels, in_channels, 1, 1), init='ones', grad_req='null',
                                         differentiable=False)
 
-    def hybrid_forward(self, F, x, weight, mask):
+    def hybrid_forward(self, F: Any, x: Any, weight: Any, mask: Any) -> Any:
         return F.Convolution(self.activated(x), weight * mask, kernel=(1, 1), num_filter=self._channels, no_bias=True)
 
-    def by_group(self, values):
+    def by_group(self, values: np.ndarray) -> np.ndarray:
         """An array (channels, in_channels, 1, 1) as (groups, channels / groups, in_channels)."""
         return values.reshape(-1, GROUPS, self._in_channels).swapaxes(0, 1)
 
-    def kept(self):
+    def kept(self) -> np.ndarray:
         """The inputs of each group, in ascending order, as (groups, number)."""
         mask = self.by_group(self.mask.data().asnumpy())[:, 0]
         return np.stack([np.flatnonzero(group) for group in mask])
 
-    def condense(self):
+    def condense(self) -> None:
         """Remove one in ``CONDENSATION`` of each group's inputs: those whose weights are smallest in their sum."""
         mask = self.by_group(self.mask.data().asnumpy()).copy()
         size = np.abs(self.by_group(self.weight.data().asnumpy())).sum(axis=1)
@@ -79,7 +80,7 @@ class LearnedGroupConv(HybridBlock):
         np.put_along_axis(mask, removed[:, None], 0, axis=2)
         self.mask.set_data(mx.nd.array(mask.swapaxes(0, 1).reshape(self.mask.shape)))
 
-    def group_lasso(self):
+    def group_lasso(self) -> mx.nd.NDArray:
         """The sum over groups and inputs of the norm of their weights (section 3.1), for the loss; a scalar."""
         context = self.weight.list_ctx()[0]
         weight = (self.weight.data(context) * self.mask.data(context)).reshape((-1, GROUPS, self._in_channels))
@@ -90,49 +91,49 @@ class LearnedGroupConv(HybridBlock):
 class Gathered(HybridBlock):
     """The channels (of the second axis) at ``index``."""
 
-    def __init__(self, size, **kwargs):
+    def __init__(self, size: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         with self.name_scope():
             self.index = self.params.get('index', shape=(size,), init='zeros', grad_req='null', differentiable=False)
 
-    def hybrid_forward(self, F, x, index):
+    def hybrid_forward(self, F: Any, x: Any, index: Any) -> Any:
         return F.take(x, index, axis=1)
 
-    def cast(self, dtype):
+    def cast(self, dtype: str) -> None:
         """Leaves the index as it is: float16 has not all whole numbers above 2048."""
 
 
 class IndexedGroupConv(nn.HybridSequential):
     """The form for inference: gathered inputs, BatchNorm, ReLU, a grouped 1x1 convolution, shuffle (Figure 4)."""
 
-    def __init__(self, in_channels, channels, **kwargs):
+    def __init__(self, in_channels: int, channels: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         gathered = in_channels // CONDENSATION * GROUPS
         with self.name_scope():
             self.add(Gathered(gathered), BNReLU(gathered),
                      nn.Conv2D(channels, 1, groups=GROUPS, use_bias=False, in_channels=gathered))
 
-    def hybrid_forward(self, F, x):
+    def hybrid_forward(self, F: Any, x: Any) -> Any:
         return channel_shuffle(F, super().hybrid_forward(F, x), GROUPS)
 
 
 class KeptFeatures(HybridBlock):
     """In training: features times 1 or 0."""
 
-    def __init__(self, channels, **kwargs):
+    def __init__(self, channels: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         with self.name_scope():
             self.mask = self.params.get('mask', shape=(1, channels), init='ones', grad_req='null',
                                         differentiable=False)
 
-    def hybrid_forward(self, F, x, mask):
+    def hybrid_forward(self, F: Any, x: Any, mask: Any) -> Any:
         return F.broadcast_mul(x, mask)
 
 
 class DenseUnit(HybridBlock):
     """A 1x1 and a 3x3 group convolution, whose output is put beside the input."""
 
-    def __init__(self, in_channels, growth, condensing, **kwargs):
+    def __init__(self, in_channels: int, growth: int, condensing: bool, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         hidden = BOTTLENECK * growth
         with self.name_scope():
@@ -141,13 +142,13 @@ class DenseUnit(HybridBlock):
             self.spatial.add(BNReLU(hidden), nn.Conv2D(growth, 3, padding=1, groups=GROUPS, use_bias=False,
                                                        in_channels=hidden))
 
-    def hybrid_forward(self, F, x):
+    def hybrid_forward(self, F: Any, x: Any) -> Any:
         return F.concat(x, self.spatial(self.pointwise(x)), dim=1)
 
 
 class CondenseNet(Network):
 
-    def __init__(self, classes, small_image, condensing):
+    def __init__(self, classes: int, small_image: bool, condensing: bool) -> None:
         super().__init__()
         self._small_image, self._condensing = small_image, condensing
         with self.name_scope():
@@ -166,7 +167,7 @@ class CondenseNet(Network):
             self.features.add((KeptFeatures if condensing else Gathered)(channels))
             self.output = nn.Dense(classes, in_units=channels)
 
-    def _learned(self):
+    def _learned(self) -> list[LearnedGroupConv]:
         if not self._condensing:
             raise InputError('this CondenseNet is in its form for inference. To train one, build it with '
                              'condensing=True.')
@@ -230,12 +231,12 @@ class CondenseNet(Network):
         return net
 
 
-def _copy(source, target):
+def _copy(source: HybridBlock, target: HybridBlock) -> None:
     for ours, theirs in zip(source.collect_params().values(), target.collect_params().values()):
         theirs.set_data(ours.data())
 
 
-def _convert(learned, indexed):
+def _convert(learned: LearnedGroupConv, indexed: IndexedGroupConv) -> None:
     gathered, activated, convolution = indexed
     kept = learned.kept()
     grouped = np.take_along_axis(learned.by_group(learned.weight.data().asnumpy()), kept[:, None], axis=2)
@@ -247,5 +248,6 @@ def _convert(learned, indexed):
 
 
 @register(widths=(1.0,))
-def condensenet(width=1.0, classes=1000, small_image=False, condensing=False):
+def condensenet(width: float = 1.0, classes: int = 1000, small_image: bool = False,
+                condensing: bool = False) -> CondenseNet:
     return CondenseNet(classes, small_image, condensing)
