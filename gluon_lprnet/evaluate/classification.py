@@ -123,7 +123,7 @@ def evaluate_classification(net: HybridBlock, batches: ImageBatches, context: mx
     return classify(net, batches, context, dtype).metrics
 
 
-def add_description_flags(parser: argparse.ArgumentParser) -> None:
+def add_description_flags(parser: 'argparse._ActionsContainer') -> None:
     """Flags that complete or override the description of a network."""
     parser.add_argument('--input-size', type=positive_int, help='for a file without a description')
     parser.add_argument('--crop-ratio', type=positive_float, help='the same (default: 0.875)')
