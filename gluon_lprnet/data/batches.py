@@ -1,12 +1,16 @@
 """Batches of labeled images from RecordIO, through MXNet's native ``ImageRecordIter``."""
 import math
 from collections import namedtuple
+from collections.abc import Iterator
+from typing import Any, Optional
 
 import mxnet as mx
+import numpy as np
 from tqdm import tqdm
 
 from .classes import labels_of
 from .images import BILINEAR, shorter_side
+from .integrity import RecordSummary
 
 # Those of ImageNet in 8-bit RGB, as used by GluonCV and MXNet's examples.
 IMAGENET_MEAN = (123.68, 116.779, 103.939)
@@ -43,8 +47,9 @@ class ImageBatches:
         What a batch has in place of each label of the file: see :func:`gluon_lprnet.data.classes.labels_of`.
     """
 
-    def __init__(self, records, input_size, batch_size, normalization, resize=-1, shuffle=False, threads=2, seed=0,
-                 augmentation=None, labels=None):
+    def __init__(self, records: RecordSummary, input_size: int, batch_size: int, normalization: Normalization,
+                 resize: int = -1, shuffle: bool = False, threads: int = 2, seed: int = 0,
+                 augmentation: Optional[dict[str, Any]] = None, labels: Optional[np.ndarray] = None) -> None:
         self.count = records.count
         # ImageRecordIter refuses a batch that is much larger than the set.
         self.batch_size = batch_size = min(batch_size, self.count)
@@ -59,11 +64,11 @@ class ImageBatches:
             **{f'std_{c}': s for c, s in zip('rgb', normalization.std)},
             **(augmentation or {}))
 
-    def __len__(self):
+    def __len__(self) -> int:
         """Batches an epoch, a short last one included."""
         return math.ceil(self.count / self.batch_size)
 
-    def epoch(self, epoch, start=0):
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Yield the epoch's batches from number ``start`` on.
 
         A batch lies in memory that the iterator uses again: it is valid until the next one is asked for.
@@ -89,8 +94,8 @@ class ImageBatches:
                 yield Batch(batch.data[0][:rows], label if self._labels is None else self._labels.take(label))
 
 
-def paper_augmentation(pad=0, min_random_scale=1.0, max_random_scale=1.0,
-                       max_random_illumination=0.0, mirror=True):
+def paper_augmentation(pad: int = 0, min_random_scale: float = 1.0, max_random_scale: float = 1.0,
+                       max_random_illumination: float = 0.0, mirror: bool = True) -> dict[str, Any]:
     """Arguments of ``mx.io.ImageRecordIter`` for the paper's random crop, scale, flip and illumination.
 
     Parameters
@@ -113,7 +118,8 @@ def paper_augmentation(pad=0, min_random_scale=1.0, max_random_scale=1.0,
     return augmentation
 
 
-def validation_batches(records, config, batch_size, threads, **order):
+def validation_batches(records: RecordSummary, config: dict[str, Any], batch_size: int, threads: int,
+                       **order: Any) -> ImageBatches:
     """The center crops of a validation set: the shorter side becomes input_size / crop_ratio, then comes the crop.
 
     Parameters

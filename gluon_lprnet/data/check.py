@@ -1,11 +1,13 @@
 """``python -m gluon_lprnet check``: whether MXNet can read a RecordIO file of images, and what can be saved of one."""
+from typing import Any
+
 from ..utils.errors import InputError
 from ..utils.text import integer, listing
 from .integrity import check_records
 from .repair import repair_records
 
 
-def add_commands(subparsers):
+def add_commands(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         'check', help='check a .rec file: structure, index, labels, images',
         description='Check a RecordIO file of images before MXNet reads it: the structure of every record, '

@@ -1,13 +1,16 @@
 """Names of classes: those of a file of records, beside those that a network knows."""
+from typing import Any, Optional
+
 import numpy as np
 
 from ..utils.errors import InputError
+from ..utils.files import PathLike
 from .integrity import class_names
 
 _NAMES_SHOWN = 5
 
 
-def labels_of(network, rec_path):
+def labels_of(network: dict[str, Any], rec_path: PathLike) -> Optional[np.ndarray]:
     """The classes of a network that the labels of a file stand for, by their names.
 
     Parameters

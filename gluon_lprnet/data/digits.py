@@ -1,11 +1,12 @@
 """A small real data set without a download: the 1,797 handwritten digits of scikit-learn."""
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 
 from ..utils.errors import InputError
-from ..utils.files import write_file
+from ..utils.files import PathLike, write_file
 from .recordio import check_prefix, write_records
 
 SIDE = 32
@@ -13,7 +14,7 @@ VALIDATION_IMAGES = 397
 PICTURES = 10
 
 
-def pack_digits(folder, seed=0, overwrite=False):
+def pack_digits(folder: PathLike, seed: int = 0, overwrite: bool = False) -> tuple[int, int]:
     """Pack the digits as ``train.rec``, ``val.rec`` and ten held-out images.
 
     The 8x8 pixels with 16 gray levels are enlarged to 32x32 RGB and stored as PNG. The split is random, by
@@ -55,10 +56,10 @@ def pack_digits(folder, seed=0, overwrite=False):
     for name, part in (('train', samples[VALIDATION_IMAGES:]), ('val', samples[:VALIDATION_IMAGES])):
         _, count, _ = write_records(Path(folder) / name, part, classes=names, overwrite=overwrite)
         counts.append(count)
-    return tuple(counts)
+    return counts[0], counts[1]
 
 
-def add_commands(commands):
+def add_commands(commands: Any) -> None:
     parser = commands.add_parser('digits',
                                  help="pack scikit-learn's handwritten digits, for a quick start without a download")
     parser.add_argument('folder', help='where train.rec, val.rec and held_out/ are written')

@@ -8,14 +8,15 @@ and names the record.
 import json
 import math
 import os
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, Optional
 
 import mxnet as mx
 import numpy as np
 from tqdm import tqdm
 
 from ..utils.errors import InputError
-from ..utils.files import write_file
+from ..utils.files import PathLike, write_file
 from ..utils.processes import default_workers, map_in_processes
 from ..utils.text import integer
 from .images import MAX_SIDE, ImageError, check_image_size, decode_image, rgb, turned_upright
@@ -71,8 +72,9 @@ class RecordSummary(NamedTuple):
     verified: str
 
 
-def check_records(rec_path, idx_path=None, num_classes=None, label_width=1, content=True, workers=None,
-                  write_index=False):
+def check_records(rec_path: PathLike, idx_path: Optional[PathLike] = None, num_classes: Optional[int] = None,
+                  label_width: int = 1, content: bool = True, workers: Optional[int] = None,
+                  write_index: bool = False) -> RecordSummary:
     """Check a ``.rec`` file of images, its index and its labels, without MXNet's native reader.
 
     The structure of every record, the index and the labels are always checked. The content is
@@ -152,7 +154,7 @@ def check_records(rec_path, idx_path=None, num_classes=None, label_width=1, cont
                          {int(label): int(count) for label, count in zip(classes, counts)}, verified)
 
 
-def fingerprint(records):
+def fingerprint(records: RecordSummary) -> dict[str, Any]:
     """What tells a file of records from others: the number of records, and a CRC-32.
 
     Parameters
@@ -169,7 +171,7 @@ def fingerprint(records):
             'crc32': manifest['rec']['crc32'] if manifest else file_crc32(records.index_path)}
 
 
-def class_names(rec_path):
+def class_names(rec_path: PathLike) -> Optional[list[str]]:
     """The names of the classes of a ``.rec`` file, in the order of their labels.
 
     They come from the manifest or, without one, from the lines of the ``.classes.txt`` beside the file. Invalid UTF-8
@@ -293,7 +295,7 @@ def _check_labels(rec_path, keys, labels, num_classes):
                          'a label.)')
 
 
-def load_manifest(rec_path):
+def load_manifest(rec_path: PathLike) -> Optional[dict[str, Any]]:
     """The manifest beside a ``.rec``, a dict; None if there is none of this program; InputError if it is damaged."""
     path = beside(rec_path, '.json')
     try:
@@ -338,7 +340,8 @@ def _check_images(fault_of, rec_path, offsets, keys, workers):
                          'Copy or pack the file again, or keep the others with `repair`.')
 
 
-def image_faults(rec_path, offsets, workers=None, fault_of=None):
+def image_faults(rec_path: str, offsets: np.ndarray, workers: Optional[int] = None,
+                 fault_of: Optional[Callable[[bytes], Optional[str]]] = None) -> list[tuple[int, str]]:
     """Look at the image of every record, in several processes.
 
     Parameters

@@ -10,15 +10,17 @@
 They appear only when complete: everything is written in a folder ``.PREFIX.partial-*`` first, which
 is removed on any error, on Ctrl-C and on SIGTERM.
 """
+import argparse
 import itertools
 import os
 import sys
-from typing import NamedTuple, Optional
+from typing import Any, NamedTuple, Optional
 
 import numpy as np
 from tqdm import tqdm
 
 from ..utils.errors import InputError
+from ..utils.files import PathLike
 from ..utils.processes import default_workers, map_in_processes
 from ..utils.text import integer, listing
 from .images import MAX_SIDE, decode_image, encode_jpeg, is_turned, read_file, resize, rgb, turned_upright
@@ -54,8 +56,10 @@ class PackSummary(NamedTuple):
     ignored: list[str]
 
 
-def pack_images(source, prefix, resize=480, quality=95, workers=None, skip_bad=False, shuffle=True, seed=0,
-                root=None, overwrite=False, classes=None):
+def pack_images(source: PathLike, prefix: PathLike, resize: int = 480, quality: int = 95,
+                workers: Optional[int] = None, skip_bad: bool = False, shuffle: bool = True, seed: int = 0,
+                root: Optional[PathLike] = None, overwrite: bool = False,
+                classes: Optional[PathLike] = None) -> PackSummary:
     """Pack photos into ``prefix.rec`` with its index, classes and manifest.
 
     Every image is decoded completely, rotated by its EXIF orientation, converted to 8-bit RGB (16 bits
@@ -115,37 +119,37 @@ def pack_images(source, prefix, resize=480, quality=95, workers=None, skip_bad=F
     check_prefix(prefix, overwrite)
     check_ranges(resize=(resize, 0, 65500), quality=(quality, 1, 100), workers=(workers, 1, 1024),
                  seed=(seed, 0, 2**32 - 1))
-    source = read_source(os.fspath(source), root, classes)
-    order = np.arange(len(source.paths))
+    pictures = read_source(os.fspath(source), root, classes)
+    order = np.arange(len(pictures.paths))
     if shuffle:
         np.random.RandomState(seed).shuffle(order)
     workers = default_workers(len(order)) if workers is None else workers
-    skipped = []
+    skipped: list[tuple[str, str]] = []
 
     def convert_all():
-        tasks = (([os.path.join(source.root, source.paths[i]) for i in order[first:first + _IMAGES_PER_TASK]],
+        tasks = (([os.path.join(pictures.root, pictures.paths[i]) for i in order[first:first + _IMAGES_PER_TASK]],
                   resize, quality) for first in range(0, len(order), _IMAGES_PER_TASK))
         results = itertools.chain.from_iterable(map_in_processes(_convert_files, tasks, workers))
         for i, (image, reason) in zip(order, tqdm(results, desc='packing', total=len(order), unit='image',
                                                   disable=None, leave=False)):
             if reason is not None:
-                skipped.append((source.paths[i], reason))
+                skipped.append((pictures.paths[i], reason))
             elif skip_bad or not skipped:  # after a failure the others are still checked, but not written
-                yield source.labels[i], image
+                yield pictures.labels[i], image
         skipped.sort()
         if skipped and not skip_bad:
-            raise InputError(f'{len(skipped)} of {len(order)} images in {source.root} cannot be packed:\n'
+            raise InputError(f'{len(skipped)} of {len(order)} images in {pictures.root} cannot be packed:\n'
                              f'{listing([f"{path} {reason}" for path, reason in skipped])}\n'
                              'Mend or remove them, or give `skip_bad` to leave them out. '
                              'Nothing was written.')
 
     details = {'resize': resize, 'quality': quality, 'shuffle': shuffle, 'seed': seed if shuffle else None,
-               'skipped': skipped, 'max_side': MAX_SIDE, 'ignored': source.ignored}
-    rec_path, count, size = write_records(prefix, convert_all(), source.classes, details, overwrite)
-    return PackSummary(rec_path, count, size, source.classes, skipped, source.ignored)
+               'skipped': skipped, 'max_side': MAX_SIDE, 'ignored': pictures.ignored}
+    rec_path, count, size = write_records(prefix, convert_all(), pictures.classes, details, overwrite)
+    return PackSummary(rec_path, count, size, pictures.classes, skipped, pictures.ignored)
 
 
-def check_ranges(**ranges):
+def check_ranges(**ranges: tuple[Optional[float], float, float]) -> None:
     """Raise InputError unless each parameter's (value, lowest, highest) holds, or its value is None."""
     for parameter, (value, low, high) in ranges.items():
         if value is not None and not low <= value <= high:
@@ -164,7 +168,7 @@ def _convert_files(task):
     return results
 
 
-def convert_file(path, resize_to, quality):
+def convert_file(path: PathLike, resize_to: int, quality: int) -> bytes:
     """The record's image (bytes) of a picture file, as :func:`pack_images` makes it; or ImageError."""
     image = read_file(path)
     picture = decode_image(image)
@@ -181,7 +185,7 @@ def convert_file(path, resize_to, quality):
     return encode_jpeg(pixels, quality)
 
 
-def add_pack_kind(kinds):
+def add_pack_kind(kinds: Any) -> None:
     parser = kinds.add_parser(
         'images', help='photos in class folders, or listed with their labels',
         description='Pack photos into PREFIX.rec, .idx, .classes.txt and .json (the manifest with '
@@ -202,7 +206,7 @@ def add_pack_kind(kinds):
     parser.set_defaults(run=_run_images)
 
 
-def add_output_flags(parser):
+def add_output_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags shared by all kinds of ``pack``: where and how records are written."""
     parser.add_argument('--out', required=True, metavar='PREFIX',
                         help='path of the written files, without extension')

@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, Optional
+from typing import Any, NamedTuple, Optional
 
 import cv2
 import numpy as np
@@ -175,7 +175,7 @@ def _convert(task):
     return results
 
 
-def add_pack_kind(kinds):
+def add_pack_kind(kinds: Any) -> None:
     parser = kinds.add_parser(
         'photos', help='photos without labels, to compress a network on',
         description='Search folders through and pack all photos, with the label 0, into PREFIX.rec, .idx and .json. '

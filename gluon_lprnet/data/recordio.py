@@ -15,14 +15,16 @@ import os
 import struct
 import warnings
 import zlib
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import IO, Any, Optional, Union
 
 import mxnet as mx
 import numpy as np
 from tqdm import tqdm
 
 from ..utils.errors import InputError
-from ..utils.files import folder_aside, make_folder, put_in_place, write_errors
+from ..utils.files import PathLike, folder_aside, make_folder, put_in_place, write_errors
 from ..utils.signals import exit_on_sigterm
 
 _MAGIC = 0xced7230a
@@ -36,12 +38,15 @@ _LARGEST_CLASS = 2**24
 MANIFEST_FORMAT = 'gluon_lprnet records'
 MANIFEST_VERSION = 1
 
+# A class, or the numbers of a label.
+Label = Union[float, np.ndarray]
+
 
 class Damage(Exception):
     """A record cannot be read; the message completes "record 7: ..."."""
 
 
-def read_records(rec_path):
+def read_records(rec_path: PathLike) -> Iterator[tuple[Label, bytes]]:
     """Iterate over a ``.rec`` file in the file's order.
 
     Parameters
@@ -73,7 +78,7 @@ def read_records(rec_path):
             offset, number = following, number + 1
 
 
-def label_fault(label):
+def label_fault(label: Label) -> Optional[str]:
     """Say what is wrong with a record's label.
 
     Parameters
@@ -98,7 +103,7 @@ def label_fault(label):
     return None
 
 
-def file_crc32(path):
+def file_crc32(path: PathLike) -> str:
     """Compute the CRC-32 of a file as 8 hexadecimal digits, using a few megabytes of memory."""
     crc, block = 0, memoryview(bytearray(1 << 22))
     with open(path, 'rb', buffering=0) as file, \
@@ -112,11 +117,11 @@ def file_crc32(path):
             bar.update(length)
 
 
-def beside(rec_path, extension):
+def beside(rec_path: PathLike, extension: str) -> str:
     return os.path.splitext(rec_path)[0] + extension
 
 
-def size_of(path, remedy='check the path'):
+def size_of(path: PathLike, remedy: str = 'check the path') -> int:
     if os.path.isdir(path):
         raise InputError(f'{path} is a folder: give a file in it.')
     if not os.path.exists(path):
@@ -127,12 +132,12 @@ def size_of(path, remedy='check the path'):
     return size
 
 
-def damaged(rec_path, number, offset, damage):
+def damaged(rec_path: PathLike, number: int, offset: int, damage: Damage) -> InputError:
     return InputError(f'{rec_path}: record {number} (counted from 0, at byte {offset}): {damage}. '
                       'Copy or pack the file again.')
 
 
-def read_record(fd, size, offset, wanted=None):
+def read_record(fd: int, size: int, offset: int, wanted: Optional[int] = None) -> tuple[bytes, int, int]:
     """Read the record at a byte offset.
 
     Returns its data (only the first `wanted` bytes, if given), the data's whole length, and the
@@ -168,7 +173,7 @@ def read_record(fd, size, offset, wanted=None):
         expected = (_MIDDLE, _LAST)
 
 
-def next_magic(file, offset, size):
+def next_magic(file: IO[bytes], offset: int, size: int) -> int:
     """Where the next part may begin, from ``offset`` on, at a multiple of 4 bytes; ``size`` if nowhere."""
     position = -(-offset // 4) * 4
     while position < size:
@@ -183,7 +188,7 @@ def next_magic(file, offset, size):
     return size
 
 
-def split_payload(payload):
+def split_payload(payload: bytes) -> tuple[Label, bytes]:
     if len(payload) < HEADER.size:
         raise Damage(f'it is too short for a header ({len(payload)} bytes)')
     flag, label, _, _ = HEADER.unpack_from(payload)
@@ -199,7 +204,8 @@ def split_payload(payload):
 _EXTENSIONS = ('.rec', '.idx', '.classes.txt', '.json')
 
 
-def write_records(prefix, samples, classes=None, details=None, overwrite=False):
+def write_records(prefix: PathLike, samples: Iterable[tuple[Label, bytes]], classes: Optional[Sequence[str]] = None,
+                  details: Optional[dict[str, Any]] = None, overwrite: bool = False) -> tuple[str, int, int]:
     """Write records, index, classes and manifest, all or nothing.
 
     Parameters
@@ -300,7 +306,7 @@ def _pack(label, key, image):
         return mx.recordio.pack(mx.recordio.IRHeader(0, label, key, 0), image)
 
 
-def check_prefix(prefix, overwrite):
+def check_prefix(prefix: PathLike, overwrite: bool) -> str:
     """The prefix as str, if files can be written there; otherwise raises InputError."""
     prefix = os.fspath(prefix)
     folder, name = os.path.split(prefix)

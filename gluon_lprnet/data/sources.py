@@ -8,6 +8,7 @@ from typing import NamedTuple, Optional
 import numpy as np
 
 from ..utils.errors import InputError
+from ..utils.files import PathLike
 from ..utils.text import integer, listing, real
 from .images import is_image_file
 from .recordio import label_fault
@@ -25,7 +26,7 @@ class _Source(NamedTuple):
     ignored: list
 
 
-def read_source(source, root, classes=None):
+def read_source(source: str, root: Optional[PathLike], classes: Optional[PathLike] = None) -> _Source:
     """The pictures of a folder or a list, with the classes of a file, if that is given: see ``pack_images``."""
     if not os.path.exists(source):
         raise InputError(f'{source} does not exist: give a folder of class folders, or a list file.')

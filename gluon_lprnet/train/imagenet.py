@@ -126,7 +126,7 @@ def build_task(config: ClassificationConfig) -> TrainingTask:
     """
     config = _with_classes(config)
     records = {subset: _check(config, subset, content=False) for subset in ('train', 'val')}
-    names = class_names(config.rec_train)
+    names = class_names(records['train'].path)
     described = {**config.to_dict(), 'class_names': names}
     contexts = contexts_of(config)
     count = records['train'].count

@@ -4,14 +4,17 @@ MXNet's native reader does not know about landmarks, and Albumentations needs a 
 single affine map moves both image and points, so they match exactly.
 """
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Optional
 
 import cv2
 import numpy as np
 from mxnet import gluon
 
-from ..batches import Batch
+from ..batches import Batch, Normalization
 from .landmarks import crop_matrix, landmark_box, mirror, to_outputs, to_two_jaws, transform, warp_crop
+from .records import FaceRecord
 
 # Light that is left in the dark.
 _DARKEST = 0.15, 0.7
@@ -50,7 +53,8 @@ class FaceAugmentation:
     dark: float = 0.0
     mirror: bool = True
 
-    def matrix(self, rng, box, landmarks, size, crop_scale):
+    def matrix(self, rng: np.random.Generator, box: np.ndarray, landmarks: np.ndarray, size: int,
+               crop_scale: float) -> np.ndarray:
         """A random map (2, 3) from a picture to a crop of ``size`` pixels.
 
         Parameters
@@ -78,7 +82,7 @@ class FaceAugmentation:
             linear, offset = turn @ crop[:, :2], turn @ (crop[:, 2] - center)
         return np.column_stack([scale * linear, scale * offset + center + shift])
 
-    def look(self, rng, crop):
+    def look(self, rng: np.random.Generator, crop: np.ndarray) -> np.ndarray:
         """Color, blur and occlusion of a crop (size, size, 3) uint8."""
         size = crop.shape[0]
         brightness, contrast, saturation = 1 + rng.uniform(-self.color, self.color, 3)
@@ -130,8 +134,9 @@ class FaceBatches:
         Labels of :func:`gluon_lprnet.data.faces.landmarks.to_two_jaws`, for which each face must say which jaw it has.
     """
 
-    def __init__(self, faces, input_size, crop_scale, batch_size, normalization, augmentation=None, threads=2, seed=0,
-                 two_jaws=False):
+    def __init__(self, faces: Sequence[FaceRecord], input_size: int, crop_scale: float, batch_size: int,
+                 normalization: Normalization, augmentation: Optional[FaceAugmentation] = None, threads: int = 2,
+                 seed: int = 0, two_jaws: bool = False) -> None:
         self.faces = faces
         self.batch_size = min(batch_size, len(faces))
         self._input_size = input_size
@@ -142,11 +147,11 @@ class FaceBatches:
         self._seed = seed
         self._two_jaws = two_jaws
 
-    def __len__(self):
+    def __len__(self) -> int:
         """Batches an epoch, a short last one included."""
         return math.ceil(len(self.faces) / self.batch_size)
 
-    def epoch(self, epoch, start=0):
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Yield the epoch's batches from number ``start`` on.
 
         Yields

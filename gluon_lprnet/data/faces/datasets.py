@@ -10,6 +10,7 @@ import os
 import re
 import zipfile
 from collections import Counter
+from collections.abc import Iterator
 from typing import Callable, NamedTuple, Optional
 from xml.etree import ElementTree
 
@@ -18,6 +19,7 @@ import scipy.io
 from PIL import Image
 
 from ...utils.errors import InputError
+from ...utils.files import PathLike
 from ...utils.text import integer, real
 from ..images import EXTENSIONS
 from .landmarks import POINTS, landmark_box, mirror
@@ -108,7 +110,7 @@ class _Fault(Exception):
     """What is wrong with a file: its path, and words that complete "the file ..."."""
 
 
-def read_faces(path, layout, faults):
+def read_faces(path: PathLike, layout: str, faults: list[tuple[str, str]]) -> Iterator[AnnotatedFace]:
     """Iterate over the faces of a data set.
 
     Images are not decoded here. Landmarks may lie outside the image, where its border cuts a face.

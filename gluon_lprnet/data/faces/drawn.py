@@ -7,15 +7,17 @@ what a network learns from them says little about photographs.
 """
 import itertools
 from pathlib import Path
+from typing import Any, Optional
 
 import cv2
 import numpy as np
 from tqdm import tqdm
 
+from ...utils.files import PathLike
 from ...utils.flags import non_negative_int, positive_int
 from ...utils.processes import default_workers, map_in_processes
 from ..images import encode_jpeg
-from .head_model import MODEL
+from .head_model import MODEL, PoseFit
 from .lp_layout import new_folder, write_face
 from .pose_synthesis import Profiler
 
@@ -42,7 +44,7 @@ _LOWER_LIP = np.array([55, 56, 57, 58, 59, 65, 66, 67])
 _CHIN = np.arange(4, 13)
 
 
-def draw_face(rng):
+def draw_face(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, PoseFit]:
     """Draw a face in a random pose.
 
     Parameters
@@ -64,7 +66,8 @@ def draw_face(rng):
     return _photographed(image, rng), landmarks, fit
 
 
-def write_drawn_faces(folder, count=2000, seed=0, workers=None):
+def write_drawn_faces(folder: PathLike, count: int = 2000, seed: int = 0,
+                      workers: Optional[int] = None) -> tuple[int, int]:
     """Write drawn faces in the layout of 300W-LP, ``train`` and a fifth as many in ``test``.
 
     Yaw is uniform from -90 to 90 degrees, pitch and roll from -25 to 25. The same seed gives the same files,
@@ -105,7 +108,7 @@ def write_drawn_faces(folder, count=2000, seed=0, workers=None):
     return counts
 
 
-def add_commands(commands):
+def add_commands(commands: Any) -> None:
     parser = commands.add_parser(
         'draw-faces', help='computer-drawn faces at all yaws, for a quick start without a download',
         description='Write drawn faces to FOLDER/train and FOLDER/test in the layout of 300W-LP: read each with '

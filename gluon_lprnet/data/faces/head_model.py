@@ -79,24 +79,24 @@ class PoseFit(NamedTuple):
     translation: np.ndarray
     depth: np.ndarray
 
-    def place(self, points):
+    def place(self, points: np.ndarray) -> np.ndarray:
         """Points (..., 3) of the model, in millimeters, as x, y, depth in pixels of the image."""
         placed = self.scale * np.asarray(points) @ rotation(self.pose).T
         placed[..., :2] += self.translation
         return placed
 
 
-def mirror_points(points):
+def mirror_points(points: np.ndarray) -> np.ndarray:
     """Points (..., 68, 3) of the model mirrored left to right: partners change places."""
     return np.concatenate([mirror(points[..., :2], 1), mirror(points[..., 1:], 1)[..., 1:]], axis=-1)
 
 
-def rotation(pose):
+def rotation(pose: np.ndarray) -> np.ndarray:
     """The matrix (3, 3) that turns points of the model, ``matrix @ point``, into a pose of pitch, yaw, roll."""
     return Rotation.from_euler('XYZ', _SIGNS * pose).as_matrix()
 
 
-def pose_of(matrix):
+def pose_of(matrix: np.ndarray) -> np.ndarray:
     """The inverse of :func:`rotation`: a pose (3,) with yaw in [-pi/2, pi/2]."""
     return _SIGNS * Rotation.from_matrix(matrix).as_euler('XYZ')
 
@@ -120,7 +120,7 @@ class Poses(NamedTuple):
     misfits: np.ndarray
 
 
-def estimate_poses(landmarks):
+def estimate_poses(landmarks: np.ndarray) -> Poses:
     """The poses of the generic head that nearly explain the landmarks of faces, without iteration.
 
     The affine camera closest in least squares, and the scaled rotation closest to it. The yaw of AFLW's faces is met
@@ -151,12 +151,12 @@ def _nearest_turns(offsets):
     return np.concatenate([rows, np.cross(rows[..., 0, :], rows[..., 1, :])[..., None, :]], axis=-2), sizes
 
 
-def upright_angles(matrices):
+def upright_angles(matrices: np.ndarray) -> np.ndarray:
     """How far the heads' vertical axes are turned in the image, clockwise, in radians: (N,), of matrices (N, 3, 3)."""
     return np.arctan2(-matrices[..., 0, 1], matrices[..., 1, 1])
 
 
-def hidden_landmarks(matrices):
+def hidden_landmarks(matrices: np.ndarray) -> np.ndarray:
     """Which landmarks of the generic head lie behind another part of it.
 
     Parameters
@@ -190,7 +190,7 @@ def _behind(surface):
     return (inside & nearer & ~own).any(axis=1)
 
 
-def fit_pose(landmarks):
+def fit_pose(landmarks: np.ndarray) -> PoseFit:
     """Find the pose of the generic head that best explains a face's landmarks.
 
     The closest affine camera is linear least squares; its nearest scaled rotation starts the refinement of angles,

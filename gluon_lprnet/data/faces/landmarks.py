@@ -33,7 +33,7 @@ _MIRRORED = np.concatenate([
 ])
 
 
-def mirror(landmarks, width):
+def mirror(landmarks: np.ndarray, width: int) -> np.ndarray:
     """Landmarks of the image flipped left to right.
 
     Parameters
@@ -47,17 +47,17 @@ def mirror(landmarks, width):
     return flipped
 
 
-def landmark_box(landmarks):
+def landmark_box(landmarks: np.ndarray) -> np.ndarray:
     """The smallest box around landmarks (..., N, 2): an ndarray (..., 4) of left, top, right, bottom."""
     return np.concatenate([landmarks.min(axis=-2), landmarks.max(axis=-2)], axis=-1)
 
 
-def box_size(box):
+def box_size(box: np.ndarray) -> np.ndarray:
     """The normalizer d = sqrt(width * height) of the NME ("Evaluation Metrics" in the paper), for boxes (..., 4)."""
     return np.sqrt((box[..., 2] - box[..., 0]) * (box[..., 3] - box[..., 1]))
 
 
-def crop_matrix(box, size, scale=CROP_SCALE):
+def crop_matrix(box: np.ndarray, size: int, scale: float = CROP_SCALE) -> np.ndarray:
     """The map from image to crop: a square of ``scale`` times the box's longer side, about its center.
 
     Parameters
@@ -87,7 +87,7 @@ def crop_matrix(box, size, scale=CROP_SCALE):
                      [0, factor, center - factor * (top + bottom) / 2]])
 
 
-def turned_crop_matrix(points, angle, size, scale=CROP_SCALE):
+def turned_crop_matrix(points: np.ndarray, angle: float, size: int, scale: float = CROP_SCALE) -> np.ndarray:
     """The map from image to crop: as :func:`crop_matrix`, of the points' box in the image turned back by an angle.
 
     Parameters
@@ -109,12 +109,12 @@ def turned_crop_matrix(points, angle, size, scale=CROP_SCALE):
     return np.column_stack([matrix[:, :2] @ back, matrix[:, 2]])
 
 
-def mirrored_crop_matrix(matrix, size):
+def mirrored_crop_matrix(matrix: np.ndarray, size: int) -> np.ndarray:
     """The map (2, 3) to a crop of ``size`` flipped left to right, of the one to the crop."""
     return np.array([[-1, 0], [0, 1]]) @ matrix + [[0, 0, size - 1], [0, 0, 0]]
 
 
-def warp_crop(picture, matrix, size):
+def warp_crop(picture: np.ndarray, matrix: np.ndarray, size: int) -> np.ndarray:
     """The square of an image that an affine map without shear cuts out.
 
     Parameters
@@ -142,7 +142,7 @@ def warp_crop(picture, matrix, size):
     return cv2.warpAffine(picture, matrix, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
 
 
-def transform(matrix, points):
+def transform(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
     """Points (..., 2) under an affine map (2, 3)."""
     return points @ matrix[:, :2].T + matrix[:, 2]
 
@@ -152,7 +152,7 @@ ONE_JAW = 2 * POINTS
 TWO_JAWS = 2 * (POINTS + JAW_POINTS)
 
 
-def to_outputs(landmarks, size):
+def to_outputs(landmarks: np.ndarray, size: int) -> np.ndarray:
     """Landmarks (..., 68, 2) in pixels of a crop as a network's outputs (..., 136).
 
     They are x0, y0, x1, y1 and so on, relative to the crop's center, in units of its side.
@@ -160,7 +160,7 @@ def to_outputs(landmarks, size):
     return ((landmarks - (size - 1) / 2) / size).reshape(*landmarks.shape[:-2], -1)
 
 
-def to_two_jaws(landmarks, jaw, size):
+def to_two_jaws(landmarks: np.ndarray, jaw: str, size: int) -> np.ndarray:
     """Landmarks (68, 2) as the outputs (170,) of a network of two jaws.
 
     First the 68 points with the jaw ``3d``, then the jaw ``contour`` (:data:`JAWS`). Of the one that ``jaw`` does
@@ -171,7 +171,7 @@ def to_two_jaws(landmarks, jaw, size):
     return to_outputs(np.concatenate([first, landmarks[JAW_POINTS:], last]), size)
 
 
-def from_outputs(outputs, size, jaw='3d'):
+def from_outputs(outputs: np.ndarray, size: int, jaw: str = '3d') -> np.ndarray:
     """Landmarks (..., 68, 2) in pixels of a crop of ``size``, of outputs (..., 136) or (..., 170).
 
     ``jaw`` is the one taken of two; where the outputs have one alone it is that, whatever ``jaw`` says.
@@ -182,6 +182,6 @@ def from_outputs(outputs, size, jaw='3d'):
     return points[..., :POINTS, :]
 
 
-def known_jaw(label):
+def known_jaw(label: np.ndarray) -> str:
     """The jaw that a label (170,) of :func:`to_two_jaws` has."""
     return 'contour' if np.isnan(label[0]) else '3d'

@@ -5,27 +5,30 @@
 points on the head, hidden or not.
 """
 import contextlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Optional
 
 import numpy as np
 import scipy.io
 
 from ...utils.errors import InputError
-from ...utils.files import whole
+from ...utils.files import PathLike, whole
 from ...utils.signals import exit_on_sigterm
 from .datasets import LP_SETS, ORIGIN
+from .head_model import PoseFit
 
 # The folder of faces that belong to no set of 300W-LP.
 OTHER_SET = 'OTHER'
 
 
-def set_of(name):
+def set_of(name: str) -> str:
     """The folder for a face: that of the set whose name `name` starts with, or `OTHER_SET`."""
     return next((set_name for set_name in LP_SETS if name.upper().startswith(set_name)), OTHER_SET)
 
 
 @contextlib.contextmanager
-def new_folder(folder):
+def new_folder(folder: PathLike) -> Iterator[Path]:
     """A folder that appears as `folder` when the ``with`` block ends, complete, or not at all.
 
     Raises
@@ -41,7 +44,8 @@ def new_folder(folder):
         yield inside
 
 
-def write_face(root, name, jpeg, landmarks, fit, visible=None):
+def write_face(root: PathLike, name: str, jpeg: bytes, landmarks: np.ndarray, fit: PoseFit,
+               visible: Optional[np.ndarray] = None) -> None:
     """Write one face.
 
     Parameters

@@ -12,7 +12,7 @@ import itertools
 import os
 import re
 import zlib
-from typing import NamedTuple
+from typing import Any, NamedTuple, Optional
 
 import cv2
 import numpy as np
@@ -21,6 +21,7 @@ from scipy.spatial import Delaunay
 from tqdm import tqdm
 
 from ...utils.errors import InputError
+from ...utils.files import PathLike
 from ...utils.flags import non_negative_int, positive_int
 from ...utils.processes import default_workers, map_in_processes
 from ...utils.text import listing
@@ -98,15 +99,15 @@ class Profiler:
         If no head fits the landmarks.
     """
 
-    def __init__(self, image, landmarks):
+    def __init__(self, image: np.ndarray, landmarks: np.ndarray) -> None:
         landmarks = np.asarray(landmarks, dtype='float64')
         self.fit = fit_pose(landmarks)
         self.points = _lift(landmarks, self.fit)
         self._image = image
         self._landmarks = landmarks
-        self._surface = None
+        self._surface: Optional[Surface] = None
 
-    def turned(self, pose):
+    def turned(self, pose: np.ndarray) -> tuple[np.ndarray, np.ndarray, PoseFit]:
         """Render the face in another pose.
 
         Parameters
@@ -169,7 +170,8 @@ class ProfileSummary(NamedTuple):
     skipped: list
 
 
-def profile_faces(source, layout, folder, copies=3, seed=0, workers=None, skip_bad=False):
+def profile_faces(source: PathLike, layout: str, folder: PathLike, copies: int = 3, seed: int = 0,
+                  workers: Optional[int] = None, skip_bad: bool = False) -> ProfileSummary:
     """Write a data set's faces, and copies of them turned to large poses, in the layout of 300W-LP.
 
     ``NAME_0`` is the face as it is, ``NAME_1`` and so on are turned: the range from the face's own angle to 90
@@ -207,7 +209,7 @@ def profile_faces(source, layout, folder, copies=3, seed=0, workers=None, skip_b
     InputError
         The source or (without `skip_bad`) any face is invalid, or `folder` cannot be written.
     """
-    faults = []
+    faults: list[tuple[str, str]] = []
     faces = list(read_faces(source, layout, faults))
     with new_folder(folder) as root:
         jobs = _named(faces, faults)
@@ -231,7 +233,7 @@ def profile_faces(source, layout, folder, copies=3, seed=0, workers=None, skip_b
     return ProfileSummary(sources, turned, faults)
 
 
-def add_commands(commands):
+def add_commands(commands: Any) -> None:
     parser = commands.add_parser(
         'profile', help='turn faces to large poses, as 300W-LP was made',
         description='Write the faces of a data set, and copies turned to yaws up to 90 degrees, in the layout of '

@@ -14,19 +14,21 @@ import os
 import struct
 import sys
 import zlib
-from typing import NamedTuple, Optional
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, Optional, Union
 
 import cv2
 import numpy as np
 from tqdm import tqdm
 
 from ...utils.errors import InputError
+from ...utils.files import PathLike
 from ...utils.processes import default_workers, map_in_processes
 from ...utils.text import integer, listing, real
 from ..images import MAX_SIDE, encode_jpeg, read_image
-from ..integrity import check_records
+from ..integrity import RecordSummary, check_records
 from ..pack import add_output_flags, check_ranges
-from ..recordio import check_prefix, read_records, write_records
+from ..recordio import Label, check_prefix, read_records, write_records
 from .datasets import LAYOUTS, read_faces
 from .landmarks import POINTS, crop_matrix, transform, warp_crop
 
@@ -81,7 +83,7 @@ class FaceRecord(NamedTuple):
     offset: np.ndarray
     jaw: Optional[str] = None
 
-    def pixels(self):
+    def pixels(self) -> np.ndarray:
         """The decoded image: ndarray (height, width, 3) uint8, RGB; raises InputError if it is damaged."""
         # Packing wrote an RGB JPEG, of which OpenCV makes the same pixels as `read_image` in half the time.
         picture = cv2.imdecode(np.frombuffer(self.image, 'uint8'), cv2.IMREAD_COLOR)
@@ -89,7 +91,7 @@ class FaceRecord(NamedTuple):
             raise InputError(f'the image of the face {self.name} cannot be decoded: pack the faces again.')
         return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
 
-    def to_original(self, points):
+    def to_original(self, points: np.ndarray) -> np.ndarray:
         """Points (..., 2) of the crop in pixels of the source's image."""
         return self.scale * points + self.offset
 
@@ -103,7 +105,7 @@ class FaceSummary(NamedTuple):
     skipped: list[tuple[str, str]]
 
 
-def encode_record(record):
+def encode_record(record: FaceRecord) -> tuple[np.ndarray, bytes]:
     """A face as the label (ndarray (LABEL_WIDTH,) float32) and the image (bytes) of a record.
 
     Raises
@@ -112,7 +114,8 @@ def encode_record(record):
         The name is too long for the comment of a JPEG.
     """
     has_pose = 0 if record.pose is None else 1 if np.isfinite(record.pose).all() else 2
-    fields = {**record._asdict(), 'pose': np.nan_to_num(record.pose) if has_pose else np.zeros(3), 'has_pose': has_pose}
+    pose = np.zeros(3) if record.pose is None else np.nan_to_num(record.pose)
+    fields = {**record._asdict(), 'pose': pose, 'has_pose': has_pose}
     label = np.concatenate([np.ravel(fields[name]) for name in _FIELDS]).astype('float32')
     comment = json.dumps({'name': record.name, 'identity': record.identity, 'jaw': record.jaw}).encode()
     if len(comment) > 65533:
@@ -120,7 +123,7 @@ def encode_record(record):
     return label, _START_OF_COMMENT + struct.pack('>H', len(comment) + 2) + comment + record.image[2:]
 
 
-def decode_record(label, image):
+def decode_record(label: Label, image: bytes) -> FaceRecord:
     """The inverse of :func:`encode_record`: label and image of a record as a FaceRecord, with the image as stored.
 
     Raises
@@ -137,12 +140,12 @@ def decode_record(label, image):
     fields = dict(zip(_FIELDS, np.split(np.asarray(label, dtype='float32'), ends[:-1])))
     pose = fields['pose'] if fields['has_pose'].item() else None
     if fields['has_pose'].item() == 2:
-        pose = np.array([np.nan, pose[1], np.nan], dtype='float32')
+        pose = np.array([np.nan, fields['pose'][1], np.nan], dtype='float32')
     return FaceRecord(comment['name'], comment['identity'], image, fields['landmarks'].reshape(POINTS, 2),
                       fields['box'], pose, fields['scale'].item(), fields['offset'], comment.get('jaw'))
 
 
-def read_face_records(rec_path):
+def read_face_records(rec_path: PathLike) -> Iterator[FaceRecord]:
     """Iterate over the faces of a ``.rec`` file in the file's order.
 
     Parameters
@@ -166,15 +169,16 @@ def read_face_records(rec_path):
                              '"python -m gluon_lprnet pack faces".') from None
 
 
-def check_face_records(rec_path):
+def check_face_records(rec_path: PathLike) -> RecordSummary:
     """Like :func:`gluon_lprnet.data.integrity.check_records`, for a ``.rec`` file of faces."""
     # First check that it has faces, since a file of classes is valid too, with another label width.
     next(read_face_records(rec_path))
     return check_records(rec_path, label_width=LABEL_WIDTH)
 
 
-def pack_faces(sources, layout, prefix, size=224, scale=2.0, quality=95, workers=None, skip_bad=False, shuffle=True,
-               seed=0, overwrite=False, part='all'):
+def pack_faces(sources: Union[PathLike, Sequence[PathLike]], layout: str, prefix: PathLike, size: int = 224,
+               scale: float = 2.0, quality: int = 95, workers: Optional[int] = None, skip_bad: bool = False,
+               shuffle: bool = True, seed: int = 0, overwrite: bool = False, part: str = 'all') -> FaceSummary:
     """Pack faces into ``prefix.rec`` with its index and manifest.
 
     The square is shrunk to `size` pixels, never enlarged; outside the photo its border is repeated. Photos are
@@ -216,7 +220,7 @@ def pack_faces(sources, layout, prefix, size=224, scale=2.0, quality=95, workers
     check_ranges(size=(size, 16, 4096), scale=(scale, 1, 10), quality=(quality, 1, 100), workers=(workers, 1, 1024),
                  seed=(seed, 0, 2**32 - 1))
     sources = [sources] if isinstance(sources, (str, os.PathLike)) else list(sources)
-    skipped = []
+    skipped: list[tuple[str, str]] = []
     faces = [face for face in _read_sources(sources, layout, skipped) if PARTS[part](face)]
     if shuffle:
         np.random.RandomState(seed).shuffle(faces)
@@ -303,7 +307,7 @@ def _crop(face, size, scale, quality):
                       face.jaw)
 
 
-def add_pack_kind(kinds):
+def add_pack_kind(kinds: Any) -> None:
     parser = kinds.add_parser(
         'faces', help='faces with 68 landmarks, in the files of a data set',
         description='Pack the faces of a data set into PREFIX.rec, .idx and .json (the manifest with checksums). They '
