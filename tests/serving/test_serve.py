@@ -395,12 +395,15 @@ def test_what_the_management_changes_stays_and_what_died_comes_back(artefacts, p
             assert reports == [f'{LANDMARKS}: its process died, and it was loaded again.']
             assert post(server, LANDMARKS, photos[0])[0] == 200
             until(lambda: ready == [True, False, True])
-            # It dies, and is taken away while it is loaded again. That is no reason to end, nor to bring it back.
+            # It dies, and is taken away while it is loaded again. That is no reason to end, nor to bring it back. (On a
+            # busy machine it is taken away before it is seen to have died, and there is nothing to report.)
             dead = server.loader_of(LANDMARKS)
             dead.kill()
             until(lambda: server.loader_of(LANDMARKS) not in (None, dead))
             assert server._manage('DELETE', f'/models/{LANDMARKS}')[1] == 200
-            until(lambda: len(reports) == 2 and models() == [CLASSIFICATION] and ready[-1])
+            time.sleep(5)
+            until(lambda: models() == [CLASSIFICATION] and ready[-1])
+            seen = len(reports)
             assert waiting.is_alive() and post(server, CLASSIFICATION, photos[0])[0] == 200
             # Its workers are taken away, and then the network: for longer than it takes to see that it is missing.
             server._load(LANDMARKS, f'{LANDMARKS}.mar', server._loading)
@@ -410,7 +413,7 @@ def test_what_the_management_changes_stays_and_what_died_comes_back(artefacts, p
             assert server._manage('GET', f'/models/{LANDMARKS}')[0]['minWorkers'] == 0
             assert server._manage('DELETE', f'/models/{LANDMARKS}')[1] == 200
             time.sleep(5)
-            assert models() == [CLASSIFICATION] and server.is_ready() and len(reports) == 2
+            assert models() == [CLASSIFICATION] and server.is_ready() and len(reports) == seen
             assert waiting.is_alive() and post(server, CLASSIFICATION, photos[0])[0] == 200
         finally:
             server.java.kill()

@@ -271,7 +271,8 @@ def test_class_names_that_are_not_utf8_go_into_the_export(tiny_records, training
     _, images, labels = tiny_records
     write_records(tmp_path / 'names', [(int(label), encode(image)) for label, image in zip(labels, images)],
                   classes=['caf\udce9', 'next\x85line', 'vertical\x0btab'])
-    assert imagenet.main([*training_flags, '--num-epochs', '2', '--rec-train', str(tmp_path / 'names.rec')]) == 0
+    named = str(tmp_path / 'names.rec')
+    assert imagenet.main([*training_flags, '--num-epochs', '2', '--rec-train', named, '--rec-val', named]) == 0
     for trained in ('', 'export/lprnet_mobilenet_x0.25-symbol.json'):
         description = load_network(tmp_path / 'run' / trained)[1]
         assert description['class_names'] == ['caf\ufffd', 'next\x85line', 'vertical\x0btab']

@@ -73,6 +73,7 @@ def test_training_learns_records_and_exports(face_flags, face_records, tmp_path,
     assert description['task'] == 'landmarks' and description['crop_scale'] == CROP_SCALE
     assert net(mx.nd.zeros((2, 3, 32, 32))).shape == (2, 136)
     exported = json.loads((run / 'export' / 'lprnet_mobilenet_x0.25.json').read_text())
+    assert set(exported.pop('sha256')) == {f'lprnet_mobilenet_x0.25-{part}' for part in ('symbol.json', '0000.params')}
     assert exported == description and exported['num_classes'] == 136
     assert main(['evaluate', str(run), '--rec-val', face_records]) == 2
     assert 'landmark network' in capsys.readouterr().err
