@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 from mxnet import autograd
 from mxnet.gluon import SymbolBlock, nn
-from reference.modules import Layers, dsc_reference, lpr_reference, random_parameters, relu
+from reference.modules import (
+    Layers,
+    average_pool,
+    dsc_reference,
+    lpr_reference,
+    random_parameters,
+    relu,
+    relu6,
+    shuffle,
+)
 
 from gluon_lprnet import blocks
 from gluon_lprnet.utils.errors import InputError
@@ -17,17 +26,6 @@ from gluon_lprnet.utils.errors import InputError
 
 
 
-
-
-def relu6(x):
-    return np.clip(x, 0, 6)
-
-
-def shuffle(x, groups):
-    """Output channel i * groups + g is channel i of group g."""
-    size = x.shape[1] // groups
-    order = [g * size + i for i in range(size) for g in range(groups)]
-    return x[:, order]
 
 
 
@@ -44,14 +42,6 @@ def inverted_residual_reference(layers, x, stride=1, expand=True):
     y = relu6(layers.conv_bn(x)) if expand else x
     y = layers.conv_bn(relu6(layers.depthwise_bn(y, stride)))
     return x + y if y.shape == x.shape else y
-
-
-def average_pool(x):
-    """3x3, stride 2, padding 1; the padding counts in the mean."""
-    height, width = x.shape[2:]
-    x = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)))
-    return np.stack([np.stack([x[:, :, r:r + 3, c:c + 3].mean(axis=(2, 3)) for c in range(0, width, 2)], -1)
-                     for r in range(0, height, 2)], -2)
 
 
 def shufflenet_v1_reference(layers, x, stride=1, groups=3, first_groups=3):

@@ -1,6 +1,4 @@
 """``gluon-lprnet publish-compressed``: a compressed MobileNetV1 as weights with a card, as the package carries them."""
-import datetime
-import hashlib
 import json
 import re
 from collections.abc import Sequence
@@ -12,13 +10,10 @@ import numpy as np
 from mxnet.gluon import HybridBlock
 
 from ..artefact import load_network, relative_difference
-from ..data.batches import validation_batches
-from ..data.integrity import check_records
 from ..deployment.reparametrize import reparametrize
-from ..evaluate.classification import evaluate_classification
 from ..graph import trace
+from ..predict.publish import check_tag, write_card
 from ..utils.errors import InputError
-from ..utils.files import folder_aside, put_in_place
 from ..utils.flags import Commands
 from ..zoo import get_model
 from ..zoo.pretrained import FOLDER
@@ -105,8 +100,7 @@ def publish_compressed(symbol: Union[str, Path], tag: str, rec_tests: Sequence[s
     InputError
         If it is not a compressed MobileNetV1, or the tag or a file is at fault.
     """
-    if not tag.isidentifier():
-        raise InputError(f'`tag` {tag!r}: give letters, digits and _, a letter first.')
+    check_tag(tag)
     net, description = load_network(symbol)
     report_path = Path(str(symbol).replace('-symbol.json', '-report.json'))
     try:
@@ -115,25 +109,8 @@ def publish_compressed(symbol: Union[str, Path], tag: str, rec_tests: Sequence[s
         raise InputError(f'{report_path}, the report of compress, cannot be read: {error}.') from error
     ranks = [layer['rank'] for layer in report['layers'] if layer['shape'][0] == layer['shape'][1]]
     found, name, keywords = as_zoo_network(net, description, ranks, report['residual'])
-    with folder_aside(out, 'publish') as scratch:
-        params = scratch / f'{name}.{tag}.params'
-        mx.nd.save(str(params), {key: parameter.data().astype('float16') for key, parameter in
-                                 found._collect_params_with_prefix().items()})
-        # What is measured is what is in the file.
-        found.load_parameters(str(params), cast_dtype=True)
-        accuracy = {}
-        for rec in rec_tests:
-            records = check_records(rec)
-            accuracy[Path(rec).stem] = {'images': records.count, **evaluate_classification(
-                found, validation_batches(records, description, 50, 1), mx.cpu())}
-        card = {
-            'name': params.stem, 'task': 'classification', 'keywords': keywords,
-            'description': {**description, 'model': name}, 'sha256': hashlib.sha256(params.read_bytes()).hexdigest(),
-            'recipe': report['recipe'], 'accuracy': accuracy, 'date': datetime.date.today().isoformat(), **facts,
-        }
-        path = params.with_suffix('.json')
-        path.write_text(json.dumps(card, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
-        return put_in_place([params, path], out)[1]
+    return write_card(out, tag, found, {**description, 'model': name}, rec_tests,
+                      {'keywords': keywords, 'recipe': report['recipe'], **facts}, dtype='float16')
 
 
 def add_commands(commands: Commands) -> None:

@@ -1,15 +1,13 @@
 """``gluon-lprnet publish``: a trained classification network as weights with a card, as the package carries them."""
-import contextlib
 import datetime
 import hashlib
 import json
-import platform
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Optional, Union
 
 import mxnet as mx
+from mxnet.gluon import HybridBlock
 
 from ..artefact import load_network, model_arguments
 from ..checkpoint import find
@@ -20,7 +18,7 @@ from ..evaluate.landmarks import labels_of
 from ..utils.errors import InputError
 from ..utils.files import folder_aside, put_in_place
 from ..utils.flags import Commands
-from ..utils.processes import available_cpus
+from ..utils.processes import available_cpus, processor_name
 from ..zoo.pretrained import FOLDER
 from .classification import read_names
 
@@ -59,8 +57,7 @@ def publish(run: Union[str, Path], tag: str, rec_tests: Sequence[str], facts: di
         If the run holds no complete checkpoint of a classification network, or the tag, the names or a file is at
         fault.
     """
-    if not tag.isidentifier():
-        raise InputError(f'`tag` {tag!r}: give letters, digits and _, a letter first.')
+    check_tag(tag)
     found = find(run)
     if found is None:
         raise InputError(f'{run} is neither a checkpoint nor a run with checkpoints.')
@@ -75,18 +72,54 @@ def publish(run: Union[str, Path], tag: str, rec_tests: Sequence[str], facts: di
     if given != classes:
         raise InputError(f'the network has {classes} classes, and {given} have names: give a file of them, `names`.')
     config = found.state['config']
+    return write_card(out, tag, net, description, rec_tests, {
+        'keywords': model_arguments(config),
+        'recipe': {key: value for key, value in config.items() if key not in _PLACES},
+        'machine': f'{available_cpus()} CPUs ({processor_name()})', **facts})
+
+
+def check_tag(tag: str) -> None:
+    """Raise InputError unless ``tag`` can be that of a trained network."""
+    if not tag.isidentifier():
+        raise InputError(f'`tag` {tag!r}: give letters, digits and _, a letter first.')
+
+
+def write_card(out: Union[str, Path], tag: str, net: HybridBlock, description: dict[str, Any], rec_tests: Sequence[str],
+               facts: dict[str, Any], dtype: str = 'float32') -> Path:
+    """Write ``MODEL.TAG.params`` and ``MODEL.TAG.json`` of a network of the zoo, both or neither.
+
+    Parameters
+    ----------
+    out : path
+        Folder; files of the same name are replaced.
+    tag : str
+    net : HybridBlock
+        Gets the weights as they were written.
+    description : dict
+    rec_tests : sequence of str
+        RecordIO files that the accuracy on the card is measured on.
+    facts : dict
+        Further entries of the card.
+    dtype : str
+        Of the weights on disk.
+
+    Returns
+    -------
+    Path
+        The card.
+    """
     with folder_aside(out, 'publish') as scratch:
         params = scratch / f'{description["model"]}.{tag}.params'
-        net.save_parameters(str(params))
+        mx.nd.save(str(params), {name: parameter.data().astype(dtype)
+                                 for name, parameter in net._collect_params_with_prefix().items()})
         # What is measured is what is in the file.
-        net.load_parameters(str(params))
+        net.load_parameters(str(params), cast_dtype=True)
         card = {
-            'name': params.stem, 'task': 'classification', 'keywords': model_arguments(config),
-            'description': description, 'sha256': hashlib.sha256(params.read_bytes()).hexdigest(),
-            'recipe': {key: value for key, value in config.items() if key not in _PLACES},
+            'name': params.stem, 'task': 'classification', 'description': description,
+            'sha256': hashlib.sha256(params.read_bytes()).hexdigest(),
             'accuracy': {label: _accuracy(net, description, rec) for label, rec in zip(
                 labels_of([Path(rec).stem for rec in rec_tests], rec_tests), rec_tests)},
-            'machine': f'{available_cpus()} CPUs ({_processor()})', 'date': datetime.date.today().isoformat(), **facts,
+            'date': datetime.date.today().isoformat(), **facts,
         }
         path = params.with_suffix('.json')
         path.write_text(json.dumps(card, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
@@ -97,15 +130,6 @@ def _accuracy(net, description, rec):
     records = check_records(rec, num_classes=description['num_classes'])
     return {'images': records.count,
             **evaluate_classification(net, validation_batches(records, description, 50, 1), mx.cpu())}
-
-
-def _processor():
-    """The name of the processor."""
-    with contextlib.suppress(OSError):
-        match = re.search(r'^model name\s*: (.+)$', Path('/proc/cpuinfo').read_text(), re.MULTILINE)
-        if match:
-            return match[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def add_commands(commands: Commands) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Optional, Union
 import mxnet as mx
 
 from ..utils.files import write_file
+from ..utils.processes import processor_name
 
 # The package itself has no version where it runs from a checkout, which has a commit.
 _PACKAGES = ('gluon_lprnet', 'numpy', 'scipy', 'opencv-python', 'Pillow')
@@ -28,7 +29,7 @@ def environment() -> dict[str, Any]:
     """The versions of the package, Python, MXNet and what reads pictures; the commit of the code; the machine."""
     return {**_commit(Path(__file__).parent), 'python': platform.python_version(), 'mxnet': mx.__version__,
             **{name: _version(name) for name in _PACKAGES},
-            'system': platform.platform(), 'machine': platform.node(), 'processor': _processor()}
+            'system': platform.platform(), 'machine': platform.node(), 'processor': processor_name()}
 
 
 def _version(package):
@@ -50,11 +51,3 @@ def _git(folder: Path, *arguments: str) -> Optional[str]:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
-
-
-def _processor():
-    try:
-        lines = Path('/proc/cpuinfo').read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(':')[2].strip() for line in lines if line.startswith('model name')), None)

@@ -1,6 +1,9 @@
-"""Ordered work in several processes."""
+"""Ordered work in several processes, and what they run on."""
+import contextlib
 import multiprocessing
 import os
+import platform
+import re
 import signal
 import threading
 import warnings
@@ -8,6 +11,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 from typing import Callable, TypeVar
 
 import cv2
@@ -29,6 +33,15 @@ def default_workers(count: int) -> int:
 def available_cpus() -> int:
     """The number of CPUs that this process may use."""
     return len(os.sched_getaffinity(0))
+
+
+def processor_name() -> str:
+    """What the processor calls itself."""
+    with contextlib.suppress(OSError):
+        match = re.search(r'^model name\s*: (.+)$', Path('/proc/cpuinfo').read_text(), re.MULTILINE)
+        if match:
+            return match[1].strip()
+    return platform.processor() or platform.machine()
 
 
 def map_in_processes(function: Callable[[Task], Result], tasks: Iterable[Task], workers: int) -> Iterator[Result]:

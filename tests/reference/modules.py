@@ -31,6 +31,24 @@ def relu(x):
     return np.maximum(x, 0)
 
 
+def relu6(x):
+    return np.clip(x, 0, 6)
+
+
+def shuffle(x, groups):
+    """Output channel i * groups + g is channel i of group g."""
+    size = x.shape[1] // groups
+    return x[:, [g * size + i for i in range(size) for g in range(groups)]]
+
+
+def average_pool(x, stride=2):
+    """3x3, padding 1; the padding counts in the mean."""
+    height, width = x.shape[2:]
+    x = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)))
+    return np.stack([np.stack([x[:, :, r:r + 3, c:c + 3].mean(axis=(2, 3)) for c in range(0, width, stride)], -1)
+                     for r in range(0, height, stride)], -2)
+
+
 class Layers:
     """The parameters of a block in the order of its layers; each call uses the next ones up."""
 

@@ -3,7 +3,7 @@ import mxnet as mx
 import numpy as np
 import pytest
 from mxnet import autograd
-from reference.modules import Layers, conv, random_parameters, relu
+from reference.modules import Layers, average_pool, conv, random_parameters, relu, relu6, shuffle
 from reference.networks import operators, random_images, random_network, relative_error
 
 import gluon_lprnet
@@ -18,26 +18,9 @@ from gluon_lprnet.zoo import condensenet, espnetv2, igcv3, mnasnet
 NAMES = ('igcv3_x0.5', 'espnetv2_x1.0', 'mnasnet_x0.5', 'condensenet_x1.0')
 
 
-def shuffle(x, groups):
-    """Output channel i * groups + g is channel i of group g."""
-    size = x.shape[1] // groups
-    return x[:, [g * size + i for i in range(size) for g in range(groups)]]
-
-
-def relu6(x):
-    return np.clip(x, 0, 6)
-
-
 def prelu(layers, x):
     slope = layers.values.pop(0)[:, None, None]
     return np.where(x > 0, x, slope * x)
-
-
-def average_pool(x, stride):
-    height, width = x.shape[2:]
-    x = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)))
-    return np.stack([np.stack([x[:, :, r:r + 3, c:c + 3].mean(axis=(2, 3)) for c in range(0, width, stride)], -1)
-                     for r in range(0, height, stride)], -2)
 
 
 def igcv3_reference(layers, x, stride):
