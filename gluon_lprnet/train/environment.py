@@ -9,6 +9,7 @@ from typing import Any, Optional, Union
 
 import mxnet as mx
 
+from ..utils.errors import InputError
 from ..utils.files import write_file
 from ..utils.processes import processor_name
 
@@ -19,7 +20,11 @@ _PACKAGES = ('gluon_lprnet', 'numpy', 'scipy', 'opencv-python', 'Pillow')
 def write_environment(run_dir: Union[str, 'PathLike[str]']) -> None:
     """Append this process's environment to ``environment.json`` in a run's folder; a resumed run has several."""
     path = Path(run_dir) / 'environment.json'
-    before = json.loads(path.read_text()) if path.exists() else []
+    try:
+        before = json.loads(path.read_text()) if path.exists() else []
+    except ValueError as error:
+        raise InputError(f'{path} is damaged: {error}. Remove it; it only says what the run has been trained with.'
+                         ) from error
     found = environment()
     if before[-1:] != [found]:
         write_file(path, json.dumps([*before, found], indent=1) + '\n')

@@ -78,6 +78,12 @@ def test_environment_of_a_run(tmp_path):
         '1.8.0', mx.__version__]
 
 
+def test_damaged_environment_is_named(tmp_path):
+    (tmp_path / 'environment.json').write_text('[{"mxnet": ')
+    with pytest.raises(InputError, match='environment.json is damaged: .* Remove it'):
+        write_environment(tmp_path)
+
+
 def test_state_of_the_code(tmp_path):
     def git(*arguments):
         return subprocess.run(['git', '-c', 'user.name=a', '-c', 'user.email=a@b', *arguments], cwd=tmp_path,
