@@ -23,7 +23,7 @@ import gluon_lprnet  # noqa: F401  before MXNet
 import mxnet as mx
 import numpy as np
 
-from gluon_lprnet.artefact import load_network
+from gluon_lprnet.artifact import load_network
 from gluon_lprnet.complexity import count
 from gluon_lprnet.compression import import_mobilenetv1
 from gluon_lprnet.data.batches import validation_batches

@@ -29,7 +29,7 @@ import mxnet as mx
 import numpy as np
 from tqdm import tqdm
 
-from gluon_lprnet.artefact import export_network, load_network
+from gluon_lprnet.artifact import export_network, load_network
 from gluon_lprnet.deployment.onnx import write_onnx
 from gluon_lprnet.graph import trace
 from gluon_lprnet.utils.errors import InputError

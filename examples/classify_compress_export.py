@@ -13,7 +13,7 @@ import mxnet as mx
 import numpy as np
 import onnxruntime
 
-from gluon_lprnet.artefact import export_network, load_network
+from gluon_lprnet.artifact import export_network, load_network
 from gluon_lprnet.data.batches import validation_batches
 from gluon_lprnet.data.digits import pack_digits
 from gluon_lprnet.data.integrity import check_records

@@ -33,7 +33,7 @@ def load(network: Union[str, Path]) -> 'Union[Classifier, FaceAligner]':
     gluon_lprnet.predict.classification.Classifier or gluon_lprnet.predict.face_alignment.FaceAligner
         By what the network was trained for. Call its ``predict(images)``.
     """
-    from .artefact import load_network
+    from .artifact import load_network
     from .predict.classification import Classifier
     from .predict.face_alignment import FaceAligner
     is_of_landmarks = load_network(network)[1].get('task') == 'landmarks'

@@ -81,17 +81,17 @@ def epoch_records(run_dir):
 
 
 @pytest.fixture(scope='session')
-def artefacts(tmp_path_factory):
-    """See ``reference.artefacts.make_artefacts``."""
+def artifacts(tmp_path_factory):
+    """See ``reference.artifacts.make_artifacts``."""
     # Here, since other tests do not need what it imports.
-    from reference.artefacts import make_artefacts
-    return make_artefacts(tmp_path_factory.mktemp('artefacts'))
+    from reference.artifacts import make_artifacts
+    return make_artifacts(tmp_path_factory.mktemp('artifacts'))
 
 
 @pytest.fixture(scope='session')
 def photos():
-    """See ``reference.artefacts.make_photos``."""
-    from reference.artefacts import make_photos
+    """See ``reference.artifacts.make_photos``."""
+    from reference.artifacts import make_photos
     return make_photos()
 
 

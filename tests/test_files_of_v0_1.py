@@ -7,7 +7,7 @@ import mxnet as mx
 import numpy as np
 import pytest
 
-from gluon_lprnet.artefact import load_network
+from gluon_lprnet.artifact import load_network
 from gluon_lprnet.data.faces.records import check_face_records, read_face_records
 from gluon_lprnet.data.integrity import check_records
 from gluon_lprnet.data.recordio import read_records

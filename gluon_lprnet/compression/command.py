@@ -12,7 +12,7 @@ from typing import Optional
 import mxnet as mx
 from mxnet import gluon
 
-from ..artefact import export_network
+from ..artifact import export_network
 from ..data.batches import ImageBatches, Normalization, paper_augmentation, validation_batches
 from ..data.classes import labels_of
 from ..data.images import BILINEAR, shorter_side

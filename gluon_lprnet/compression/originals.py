@@ -7,7 +7,7 @@ import mxnet as mx
 import numpy as np
 from mxnet.gluon import HybridBlock
 
-from ..artefact import export_network
+from ..artifact import export_network
 from ..data.imagenet_names import imagenet_names
 from ..data.images import BILINEAR
 from ..utils.errors import InputError

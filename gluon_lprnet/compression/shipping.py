@@ -9,7 +9,7 @@ import mxnet as mx
 import numpy as np
 from mxnet.gluon import HybridBlock
 
-from ..artefact import load_network, relative_difference
+from ..artifact import load_network, relative_difference
 from ..deployment.reparametrize import reparametrize
 from ..graph import trace
 from ..predict.publish import check_tag, write_card

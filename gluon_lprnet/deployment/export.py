@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Optional
 import mxnet as mx
 import numpy as np
 
-from ..artefact import (
+from ..artifact import (
     is_file_of,
     load_network,
     relative_difference,
@@ -99,7 +99,7 @@ def export(path: PathLike, out: PathLike, forms: Sequence[str] = FORMS, formats:
     Parameters
     ----------
     path : path
-        As :func:`gluon_lprnet.artefact.load_network` takes it.
+        As :func:`gluon_lprnet.artifact.load_network` takes it.
     out : path
         Folder, created if it does not exist.
     forms, formats : sequence of str
@@ -230,7 +230,7 @@ def _with_normalization(symbol, params, mean, std):
 
 
 def _describe(description, image_shape, normalize_input):
-    """What a user of the files must know: the keys of the training's own artefact, and ``input``."""
+    """What a user of the files must know: the keys of the training's own artifact, and ``input``."""
     described = dict(description, input={'name': 'data', 'layout': 'NCHW', 'shape': ['batch', *image_shape],
                                          'values': 'RGB, (pixel from 0 to 255 - rgb_mean) / rgb_std'})
     if normalize_input:

@@ -9,7 +9,7 @@ import numpy as np
 from mxnet.gluon.block import HybridBlock
 from tqdm import tqdm
 
-from ..artefact import faults_of, load_network
+from ..artifact import faults_of, load_network
 from ..data.batches import IMAGENET_MEAN, IMAGENET_STD, ImageBatches
 from ..data.images import AUTO
 from ..utils.errors import InputError

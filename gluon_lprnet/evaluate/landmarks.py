@@ -11,7 +11,7 @@ import numpy as np
 from mxnet.gluon.block import HybridBlock
 from tqdm import tqdm
 
-from ..artefact import load_network
+from ..artifact import load_network
 from ..data.faces.landmarks import (
     CROP_SCALE,
     JAWS,
@@ -164,7 +164,7 @@ def load_landmark_network(path: PathLike,
     Parameters
     ----------
     path : path
-        As of :func:`gluon_lprnet.artefact.load_network`.
+        As of :func:`gluon_lprnet.artifact.load_network`.
     context : mx.Context, optional
 
     Returns

@@ -19,7 +19,7 @@ from mxnet.gluon import HybridBlock, nn
 from tqdm import tqdm
 
 from .. import checkpoint
-from ..artefact import load_network
+from ..artifact import load_network
 from ..blocks import DSC, LPR, SConv, normalize_in_rank_space
 from ..data.batches import Batch, validation_batches
 from ..data.integrity import check_records

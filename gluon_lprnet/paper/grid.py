@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from .. import checkpoint
 from .._compat import default_threads
-from ..artefact import model_arguments
+from ..artifact import model_arguments
 from ..complexity import count
 from ..train.config import check_same_curve, make_parser, parse
 from ..train.imagenet import ClassificationConfig

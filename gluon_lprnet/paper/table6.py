@@ -17,7 +17,7 @@ import mxnet as mx
 import numpy as np
 from mxnet.gluon import HybridBlock
 
-from ..artefact import write_symbol
+from ..artifact import write_symbol
 from ..evaluate.landmarks import BIN_NAMES, PROTOCOL, evaluate_sets, load_networks, summarize
 from ..evaluate.nme import percent
 from ..graph import trace

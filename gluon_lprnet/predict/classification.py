@@ -14,7 +14,7 @@ import mxnet as mx
 import numpy as np
 from tqdm import tqdm
 
-from ..artefact import load_network
+from ..artifact import load_network
 from ..data.imagenet_names import imagenet_names, in_words, names_by_wnid
 from ..data.images import EXTENSIONS, ImageError, center_crop, is_image_file, normalize, read_image
 from ..evaluate.classification import add_description_flags, described, flags_of_description

@@ -9,7 +9,7 @@ from typing import Any, Optional, Union
 import mxnet as mx
 from mxnet.gluon import HybridBlock
 
-from ..artefact import load_network, model_arguments
+from ..artifact import load_network, model_arguments
 from ..checkpoint import find
 from ..data.batches import validation_batches
 from ..data.integrity import check_records

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from ..utils.errors import InputError
 from ..utils.files import PathLike, whole
 
-# x264 is in PyAV's wheels; builds that may not carry it for its licence (GPL) have Cisco's OpenH264 (BSD).
+# x264 is in PyAV's wheels; builds that may not carry it for its license (GPL) have Cisco's OpenH264 (BSD).
 _ENCODERS = ('libx264', 'libopenh264')
 # What browsers play in MP4: it is copied, and other sound becomes AAC.
 _COPIED_SOUND = ('aac', 'mp3', 'opus', 'flac')

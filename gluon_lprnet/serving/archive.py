@@ -7,7 +7,7 @@ from pathlib import Path
 
 import mxnet as mx
 
-from ..artefact import read_network, write_symbol
+from ..artifact import read_network, write_symbol
 from ..data import images
 from ..data.faces import landmarks
 from ..deployment.export import export
@@ -33,7 +33,7 @@ def archive(network: PathLike, out: PathLike) -> Path:
     Parameters
     ----------
     network : path
-        As :func:`gluon_lprnet.artefact.load_network` takes it. ``NAME-symbol.json`` is archived as it is; without
+        As :func:`gluon_lprnet.artifact.load_network` takes it. ``NAME-symbol.json`` is archived as it is; without
         ``NAME.json`` beside it, it is taken as a network of classes that sees images as is usual for ImageNet. A
         network of the package, a run or a checkpoint is archived in its deployed form, under its own name or its
         model's.
@@ -60,23 +60,23 @@ def archive(network: PathLike, out: PathLike) -> Path:
         return _archive_exported(symbol, model if network.is_dir() else network.name, Path(out))
 
 
-def _archive_exported(artefact, name, out):
+def _archive_exported(artifact, name, out):
     """Write ``NAME-symbol.json``, with ``NAME-NNNN.params`` and ``NAME.json`` beside it, as ``name``.mar."""
-    prefix = artefact.name[:-len('-symbol.json')]
+    prefix = artifact.name[:-len('-symbol.json')]
     if not _NAME.fullmatch(name):
-        raise InputError(f'{artefact}: the server only accepts names of letters, digits and ._-; rename the files.')
+        raise InputError(f'{artifact}: the server only accepts names of letters, digits and ._-; rename the files.')
     # Finds out now, and not in the server, whether the network loads.
-    symbol, params, description = read_network(artefact)
-    if not artefact.with_name(f'{prefix}.json').exists():
-        description = described(artefact, description, {})
+    symbol, params, description = read_network(artifact)
+    if not artifact.with_name(f'{prefix}.json').exists():
+        description = described(artifact, description, {})
     task = description.get('task')
     if task not in _REQUIRED:
         # A checkpoint from before tasks were recorded is exported without one.
-        raise InputError(f'{artefact}: {prefix}.json, its description, lacks a task: add "task": "classification" or '
+        raise InputError(f'{artifact}: {prefix}.json, its description, lacks a task: add "task": "classification" or '
                          '"task": "landmarks" to it, or export the network with python -m gluon_lprnet export.')
     missing = [key for key in _REQUIRED[task] if key not in description]
     if missing:
-        raise InputError(f'{artefact}: {prefix}.json, its description, lacks {", ".join(missing)}: export the network '
+        raise InputError(f'{artifact}: {prefix}.json, its description, lacks {", ".join(missing)}: export the network '
                          'with python -m gluon_lprnet export.')
     if task == 'landmarks':
         description = {'crop_scale': landmarks.CROP_SCALE, **description, 'corrections': CORRECTIONS}

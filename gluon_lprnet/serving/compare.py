@@ -12,7 +12,7 @@ import mxnet as mx
 import numpy as np
 from tqdm import tqdm
 
-from ..artefact import load_network
+from ..artifact import load_network
 from ..data.batches import validation_batches
 from ..data.images import ImageError, PathLike, read_file
 from ..data.integrity import check_records
@@ -62,7 +62,7 @@ def compare(network: PathLike, paths: Sequence[PathLike], resize: int = 0, quali
     Parameters
     ----------
     network : path
-        As :func:`gluon_lprnet.artefact.load_network` takes it.
+        As :func:`gluon_lprnet.artifact.load_network` takes it.
     paths : sequence of path
         Picture files.
     resize, quality : int

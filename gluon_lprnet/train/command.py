@@ -15,7 +15,7 @@ from mxnet.contrib import amp
 from mxnet.gluon.block import HybridBlock
 
 from .. import checkpoint
-from ..artefact import export_network, model_arguments
+from ..artifact import export_network, model_arguments
 from ..blocks import normalize_in_rank_space
 from ..utils.errors import InputError, in_flags
 from ..utils.signals import exit_on_sigterm

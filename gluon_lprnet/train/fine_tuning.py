@@ -9,7 +9,7 @@ import numpy as np
 from mxnet.gluon import nn
 from mxnet.gluon.block import HybridBlock
 
-from ..artefact import load_network
+from ..artifact import load_network
 from ..formats.symbol_files import read_params
 from ..utils.errors import InputError
 
@@ -25,7 +25,7 @@ def take_weights(net: HybridBlock, source: PathLike,
     net : HybridBlock
         Of the zoo, initialized.
     source : path or str
-        What :func:`gluon_lprnet.artefact.load_network` takes (the folder of a run or of a checkpoint, a
+        What :func:`gluon_lprnet.artifact.load_network` takes (the folder of a run or of a checkpoint, a
         ``*-symbol.json``, the name of a trained network of the package), or a ``*.params`` file.
     class_names : list of str, optional
         Of ``net``: the output layer of a network of other classes does not fit, even if it has as many.

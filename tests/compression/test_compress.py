@@ -15,7 +15,7 @@ from mxnet.gluon import nn
 from reference.networks import random_images, random_network, relative_error
 
 from gluon_lprnet import checkpoint, get_model
-from gluon_lprnet.artefact import load_network
+from gluon_lprnet.artifact import load_network
 from gluon_lprnet.blocks import DSC
 from gluon_lprnet.complexity import count
 from gluon_lprnet.compression import (

@@ -7,7 +7,7 @@ from reference.modules import conv
 
 from gluon_lprnet import blocks, get_model
 from gluon_lprnet.__main__ import main
-from gluon_lprnet.artefact import load_network, model_arguments
+from gluon_lprnet.artifact import load_network, model_arguments
 from gluon_lprnet.complexity import count
 from gluon_lprnet.compression import compress, import_mobilenetv1
 from gluon_lprnet.deployment import deploy

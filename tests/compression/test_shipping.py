@@ -10,7 +10,7 @@ from test_originals import SIZE, X, random_arrays
 
 from gluon_lprnet import get_model, list_models
 from gluon_lprnet.__main__ import main
-from gluon_lprnet.artefact import load_network
+from gluon_lprnet.artifact import load_network
 from gluon_lprnet.complexity import count
 from gluon_lprnet.compression import ByLayer, compress
 from gluon_lprnet.compression.shipping import as_zoo_network, publish_compressed

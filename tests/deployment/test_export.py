@@ -9,7 +9,7 @@ from conftest import outputs_in_stock_mxnet
 
 from gluon_lprnet import checkpoint, get_model
 from gluon_lprnet.__main__ import main
-from gluon_lprnet.artefact import load_network
+from gluon_lprnet.artifact import load_network
 from gluon_lprnet.complexity import count
 from gluon_lprnet.deployment import export as export_module
 from gluon_lprnet.deployment import onnx as onnx_module
@@ -98,7 +98,7 @@ def test_forms_and_their_sizes(trained, tmp_path, capsys):
 
 
 def test_pixels_in(trained, tmp_path):
-    """The graph normalizes, and the description tells readers of the artefact not to."""
+    """The graph normalizes, and the description tells readers of the artifact not to."""
     export(trained, tmp_path, normalize_input=True)
     expected = outputs_of(trained)
     for prefix in (MODEL, f'{MODEL}-deployed'):
@@ -108,7 +108,7 @@ def test_pixels_in(trained, tmp_path):
         assert description['normalized_inside'] == {'rgb_mean': MEAN, 'rgb_std': STD}
 
 
-def test_exports_the_artefact_of_a_training(trained, exported, tmp_path):
+def test_exports_the_artifact_of_a_training(trained, exported, tmp_path):
     """A -symbol.json in the training form, with a description; not what was exported already."""
     for path in exported.glob(f'{MODEL}[-.]*'):
         (tmp_path / path.name).write_bytes(path.read_bytes())

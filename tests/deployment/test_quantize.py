@@ -11,7 +11,7 @@ from mxnet import gluon
 
 from gluon_lprnet import checkpoint, get_model
 from gluon_lprnet.__main__ import main
-from gluon_lprnet.artefact import load_network
+from gluon_lprnet.artifact import load_network
 from gluon_lprnet.data.faces.landmarks import landmark_box
 from gluon_lprnet.data.faces.records import FaceRecord, encode_record
 from gluon_lprnet.data.images import encode_jpeg

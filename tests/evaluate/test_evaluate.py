@@ -12,7 +12,7 @@ from conftest import encode, epoch_records
 
 from gluon_lprnet import checkpoint
 from gluon_lprnet.__main__ import main
-from gluon_lprnet.artefact import load_network
+from gluon_lprnet.artifact import load_network
 from gluon_lprnet.data.batches import ImageBatches, Normalization, validation_batches
 from gluon_lprnet.data.images import AUTO, BILINEAR, encode_jpeg
 from gluon_lprnet.data.integrity import check_records
@@ -60,14 +60,14 @@ def run(tiny_records, tmp_path_factory):
     return folder
 
 
-def artefacts(run):
+def artifacts(run):
     return [run, checkpoint.newest(run).path, run / 'export' / 'lprnet_mobilenet_x0.25-symbol.json']
 
 
 def test_evaluate_gives_the_same_from_run_checkpoint_and_symbol(run, tiny_records, capsys):
     validated = epoch_records(run)[-1]['val_top1']
-    for artefact in artefacts(run):
-        assert not main(['evaluate', f'{tiny_records[0]}.rec', '--network', str(artefact), '--batch-size', '7'])
+    for artifact in artifacts(run):
+        assert not main(['evaluate', f'{tiny_records[0]}.rec', '--network', str(artifact), '--batch-size', '7'])
         assert f'50 images, 3 classes, top1 {validated:.4f}' in capsys.readouterr().out
     # As it was written once.
     assert not main(['evaluate', str(run), '--rec-val', f'{tiny_records[0]}.rec'])
@@ -99,10 +99,10 @@ def test_predict_names_the_class_of_pictures(run, tiny_records, tmp_path, capsys
     paths = [tmp_path / os.fsdecode(f'{label}'.encode() + b'\xe9.png') for label in range(3)]
     for label, path in enumerate(paths):
         path.write_bytes(encode(images[label]))
-    for artefact in artefacts(run):
-        assert not main(['predict', str(artefact), *map(str, paths), '--top-k', '1'])
+    for artifact in artifacts(run):
+        assert not main(['predict', str(artifact), *map(str, paths), '--top-k', '1'])
         assert re.findall(r'  ([01]\.\d{4})  (\w+)', capsys.readouterr().out).__len__() == 3
-        assert not main(['predict', str(artefact), *map(str, paths), '--top-k', '1'])
+        assert not main(['predict', str(artifact), *map(str, paths), '--top-k', '1'])
         assert re.findall(r'  [01]\.\d{4}  (\w+)', capsys.readouterr().out) == ['red', 'green', 'blue']
 
 
@@ -125,7 +125,7 @@ def test_a_picture_is_prepared_as_the_validation_prepares_it(tmp_path, input_siz
 
 def test_the_resizing_of_a_training_is_in_its_description(run):
     """And one of before it was written down keeps its own, bilinear."""
-    assert [load_network(artefact)[1]['inter_method'] for artefact in artefacts(run)] == [AUTO] * 3
+    assert [load_network(artifact)[1]['inter_method'] for artifact in artifacts(run)] == [AUTO] * 3
 
 
 @pytest.mark.parametrize('make, message', [
@@ -145,7 +145,7 @@ def test_broken_symbol_files_are_named(run, tmp_path):
     symbol = tmp_path / 'net-symbol.json'
     with pytest.raises(InputError, match='does not exist'):
         load_network(symbol)
-    shutil.copy(artefacts(run)[2], symbol)
+    shutil.copy(artifacts(run)[2], symbol)
     with pytest.raises(InputError, match='net-NNNN.params'):
         load_network(symbol)
     (tmp_path / 'net-0000.params').write_bytes(b'nothing')

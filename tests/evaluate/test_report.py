@@ -10,7 +10,7 @@ from PIL import Image
 
 from gluon_lprnet import get_model
 from gluon_lprnet.__main__ import main
-from gluon_lprnet.artefact import export_network
+from gluon_lprnet.artifact import export_network
 from gluon_lprnet.data.imagenet_names import imagenet_names
 from gluon_lprnet.data.images import encode_jpeg
 from gluon_lprnet.data.recordio import read_records

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from reference.landmark_networks import loop_errors
 
-from gluon_lprnet.artefact import load_network
+from gluon_lprnet.artifact import load_network
 from gluon_lprnet.data.faces.datasets import read_faces
 from gluon_lprnet.data.faces.drawn import draw_face
 from gluon_lprnet.data.faces.landmarks import TWO_JAWS, landmark_box

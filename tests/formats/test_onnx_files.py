@@ -10,7 +10,7 @@ from reference.networks import relative_error
 import gluon_lprnet
 from gluon_lprnet import get_model
 from gluon_lprnet.__main__ import main
-from gluon_lprnet.artefact import export_network, load_network
+from gluon_lprnet.artifact import export_network, load_network
 from gluon_lprnet.data.recordio import write_records
 from gluon_lprnet.deployment import deploy
 from gluon_lprnet.deployment.export import export

@@ -14,7 +14,7 @@ from reference.networks import relative_error
 
 import gluon_lprnet
 from gluon_lprnet.__main__ import main
-from gluon_lprnet.artefact import load_network
+from gluon_lprnet.artifact import load_network
 from gluon_lprnet.compression import compress
 from gluon_lprnet.data.recordio import write_records
 from gluon_lprnet.deployment import deploy

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from mxnet.contrib.amp.amp import bfloat16
 
-from gluon_lprnet.artefact import load_network
+from gluon_lprnet.artifact import load_network
 from gluon_lprnet.formats.symbol_files import latest_params, read_params, read_symbol
 from gluon_lprnet.utils.errors import InputError
 

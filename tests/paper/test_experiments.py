@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from gluon_lprnet import checkpoint, get_model
 from gluon_lprnet.__main__ import main
-from gluon_lprnet.artefact import model_arguments
+from gluon_lprnet.artifact import model_arguments
 from gluon_lprnet.complexity import count
 from gluon_lprnet.data.recordio import write_records
 from gluon_lprnet.paper import cifar10, figure2, networks

@@ -7,7 +7,7 @@ import threading
 import numpy as np
 import pytest
 from PIL import Image
-from reference.artefacts import CLASSES, expected_probabilities
+from reference.artifacts import CLASSES, expected_probabilities
 from reference.commands import command
 
 import gluon_lprnet
@@ -35,9 +35,9 @@ def files(folder):
 
 
 @pytest.fixture(scope='module')
-def expected(artefacts, files):
+def expected(artifacts, files):
     """By NumPy's own sorting from the network alone, a picture at a time."""
-    return {file: expected_probabilities(artefacts[0], file) for file in files}
+    return {file: expected_probabilities(artifacts[0], file) for file in files}
 
 
 def assert_same(results, expected):
@@ -48,8 +48,8 @@ def assert_same(results, expected):
         assert np.allclose([each.probability for each in result], probabilities[order], atol=1e-6)
 
 
-def test_files_bytes_and_pixels_give_the_same(artefacts, files, expected):
-    classifier = gluon_lprnet.load(artefacts[0])
+def test_files_bytes_and_pixels_give_the_same(artifacts, files, expected):
+    classifier = gluon_lprnet.load(artifacts[0])
     wanted = [expected[file] for file in files]
     assert np.ptp(wanted, axis=0).max() > 0.01
     assert_same(classifier.predict(files), wanted)
@@ -60,8 +60,8 @@ def test_files_bytes_and_pixels_give_the_same(artefacts, files, expected):
         classifier.predict([files[0].read_bytes(), b''])
 
 
-def test_threads_do_not_disturb_each_other(artefacts, files, expected):
-    classifier = Classifier(artefacts[0])
+def test_threads_do_not_disturb_each_other(artifacts, files, expected):
+    classifier = Classifier(artifacts[0])
     found = {}
 
     def predict(number):
@@ -78,12 +78,12 @@ def test_threads_do_not_disturb_each_other(artefacts, files, expected):
         assert_same(results, [expected[file] for file in part])
 
 
-def test_a_bad_picture_does_not_end_the_command(artefacts, folder, files, expected, tmp_path, capsys):
+def test_a_bad_picture_does_not_end_the_command(artifacts, folder, files, expected, tmp_path, capsys):
     bad = tmp_path / 'half.jpg'
     buffer = io.BytesIO()
     Image.open(files[0]).save(buffer, 'JPEG')
     bad.write_bytes(buffer.getvalue()[:len(buffer.getvalue()) // 2])
-    arguments = ('predict', bad, folder, tmp_path / 'none.png', '--network', artefacts[0], '--top-k', 2)
+    arguments = ('predict', bad, folder, tmp_path / 'none.png', '--network', artifacts[0], '--top-k', 2)
     assert command(classification, *arguments, '--json') == 1
     out, err = capsys.readouterr()
     lines = [json.loads(line) for line in out.splitlines()]
@@ -98,18 +98,18 @@ def test_a_bad_picture_does_not_end_the_command(artefacts, folder, files, expect
     assert [(row['image'], row['rank']) for row in rows] == [(str(file), rank) for file in files for rank in '12']
     assert float(rows[0]['probability']) == pytest.approx(expected[files[0]].max(), abs=1e-6)
 
-    assert command(classification, 'predict', files[0], '--network', artefacts[0], '--top-k', 1) == 0
+    assert command(classification, 'predict', files[0], '--network', artifacts[0], '--top-k', 1) == 0
     assert capsys.readouterr().out.splitlines() == [
         str(files[0]), f'  {expected[files[0]].max():.4f}  {CLASSES[expected[files[0]].argmax()]}']
 
 
-def test_a_network_in_the_first_place_still_works(artefacts, files, capsys):
-    assert command(classification, 'predict', artefacts[0], files[0]) == 0
+def test_a_network_in_the_first_place_still_works(artifacts, files, capsys):
+    assert command(classification, 'predict', artifacts[0], files[0]) == 0
     out, err = capsys.readouterr()
-    assert out.startswith(str(files[0])) and f'predict {files[0]} --network {artefacts[0]}' in err
+    assert out.startswith(str(files[0])) and f'predict {files[0]} --network {artifacts[0]}' in err
 
 
-def test_names_by_order_and_by_wnid(artefacts, files, tmp_path, capsys):
+def test_names_by_order_and_by_wnid(artifacts, files, tmp_path, capsys):
     (tmp_path / 'plain.txt').write_text('red\ngreen\n\nblue\n')
     (tmp_path / 'synsets.txt').write_text('n00000002 second, two\nn00000001 first\n')
     assert read_names(tmp_path / 'plain.txt') == ['red', 'green', 'blue']
@@ -118,13 +118,13 @@ def test_names_by_order_and_by_wnid(artefacts, files, tmp_path, capsys):
         read_names(tmp_path / 'synsets.txt', ['n00000003'])
     with pytest.raises(InputError, match='none.txt cannot be read'):
         read_names(tmp_path / 'none.txt')
-    command(classification, 'predict', files[0], '--network', artefacts[0], '--names', tmp_path / 'plain.txt')
+    command(classification, 'predict', files[0], '--network', artifacts[0], '--names', tmp_path / 'plain.txt')
     assert {line.split()[1] for line in capsys.readouterr().out.splitlines()[1:]} == {'red', 'green', 'blue'}
     for text, message in (('red\ngreen\n', 'has 3 classes, and there are 2 names'),
                           ('n00000001 first\n', 'has no a, ')):
         (tmp_path / 'other.txt').write_text(text)
         with pytest.raises(InputError, match=message):
-            command(classification, 'predict', files[0], '--network', artefacts[0], '--names', tmp_path / 'other.txt')
+            command(classification, 'predict', files[0], '--network', artifacts[0], '--names', tmp_path / 'other.txt')
 
 
 @pytest.mark.parametrize('network, message', [
@@ -135,11 +135,11 @@ def test_what_is_no_network_is_named(files, network, message):
         gluon_lprnet.load(network)
 
 
-def test_a_landmark_network_names_no_classes(artefacts):
+def test_a_landmark_network_names_no_classes(artifacts):
     with pytest.raises(InputError, match='is a landmark network'):
-        Classifier(artefacts[1])
+        Classifier(artifacts[1])
 
 
-def test_a_folder_without_pictures_is_named(artefacts, tmp_path):
+def test_a_folder_without_pictures_is_named(artifacts, tmp_path):
     with pytest.raises(InputError, match='holds no pictures'):
-        command(classification, 'predict', tmp_path, '--network', artefacts[0])
+        command(classification, 'predict', tmp_path, '--network', artifacts[0])

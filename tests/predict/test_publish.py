@@ -8,7 +8,7 @@ from conftest import epoch_records
 
 from gluon_lprnet import get_model, list_models
 from gluon_lprnet.__main__ import main
-from gluon_lprnet.artefact import load_network
+from gluon_lprnet.artifact import load_network
 from gluon_lprnet.train import imagenet
 from gluon_lprnet.zoo import pretrained
 

@@ -5,7 +5,7 @@ import mxnet as mx
 import numpy as np
 
 from gluon_lprnet import get_model
-from gluon_lprnet.artefact import export_network
+from gluon_lprnet.artifact import export_network
 from gluon_lprnet.data.batches import IMAGENET_MEAN, IMAGENET_STD
 from gluon_lprnet.data.faces.head_model import MODEL
 from gluon_lprnet.data.faces.landmarks import landmark_box

@@ -4,11 +4,11 @@ import re
 import numpy as np
 import pytest
 from PIL import Image
-from reference.artefacts import expected_probabilities
+from reference.artifacts import expected_probabilities
 from reference.pictures import every_kind, pen_drawing
 
 from gluon_lprnet.__main__ import main
-from gluon_lprnet.artefact import load_network
+from gluon_lprnet.artifact import load_network
 from gluon_lprnet.data.batches import validation_batches
 from gluon_lprnet.data.integrity import check_records
 from gluon_lprnet.data.pack import convert_file
@@ -30,9 +30,9 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_evaluate_sees_what_predict_sees_of_every_kind_of_picture(artefacts, folder):
+def test_evaluate_sees_what_predict_sees_of_every_kind_of_picture(artifacts, folder):
     """Records hold JPEGs: what is none loses a little, and nothing else differs."""
-    _, description = load_network(artefacts[0])
+    _, description = load_network(artifacts[0])
     std = np.array(description['rgb_std']).reshape(3, 1, 1)
     paths = sorted(folder.iterdir())
     write_records(folder / 'set', [(0, convert_file(path, 0, 95)) for path in paths])
@@ -44,23 +44,23 @@ def test_evaluate_sees_what_predict_sees_of_every_kind_of_picture(artefacts, fol
         assert difference.mean() < (0.1 if is_kept else 4), path.name
 
 
-def test_predict_has_its_own_answers_and_evaluate_those_to_a_jpegs_loss(artefacts, tmp_path, monkeypatch):
+def test_predict_has_its_own_answers_and_evaluate_those_to_a_jpegs_loss(artifacts, tmp_path, monkeypatch):
     monkeypatch.setattr(compare_module, 'find_java', without_java)
     paths = [tmp_path / name for name in ('kept.jpg', 'turned.jpg')]
     for path, kind in zip(paths, ('JPEG', 'turned JPEG')):
         path.write_bytes(every_kind()[kind][0])
-    compared = compare(artefacts[0], paths)
+    compared = compare(artifacts[0], paths)
     assert compared.paths == [str(path) for path in paths] and compared.server is None
-    np.testing.assert_allclose(compared.predict, [expected_probabilities(artefacts[0], path) for path in paths],
+    np.testing.assert_allclose(compared.predict, [expected_probabilities(artifacts[0], path) for path in paths],
                                atol=1e-6)
     np.testing.assert_allclose(compared.evaluate[0], compared.predict[0], atol=1e-3)
     assert np.abs(compared.predict[0] - compared.predict[1]).max() > 1e-3
 
 
-def test_the_command_prints_the_largest_difference_first(artefacts, folder, monkeypatch, capsys):
+def test_the_command_prints_the_largest_difference_first(artifacts, folder, monkeypatch, capsys):
     monkeypatch.setattr(compare_module, 'find_java', without_java)
     (folder / 'half.jpg').write_bytes(every_kind()['JPEG'][0][:500])
-    assert main(['compare', str(folder), '--network', str(artefacts[0])]) == 1
+    assert main(['compare', str(folder), '--network', str(artifacts[0])]) == 1
     output = capsys.readouterr()
     differences = [float(each) for each in re.findall(r'(\d\.\de-\d\d)$', output.out, re.MULTILINE)]
     assert len(differences) >= 22 and differences == sorted(differences, reverse=True)
@@ -69,14 +69,14 @@ def test_the_command_prints_the_largest_difference_first(artefacts, folder, monk
     assert 'half.jpg does not decode' in output.err
 
 
-def test_shrinking_before_packing_is_seen(artefacts, tmp_path, monkeypatch):
+def test_shrinking_before_packing_is_seen(artifacts, tmp_path, monkeypatch):
     monkeypatch.setattr(compare_module, 'find_java', without_java)
     path = tmp_path / 'drawing.png'
     Image.fromarray(pen_drawing()).save(path)
-    whole, shrunk = compare(artefacts[0], [path]), compare(artefacts[0], [path], resize=100)
+    whole, shrunk = compare(artifacts[0], [path]), compare(artifacts[0], [path], resize=100)
     assert np.abs(whole.evaluate - whole.predict).max() < np.abs(shrunk.evaluate - shrunk.predict).max()
 
 
-def test_networks_of_landmarks_are_refused(artefacts, tmp_path):
+def test_networks_of_landmarks_are_refused(artifacts, tmp_path):
     with pytest.raises(InputError, match='is a landmark network'):
-        compare(artefacts[1], [tmp_path])
+        compare(artifacts[1], [tmp_path])

@@ -16,10 +16,10 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
-from reference.artefacts import BOXES, assert_classes, expected_probabilities, faces_in_one_pass
+from reference.artifacts import BOXES, assert_classes, expected_probabilities, faces_in_one_pass
 from reference.commands import command
 
-from gluon_lprnet.artefact import load_network
+from gluon_lprnet.artifact import load_network
 from gluon_lprnet.data.images import encode_jpeg
 from gluon_lprnet.evaluate.landmarks import predict_landmarks
 from gluon_lprnet.serving import archive as archive_module
@@ -31,13 +31,13 @@ from gluon_lprnet.utils.errors import InputError
 
 
 @pytest.fixture(scope='module')
-def folders(artefacts, tmp_path_factory):
+def folders(artifacts, tmp_path_factory):
     """The two archives, unpacked as the server does."""
     out = tmp_path_factory.mktemp('archives')
-    for artefact in artefacts:
-        path = archive(artefact, out)
+    for artifact in artifacts:
+        path = archive(artifact, out)
         zipfile.ZipFile(path).extractall(out / path.stem)
-    return [out / artefact.name[:-len('-symbol.json')] for artefact in artefacts]
+    return [out / artifact.name[:-len('-symbol.json')] for artifact in artifacts]
 
 
 @pytest.fixture(scope='module')
@@ -88,22 +88,22 @@ def progressive(jpeg):
 
 @pytest.mark.parametrize('change', [bytes, rotated, progressive, lambda jpeg: as_png(jpeg, 'RGBA'),
                                     lambda jpeg: as_png(jpeg, 'L'), lambda jpeg: as_png(jpeg, 'P')])
-def test_classes_are_those_of_the_package(artefacts, services, photos, change, tmp_path):
+def test_classes_are_those_of_the_package(artifacts, services, photos, change, tmp_path):
     certain = []
     for photo in photos:
         data = change(photo)
         (tmp_path / 'photo').write_bytes(data)
         status, answer = ask(services[0], data)
         assert status == 200 and len(answer['classes']) == 3
-        assert_classes(answer, expected_probabilities(artefacts[0], tmp_path / 'photo'))
+        assert_classes(answer, expected_probabilities(artifacts[0], tmp_path / 'photo'))
         assert ask(services[0], data, top_k=b'2')[1]['classes'] == answer['classes'][:2]
         certain.append(answer['classes'][0]['probability'])
     # The network does tell pictures apart.
     assert max(certain) - min(certain) > 0.01
 
 
-def test_landmarks_in_given_boxes_are_those_of_the_package(artefacts, services, photos):
-    net, description = load_network(artefacts[1])
+def test_landmarks_in_given_boxes_are_those_of_the_package(artifacts, services, photos):
+    net, description = load_network(artifacts[1])
     for photo in photos:
         # One at the network's scale, one that is averaged first.
         for data in (photo, cv2.imencode('.png', cv2.resize(cv2.imdecode(np.frombuffer(photo, 'uint8'), 1), None,
@@ -118,8 +118,8 @@ def test_landmarks_in_given_boxes_are_those_of_the_package(artefacts, services, 
             assert ask(services[1], data, boxes='[]')[1]['faces'] == []
 
 
-def test_faces_found_are_those_of_align(artefacts, services, photos):
-    net, description = load_network(artefacts[1])
+def test_faces_found_are_those_of_align(artifacts, services, photos):
+    net, description = load_network(artifacts[1])
     found = 0
     for photo in photos:
         picture = cv2.imdecode(np.frombuffer(photo, 'uint8'), 1)
@@ -127,7 +127,7 @@ def test_faces_found_are_those_of_align(artefacts, services, photos):
         for shown in (picture, cv2.resize(np.hstack([picture, picture]), None, fx=2.3, fy=2.3)):
             data = cv2.imencode('.png', shown)[1].tobytes()
             status, answer = ask(services[1], data)
-            expected = faces_in_one_pass(artefacts[1], shown)
+            expected = faces_in_one_pass(artifacts[1], shown)
             assert status == 200 and len(answer['faces']) == len(expected)
             for face, same in zip(answer['faces'], expected):
                 assert face.keys() == same.keys() and face['detector'] == same['detector']
@@ -412,19 +412,19 @@ assert 'gluon_lprnet' not in sys.modules
                        cwd=tmp_path, stderr=subprocess.DEVNULL)
 
 
-def test_archive_command(artefacts, tmp_path, capsys):
-    assert not command(archive_module, 'archive', *artefacts, '--out', tmp_path)
+def test_archive_command(artifacts, tmp_path, capsys):
+    assert not command(archive_module, 'archive', *artifacts, '--out', tmp_path)
     output = capsys.readouterr().out
-    for artefact in artefacts:
-        path = tmp_path / f'{artefact.name[:-len("-symbol.json")]}.mar'
+    for artifact in artifacts:
+        path = tmp_path / f'{artifact.name[:-len("-symbol.json")]}.mar'
         assert f'{path} (' in output
         manifest = json.loads(zipfile.ZipFile(path).read('MAR-INF/MANIFEST.json'))
         assert manifest['model'] == {'modelName': path.stem, 'handler': 'handler.py:handle', 'modelVersion': '1.0'}
     assert not list(tmp_path.glob('.*'))
 
 
-def test_networks_of_the_package_and_runs_are_archived_in_their_deployed_form(artefacts, services, photos, tmp_path):
-    run = artefacts[0].parents[1] / 'run'
+def test_networks_of_the_package_and_runs_are_archived_in_their_deployed_form(artifacts, services, photos, tmp_path):
+    run = artifacts[0].parents[1] / 'run'
     for network, name in (('lprnet_mobilenet_x0.25.faces', 'lprnet_mobilenet_x0.25.faces'),
                           (run, 'lprnet_mobilenet_x0.25')):
         path = archive(network, tmp_path)
@@ -434,7 +434,7 @@ def test_networks_of_the_package_and_runs_are_archived_in_their_deployed_form(ar
         assert json.loads(mar.read('MAR-INF/MANIFEST.json'))['model']['modelName'] == name
         mar.extractall(tmp_path / name)
     for photo in photos:
-        # The run was exported as the first of the artefacts.
+        # The run was exported as the first of the artifacts.
         assert same_answer(ask(handler.load(tmp_path / name), photo)[1], ask(services[0], photo)[1])
         status, answer = ask(handler.load(tmp_path / 'lprnet_mobilenet_x0.25.faces'), photo)
         picture = cv2.imdecode(np.frombuffer(photo, 'uint8'), 1)
@@ -470,9 +470,9 @@ def test_what_flags_of_serve_mean(monkeypatch):
                       (['a', 'b'], None), (['a', 'b'], 1)]
 
 
-def test_what_cannot_be_archived_is_named(artefacts, tmp_path):
+def test_what_cannot_be_archived_is_named(artifacts, tmp_path):
     def copied(name, **changes):
-        for file in artefacts[0].parent.iterdir():
+        for file in artifacts[0].parent.iterdir():
             target = tmp_path / file.name.replace('lprnet_mobilenet_x0.25-deployed', name)
             shutil.copyfile(file, target)
         description = {**json.loads((tmp_path / f'{name}.json').read_text()), **changes}
@@ -490,29 +490,29 @@ def test_what_cannot_be_archived_is_named(artefacts, tmp_path):
             archive(path, tmp_path / 'out')
     (tmp_path / 'file').write_text('')
     with pytest.raises(InputError, match='is not a folder'):
-        archive(artefacts[0], tmp_path / 'file')
+        archive(artifacts[0], tmp_path / 'file')
 
 
-def test_serve_without_java_or_package_says_how_to_install_them(artefacts, tmp_path, monkeypatch):
+def test_serve_without_java_or_package_says_how_to_install_them(artifacts, tmp_path, monkeypatch):
     monkeypatch.setenv('PATH', str(tmp_path))
     monkeypatch.delenv('JAVA_HOME', raising=False)
     with pytest.raises(InputError, match='needs Java.*apt-get install default-jre-headless'):
-        command(server_module, 'serve', artefacts[0], '--run-dir', tmp_path / 'run')
+        command(server_module, 'serve', artifacts[0], '--run-dir', tmp_path / 'run')
     monkeypatch.setenv('JAVA_HOME', str(tmp_path))
     with pytest.raises(InputError, match='JAVA_HOME has no bin/java'):
-        command(server_module, 'serve', artefacts[0], '--run-dir', tmp_path / 'run')
+        command(server_module, 'serve', artifacts[0], '--run-dir', tmp_path / 'run')
     monkeypatch.setattr(server_module, 'find_java', lambda: 'java')
     monkeypatch.setattr(server_module.importlib.util, 'find_spec', lambda name: None)
     with pytest.raises(InputError, match='pip install multi-model-server'):
-        command(server_module, 'serve', artefacts[0], '--run-dir', tmp_path / 'run')
+        command(server_module, 'serve', artifacts[0], '--run-dir', tmp_path / 'run')
 
 
-def test_what_cannot_be_served_is_named_before_java_starts(artefacts, tmp_path, monkeypatch):
+def test_what_cannot_be_served_is_named_before_java_starts(artifacts, tmp_path, monkeypatch):
     monkeypatch.setattr(server_module, 'find_java', lambda: 'java')
     monkeypatch.setattr(server_module.importlib.util, 'find_spec', lambda name: True)
     (tmp_path / 'bad.mar').write_text('no zip')
     (tmp_path / 'file').write_text('')
-    mar = archive(artefacts[1], tmp_path)
+    mar = archive(artifacts[1], tmp_path)
     with socket.socket() as taken:
         port, free = server_module.free_port(), server_module.free_port()
         taken.bind(('127.0.0.1', port))
@@ -520,7 +520,7 @@ def test_what_cannot_be_served_is_named_before_java_starts(artefacts, tmp_path, 
         for argv, message in (
                 ([tmp_path / 'bad.mar'], 'bad.mar is not a model archive'),
                 ([tmp_path / 'none.mar'], 'none.mar does not exist'),
-                ([mar, mar], 'another network with the name'), ([mar, artefacts[1]], 'another network with the name'),
+                ([mar, mar], 'another network with the name'), ([mar, artifacts[1]], 'another network with the name'),
                 ([mar, '--port', port], f'--port {port} cannot be listened on'),
                 ([mar, '--port', free, '--management-port', free], 'are the same'),
                 ([mar, '--management-port', 40_000], '--management-port is 40000: .* up to 32767'),

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
-from reference.artefacts import CLASSES, expected_probabilities, faces_in_one_pass
+from reference.artifacts import CLASSES, expected_probabilities, faces_in_one_pass
 
 from gluon_lprnet.data.images import read_image
 from gluon_lprnet.serving import server as server_module
@@ -174,7 +174,7 @@ def test_a_port_in_use_is_named(page, tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope='module')
-def server(artefacts, tmp_path_factory):
+def server(artifacts, tmp_path_factory):
     for package in ('mms', 'psutil'):
         if importlib.util.find_spec(package) is None:
             pytest.skip(f'{package} is not installed (see requirements.txt)')
@@ -182,7 +182,7 @@ def server(artefacts, tmp_path_factory):
         server_module.find_java()
     except InputError as error:
         pytest.skip(str(error))
-    with Server(artefacts, tmp_path_factory.mktemp('run'), port=server_module.free_port(), workers=1,
+    with Server(artifacts, tmp_path_factory.mktemp('run'), port=server_module.free_port(), workers=1,
                 page_port=server_module.free_port()) as server:
         yield server
 
@@ -320,11 +320,11 @@ def test_keyboard(browser):
 
 
 @pytest.mark.parametrize('drop', [False, True])
-def test_classes_are_the_networks(browser, artefacts, photos, drop, tmp_path):
+def test_classes_are_the_networks(browser, artifacts, photos, drop, tmp_path):
     browser.choose_network(CLASSIFICATION)
     for photo in photos:
         (tmp_path / 'photo.jpg').write_bytes(photo)
-        expected = expected_probabilities(artefacts[0], tmp_path / 'photo.jpg')
+        expected = expected_probabilities(artifacts[0], tmp_path / 'photo.jpg')
         browser.send(photo, drop=drop)
         assert browser.fault is None
         table = browser.table()
@@ -337,14 +337,14 @@ def test_classes_are_the_networks(browser, artefacts, photos, drop, tmp_path):
         assert browser.points().size == 0
 
 
-def test_landmarks_are_drawn_where_the_network_finds_them(browser, artefacts, photos):
+def test_landmarks_are_drawn_where_the_network_finds_them(browser, artifacts, photos):
     browser.choose_network(LANDMARKS)
     found, drawn = [], []
     for photo in photos:
         one = cv2.imdecode(np.frombuffer(photo, 'uint8'), 1)
         # As large as the page has room for, and with more faces than that.
         for picture in (one, cv2.resize(np.hstack([one, one]), None, fx=3.3, fy=3.3)):
-            expected = faces_in_one_pass(artefacts[1], picture)
+            expected = faces_in_one_pass(artifacts[1], picture)
             browser.send(cv2.imencode('.png', picture)[1].tobytes(), '.png')
             assert browser.fault is None and len(browser.table()) == len(expected)
             found.append(len(expected))
@@ -372,7 +372,7 @@ def test_landmarks_are_drawn_where_the_network_finds_them(browser, artefacts, ph
     assert np.median(differences) < 10 and (differences < 100).mean() > 0.9
 
 
-def test_camera(browser, artefacts, photos, tmp_path):
+def test_camera(browser, artifacts, photos, tmp_path):
     browser.choose_network(CLASSIFICATION)
     live, camera = browser.element('live'), browser.element('camera')
     for button in 'stop', 'shoot':
@@ -394,7 +394,7 @@ def test_camera(browser, artefacts, photos, tmp_path):
     # What was sent is what the camera saw, and the answer is that for it.
     assert abs(read_image(taken).astype(int) - read_image(photos[0])).mean() < 12
     (tmp_path / 'taken.jpg').write_bytes(taken)
-    expected = expected_probabilities(artefacts[0], tmp_path / 'taken.jpg')
+    expected = expected_probabilities(artifacts[0], tmp_path / 'taken.jpg')
     np.testing.assert_allclose([float(text.rstrip('%')) for *_, text in browser.table()], 100 * -np.sort(-expected),
                                atol=0.06)
 
@@ -414,10 +414,10 @@ def test_a_camera_that_cannot_be_had(browser, name, reason):
         browser.run('Object.defineProperty(Navigator.prototype, "mediaDevices", window.devices)')
 
 
-def test_the_answer_can_be_downloaded(browser, server, artefacts, photos):
+def test_the_answer_can_be_downloaded(browser, server, artifacts, photos):
     browser.choose_network(LANDMARKS)
     photo = next(photo for photo in photos
-                 if faces_in_one_pass(artefacts[1], cv2.imdecode(np.frombuffer(photo, 'uint8'), 1)))
+                 if faces_in_one_pass(artifacts[1], cv2.imdecode(np.frombuffer(photo, 'uint8'), 1)))
     browser.send(photo)
     assert re.fullmatch(r'Answered in \d+ ms\.', browser.element('status').text)
     stem = browser.element('name').text[:-len('.jpg')]
@@ -456,18 +456,18 @@ def oriented(photo, orientation, kind):
 
 
 @pytest.mark.parametrize('kind', ['JPEG', 'PNG'])
-def test_browser_and_network_turn_a_picture_by_its_exif_tag_alike(browser, artefacts, photos, kind):
+def test_browser_and_network_turn_a_picture_by_its_exif_tag_alike(browser, artifacts, photos, kind):
     browser.choose_network(LANDMARKS)
 
     def decoded(data):
         return np.ascontiguousarray(read_image(data)[..., ::-1])
 
     # Not every drawn face is one to the detector.
-    photo = next(photo for photo in photos if faces_in_one_pass(artefacts[1], decoded(oriented(photo, 1, kind))))
+    photo = next(photo for photo in photos if faces_in_one_pass(artifacts[1], decoded(oriented(photo, 1, kind))))
     for orientation in range(1, 9):
         data = oriented(photo, orientation, kind)
         pixels = decoded(data)
-        expected = faces_in_one_pass(artefacts[1], pixels)
+        expected = faces_in_one_pass(artifacts[1], pixels)
         browser.send(data, f'.{kind.lower()}')
         assert browser.fault is None
         np.testing.assert_allclose(browser.points(), np.reshape([face['points'] for face in expected], (-1, 68, 2)),

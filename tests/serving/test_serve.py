@@ -18,13 +18,13 @@ from urllib.parse import urlencode
 import cv2
 import numpy as np
 import pytest
-from reference.artefacts import BOXES, assert_classes, expected_probabilities, faces_in_one_pass
+from reference.artifacts import BOXES, assert_classes, expected_probabilities, faces_in_one_pass
 from reference.commands import command
 from reference.pictures import every_kind
 
 import gluon_lprnet
 from gluon_lprnet.__main__ import main
-from gluon_lprnet.artefact import load_network
+from gluon_lprnet.artifact import load_network
 from gluon_lprnet.data.recordio import read_records
 from gluon_lprnet.evaluate.landmarks import predict_landmarks
 from gluon_lprnet.predict.detectors import HaarDetector
@@ -50,8 +50,8 @@ BATCHED, DELAY = 'batched', 600
 
 
 @pytest.fixture(scope='module')
-def server(artefacts, tmp_path_factory):
-    with Server(artefacts, tmp_path_factory.mktemp('run'), port=server_module.free_port(), workers=1) as server:
+def server(artifacts, tmp_path_factory):
+    with Server(artifacts, tmp_path_factory.mktemp('run'), port=server_module.free_port(), workers=1) as server:
         assert server.models == [CLASSIFICATION, LANDMARKS]
         # The same network once more, in batches.
         answer, status = server._manage('POST', '/models?' + urlencode(dict(
@@ -67,10 +67,10 @@ def post(server, model, body, content_type='image/jpeg'):
     return answer.status, json.loads(answer.body)
 
 
-def test_classes_are_the_networks(server, artefacts, photos, tmp_path):
+def test_classes_are_the_networks(server, artifacts, photos, tmp_path):
     for photo in photos:
         (tmp_path / 'photo.jpg').write_bytes(photo)
-        expected = expected_probabilities(artefacts[0], tmp_path / 'photo.jpg')
+        expected = expected_probabilities(artifacts[0], tmp_path / 'photo.jpg')
         png = cv2.imencode('.png', cv2.imread(str(tmp_path / 'photo.jpg')))[1].tobytes()
         for body, content_type in ((photo, 'image/jpeg'), (png, 'image/png'), form(photo)):
             status, answer = post(server, CLASSIFICATION, body, content_type)
@@ -81,12 +81,12 @@ def test_classes_are_the_networks(server, artefacts, photos, tmp_path):
         assert_classes(answer, expected)
 
 
-def test_every_kind_of_picture_has_the_answer_of_predict(server, artefacts, tmp_path):
+def test_every_kind_of_picture_has_the_answer_of_predict(server, artifacts, tmp_path):
     different = []
     for name, (data, extension) in every_kind().items():
         path = tmp_path / f'picture.{extension}'
         path.write_bytes(data)
-        expected = expected_probabilities(artefacts[0], path)
+        expected = expected_probabilities(artifacts[0], path)
         status, answer = post(server, CLASSIFICATION, data, 'application/octet-stream')
         assert status == 200, (name, answer)
         found = {entry['index']: entry['probability'] for entry in answer['classes']}
@@ -96,8 +96,8 @@ def test_every_kind_of_picture_has_the_answer_of_predict(server, artefacts, tmp_
     assert np.ptp(different, axis=0).max() > 0.05
 
 
-def test_landmarks_are_the_networks(server, artefacts, photos):
-    net, description = load_network(artefacts[1])
+def test_landmarks_are_the_networks(server, artifacts, photos):
+    net, description = load_network(artifacts[1])
     found = 0
     for photo in photos:
         pixels = cv2.cvtColor(cv2.imdecode(np.frombuffer(photo, 'uint8'), 1), cv2.COLOR_BGR2RGB)
@@ -114,7 +114,7 @@ def test_landmarks_are_the_networks(server, artefacts, photos):
     assert found
 
 
-def test_a_batch_has_single_answers_and_a_status_for_each(server, artefacts, photos, tmp_path):
+def test_a_batch_has_single_answers_and_a_status_for_each(server, artifacts, photos, tmp_path):
     bad = {1: b'not an image', 4: photos[0][:1000], 6: b''}
     requests = [Request(str(number), bad.get(number, photos[number % len(photos)]), 'image/jpeg')
                 for number in range(8)]
@@ -124,7 +124,7 @@ def test_a_batch_has_single_answers_and_a_status_for_each(server, artefacts, pho
     for answer in answers:
         if answer.status == 200:
             (tmp_path / 'photo.jpg').write_bytes(answer.request.body)
-            assert_classes(json.loads(answer.body), expected_probabilities(artefacts[0], tmp_path / 'photo.jpg'))
+            assert_classes(json.loads(answer.body), expected_probabilities(artifacts[0], tmp_path / 'photo.jpg'))
         else:
             assert json.loads(answer.body)['error']
 
@@ -278,10 +278,10 @@ def test_a_killed_worker_comes_back(server, photos):
     assert is_back()
 
 
-def test_soak_command(artefacts, photos, tmp_path, capsys):
+def test_soak_command(artifacts, photos, tmp_path, capsys):
     for number, photo in enumerate(photos):
         (tmp_path / f'{number}.jpg').write_bytes(photo)
-    status = command(soak, 'soak', artefacts[0], '--images', *sorted(tmp_path.glob('*.jpg')), '--requests', 300,
+    status = command(soak, 'soak', artifacts[0], '--images', *sorted(tmp_path.glob('*.jpg')), '--requests', 300,
                      '--clients', 4, '--workers', 2, '--run-dir', tmp_path / 'run')
     output = capsys.readouterr().out
     assert not status, output
@@ -306,10 +306,10 @@ def answers_within(seconds, address, photo):
     return False
 
 
-def start_command(artefact, folder, *flags):
+def start_command(artifact, folder, *flags):
     """``serve`` as a process of its own, with one network or with those of the package."""
     return subprocess.Popen(
-        [sys.executable, '-m', 'gluon_lprnet', 'serve', *([str(artefact)] if artefact else ()), '--run-dir',
+        [sys.executable, '-m', 'gluon_lprnet', 'serve', *([str(artifact)] if artifact else ()), '--run-dir',
          str(folder / 'run'), *map(str, flags)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder,
         env={**os.environ, 'PYTHONPATH': str(Path(server_module.__file__).parents[2])})
 
@@ -324,9 +324,9 @@ def runs(process):
     return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
 
 
-def test_serve_command_mends_itself_and_ends_without_orphans(artefacts, photos, tmp_path, capsys):
+def test_serve_command_mends_itself_and_ends_without_orphans(artifacts, photos, tmp_path, capsys):
     port, management = server_module.free_port(), server_module.free_port()
-    process = start_command(artefacts[1], tmp_path, '--port', port, '--management-port', management, '--workers', 2)
+    process = start_command(artifacts[1], tmp_path, '--port', port, '--management-port', management, '--workers', 2)
     try:
         url = f'http://127.0.0.1:{port}/predictions/{LANDMARKS}'
         lines = [process.stdout.readline() for _ in range(3)]
@@ -334,7 +334,7 @@ def test_serve_command_mends_itself_and_ends_without_orphans(artefacts, photos, 
         folder, = (tmp_path / 'run').glob('serving-*')
         assert f'inference_address=http://127.0.0.1:{port}\n' in (folder / 'config.properties').read_text()
         # Another one leaves the first and its archives alone.
-        assert main(['serve', str(artefacts[0]), '--run-dir', str(tmp_path / 'run'), '--port',
+        assert main(['serve', str(artifacts[0]), '--run-dir', str(tmp_path / 'run'), '--port',
                      str(server_module.free_port())]) == 2
         assert f'--run-dir {tmp_path / "run"} is in use by another server' in capsys.readouterr().err
         assert [path.name for path in folder.glob('*.mar')] == [f'{LANDMARKS}.mar']
@@ -360,9 +360,9 @@ def test_serve_command_mends_itself_and_ends_without_orphans(artefacts, photos, 
         process.wait(30)
 
 
-def test_nothing_survives_a_serve_command_that_was_killed(artefacts, tmp_path):
+def test_nothing_survives_a_serve_command_that_was_killed(artifacts, tmp_path):
     port, page_port = server_module.free_port(), server_module.free_port()
-    process = start_command(artefacts[1], tmp_path, '--port', port, '--page-port', page_port, '--workers', 1)
+    process = start_command(artifacts[1], tmp_path, '--port', port, '--page-port', page_port, '--workers', 1)
     try:
         lines = [process.stdout.readline() for _ in range(4)]
         assert lines[2] == f'In a browser: http://127.0.0.1:{page_port}/\n' and 'Ctrl-C' in lines[3]
@@ -379,9 +379,9 @@ def test_nothing_survives_a_serve_command_that_was_killed(artefacts, tmp_path):
     assert not any(map(runs, started)) and not any(map(os.path.isdir, folders))
 
 
-def test_what_the_management_changes_stays_and_what_died_comes_back(artefacts, photos, tmp_path):
+def test_what_the_management_changes_stays_and_what_died_comes_back(artifacts, photos, tmp_path):
     reports, ready = [], []
-    with Server(artefacts, tmp_path / 'run', port=server_module.free_port(), workers=1) as server:
+    with Server(artifacts, tmp_path / 'run', port=server_module.free_port(), workers=1) as server:
         waiting = threading.Thread(target=lambda: pytest.raises(InputError, server.wait, ready.append, reports.append))
         waiting.start()
 
@@ -469,12 +469,12 @@ def test_serve_without_networks_serves_those_of_the_package(photos, tmp_path):
         process.wait(30)
 
 
-def test_an_archive_that_does_not_load_says_why(artefacts, tmp_path, monkeypatch):
+def test_an_archive_that_does_not_load_says_why(artifacts, tmp_path, monkeypatch):
     """Before Java starts, which would only say that no worker does."""
     monkeypatch.setattr(server_module, 'find_java', lambda: 'no Java is started')
     for handler, reason in (('import none_of_this', "No module named 'none_of_this'"),
                             ('def handle(data, context): raise OSError("no license")', 'OSError: no license')):
-        mar = archive(artefacts[1], tmp_path / 'sound')
+        mar = archive(artifacts[1], tmp_path / 'sound')
         with zipfile.ZipFile(mar) as sound, zipfile.ZipFile(tmp_path / 'broken.mar', 'w') as broken:
             for name in sound.namelist():
                 broken.writestr(name, handler if name == 'handler.py' else sound.read(name))
@@ -487,12 +487,12 @@ def test_an_archive_that_does_not_load_says_why(artefacts, tmp_path, monkeypatch
 
 
 @pytest.mark.slow
-def test_benchmark(artefacts, photos, tmp_path):
+def test_benchmark(artifacts, photos, tmp_path):
     (tmp_path / 'photo.jpg').write_bytes(photos[0])
     script = Path(server_module.__file__).parents[2] / 'benchmarks' / 'serving.py'
     if not script.exists():
         pytest.skip('not in a checkout')
-    output = subprocess.run([sys.executable, str(script), str(artefacts[0]), '--image', str(tmp_path / 'photo.jpg'),
+    output = subprocess.run([sys.executable, str(script), str(artifacts[0]), '--image', str(tmp_path / 'photo.jpg'),
                              '--requests', '64', '--workers', '1'], check=True, cwd=tmp_path, text=True,
                             capture_output=True).stdout
     rows = re.findall(r'^\| +(\d+) +\| (\w+) +\| (\d+) \(\d+ to \d+\) ', output, re.MULTILINE)
@@ -501,10 +501,10 @@ def test_benchmark(artefacts, photos, tmp_path):
     assert all(int(rate) > 0 for *_, rate in rows)
 
 
-def test_what_is_in_the_run_folder_stays(artefacts, photos, tmp_path):
+def test_what_is_in_the_run_folder_stays(artifacts, photos, tmp_path):
     """Also an archive there that is served."""
     run = tmp_path / 'run'
-    mar = archive(artefacts[1], run / 'models')
+    mar = archive(artifacts[1], run / 'models')
     theirs = {path: f'of the user: {path}'.encode() for path in (
         run / 'models' / 'epoch60' / 'best.params', run / 'config.properties', run / 'logs' / 'java.log',
         run / 'notes')}

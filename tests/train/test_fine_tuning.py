@@ -11,7 +11,7 @@ from mxnet import autograd, gluon
 from test_train import linear_task, settings
 
 from gluon_lprnet import checkpoint, get_model
-from gluon_lprnet.artefact import write_symbol
+from gluon_lprnet.artifact import write_symbol
 from gluon_lprnet.data.digits import pack_digits
 from gluon_lprnet.data.recordio import read_records, write_records
 from gluon_lprnet.graph import trace

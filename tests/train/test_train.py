@@ -21,7 +21,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from gluon_lprnet import checkpoint
 from gluon_lprnet.__main__ import main
-from gluon_lprnet.artefact import load_network
+from gluon_lprnet.artifact import load_network
 from gluon_lprnet.data.batches import ImageBatches
 from gluon_lprnet.data.recordio import write_records
 from gluon_lprnet.paper import figure2

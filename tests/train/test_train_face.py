@@ -8,7 +8,7 @@ import pytest
 from conftest import epoch_records
 
 from gluon_lprnet.__main__ import main
-from gluon_lprnet.artefact import load_network
+from gluon_lprnet.artifact import load_network
 from gluon_lprnet.data.faces.landmarks import CROP_SCALE, crop_matrix, landmark_box, transform
 from gluon_lprnet.data.faces.records import FaceRecord, encode_record, read_face_records
 from gluon_lprnet.data.images import encode_jpeg

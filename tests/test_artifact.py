@@ -9,7 +9,7 @@ from mxnet import autograd, gluon
 from reference.networks import operators, random_images
 
 from gluon_lprnet import blocks, get_model
-from gluon_lprnet.artefact import export_network, load_network
+from gluon_lprnet.artifact import export_network, load_network
 from gluon_lprnet.complexity import count
 from gluon_lprnet.deployment import deploy
 from gluon_lprnet.graph import trace
@@ -113,7 +113,7 @@ def test_nan_that_a_relu_hides_is_not_written(tmp_path):
         export_network(net, CONFIG, tmp_path)
 
 
-@pytest.mark.parametrize('call', ['gluon_lprnet.artefact.load_network', 'os.replace 1', 'os.replace 2', 'os.replace 3'])
+@pytest.mark.parametrize('call', ['gluon_lprnet.artifact.load_network', 'os.replace 1', 'os.replace 2', 'os.replace 3'])
 def test_a_kill_during_export_leaves_a_whole_network_or_none(tmp_path, call):
     """SIGKILL before the files are compared, and before each is moved, in a folder that has an older export."""
     x = random_images(2, SIZE)
@@ -125,8 +125,8 @@ def test_a_kill_during_export_leaves_a_whole_network_or_none(tmp_path, call):
     script = f'''
 import os, signal, sys
 import gluon_lprnet
-from gluon_lprnet import artefact
-net, description = artefact.load_network(sys.argv[1])
+from gluon_lprnet import artifact
+net, description = artifact.load_network(sys.argv[1])
 name, _, number = {call!r}.partition(' ')
 calls = []
 def killed(function):
@@ -139,15 +139,15 @@ def killed(function):
 if name == 'os.replace':
     os.replace = killed(os.replace)
 else:
-    artefact.load_network = killed(artefact.load_network)
-artefact.export_network(net, description, sys.argv[2])
+    artifact.load_network = killed(artifact.load_network)
+artifact.export_network(net, description, sys.argv[2])
 '''
     done = subprocess.run([sys.executable, '-W', 'ignore', '-c', script, tmp_path / 'new' / symbol.name,
                            tmp_path / 'out'])
     assert done.returncode == -9
     if symbol.exists():
         np.testing.assert_array_equal(load_network(symbol)[0](x).asnumpy(), old)
-        assert call == 'gluon_lprnet.artefact.load_network'
+        assert call == 'gluon_lprnet.artifact.load_network'
     else:
         with pytest.raises(InputError, match='does not exist'):
             load_network(symbol)

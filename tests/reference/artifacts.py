@@ -6,7 +6,7 @@ import pytest
 from conftest import SHARED_DATA
 
 from gluon_lprnet import checkpoint, get_model
-from gluon_lprnet.artefact import export_network, load_network
+from gluon_lprnet.artifact import export_network, load_network
 from gluon_lprnet.data.faces.drawn import draw_face
 from gluon_lprnet.data.images import encode_jpeg
 from gluon_lprnet.deployment.export import export
@@ -18,7 +18,7 @@ CLASSES = ['a', 'b', 'c']
 BOXES = [[20, 30, 90, 80.5], [-10, -5, 60, 70]]
 
 
-def make_artefacts(folder):
+def make_artifacts(folder):
     """Two exported networks of random weights: the symbol file of a classification and of landmarks."""
     mx.random.seed(3)
     # Blurred noise, as photos are smooth.
@@ -53,18 +53,18 @@ def make_photos():
     return [encode_jpeg(draw_face(rng)[0]) for _ in range(4)]
 
 
-def faces_in_one_pass(artefact, picture):
+def faces_in_one_pass(artifact, picture):
     """What the server finds in a BGR picture: the cascades' faces, each seen by the network once."""
     found = HaarDetector()(picture)
     boxes = [np.round(face.landmark_box(), 2) for face in found]
     faces = [(picture[..., ::-1], box) for box in boxes]
-    points = predict_landmarks(*load_network(artefact), faces) if faces else []
+    points = predict_landmarks(*load_network(artifact), faces) if faces else []
     return [{'box': box.tolist(), 'detected': np.round(face.box, 2).tolist(), 'detector': face.kind,
              'score': face.score, 'points': each.tolist()} for face, box, each in zip(found, boxes, points)]
 
 
-def expected_probabilities(artefact, file):
-    net, description = load_network(artefact)
+def expected_probabilities(artifact, file):
+    net, description = load_network(artifact)
     return net(preprocess(file, description)).softmax().asnumpy()[0]
 
 
