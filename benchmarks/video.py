@@ -26,8 +26,9 @@ from gluon_lprnet.data.faces.datasets import read_faces
 from gluon_lprnet.data.faces.landmarks import box_size, landmark_box, transform
 from gluon_lprnet.evaluate.network_flag import DEFAULTS
 from gluon_lprnet.evaluate.nme import percent
-from gluon_lprnet.predict.detectors import make_detector, read_picture
-from gluon_lprnet.predict.face_alignment import Aligner
+from gluon_lprnet.predict.detector_boxes import read_picture
+from gluon_lprnet.predict.detectors import make_detector
+from gluon_lprnet.predict.face_alignment import make_aligner
 from gluon_lprnet.predict.tracking import FaceTracker
 from gluon_lprnet.utils.flags import non_negative_float, positive_int
 from gluon_lprnet.utils.text import FORMATS, render_table
@@ -122,7 +123,7 @@ def main():
     if not faces:
         sys.exit(f'{sys.argv[0]}: {args.folder} has no pictures with landmarks (.pts) beside them.')
     faces = faces[::max(1, len(faces) // args.faces)][:args.faces]
-    align = Aligner(args.network, make_detector())
+    align = make_aligner(args.network, make_detector())
     ways = {'smoothed': {}, 'as found': {'smooth': False},
             'detected in every frame': {'smooth': False, 'detect_every': 1}}
     results = {name: measure(align, faces, args.seconds, args.noise, **options) for name, options in ways.items()}

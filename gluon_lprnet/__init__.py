@@ -33,11 +33,10 @@ def load(network: Union[str, Path]) -> 'Union[Classifier, FaceAligner]':
     gluon_lprnet.predict.classification.Classifier or gluon_lprnet.predict.face_alignment.FaceAligner
         By what the network was trained for. Call its ``predict(images)``.
     """
-    from .artifact import load_network
+    from .artifact import task_of
     from .predict.classification import Classifier
     from .predict.face_alignment import FaceAligner
-    is_of_landmarks = load_network(network)[1].get('task') == 'landmarks'
-    return FaceAligner(network) if is_of_landmarks else Classifier(network)
+    return FaceAligner(network) if task_of(network) == 'landmarks' else Classifier(network)
 
 
 def __getattr__(name: str) -> Any:

@@ -15,7 +15,7 @@ from .deployment import export
 from .evaluate import command as evaluation
 from .evaluate import nme
 from .paper import cifar10, figure2, table6, tables
-from .predict import align, detectors, publish
+from .predict import align, detector_boxes, publish
 from .predict import classification as prediction
 from .serving import archive, compare, server, soak
 from .train import face, imagenet, journal, runs
@@ -26,7 +26,7 @@ from .zoo import symbols
 
 # Each module adds the parsers of its commands and sets `run`, a function of the parsed arguments.
 _COMMAND_MODULES = (imagenet, face, tables, table6, complexity, symbols, digits, drawn, pose_synthesis, check,
-                    journal, runs, evaluation, prediction, publish, nme, align, detectors, export, archive, server,
+                    journal, runs, evaluation, prediction, publish, nme, align, detector_boxes, export, archive, server,
                     soak, compare, compression, originals, shipping, cifar10, figure2)
 # `pack KIND`: each module adds the parser of a kind of data set.
 _PACK_MODULES = (pack, photos, face_records)

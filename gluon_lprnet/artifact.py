@@ -224,34 +224,68 @@ def load_network(path: PathLike,
         If it is none of these, or is incomplete, damaged, or not a network of one image and one row of numbers.
     """
     context = context or mx.cpu()
-    path = Path(path)
-    if path.name.endswith('-symbol.json'):
+    path, kind = Path(path), _kind(path)
+    if kind == 'symbol':
         symbol, params, description = read_network(path)
         net = as_block(symbol, {name: mx.nd.array(value, context, value.dtype) for name, value in params.items()})
         _try_out(net, path, description, context)
-    elif path.suffix == '.onnx':
+    elif kind == 'onnx':
         described = _read_description(path, path.stem)
         net, facts = load_onnx(path, described)
         description = _checked_classes(path, {**facts, **described}, facts)
         _try_out(net, path, description, context)
-    elif path.is_dir():
-        found = checkpoint.find(path)
-        if found is None:
-            raise InputError(f'{path} is neither a checkpoint nor a run with checkpoints.')
+    elif kind == 'run':
+        found = _found(path)
         config = found.state['config']
         net = get_model(config['model'], **model_arguments(config))
         net.load_parameters(found.params, ctx=context, cast_dtype=True)
         description = _describe(config)
-    elif not path.exists() and split_tag(str(path))[1]:
+    else:
         card = find_card(str(path))
         net = get_model(card.name, ctx=context)
         description = card.description
-    else:
-        raise InputError(f'{path}: give the folder of a run or of a checkpoint, a -symbol.json or .onnx file, or one '
-                         f'of {", ".join(list_models(pretrained=True)) or "the trained networks (there are none)"}'
-                         f'{"" if path.exists() else " (the path does not exist)"}.')
     net.hybridize(static_alloc=True, static_shape=True)
     return net, description
+
+
+def task_of(path: PathLike) -> Optional[str]:
+    """What a network is for, ``classification`` or ``landmarks``, by its description; None if that does not say.
+
+    Parameters
+    ----------
+    path : path
+        As of :func:`load_network`, which raises InputError for the same faults and more.
+    """
+    path, kind = Path(path), _kind(path)
+    if kind == 'run':
+        return _describe(_found(path).state['config']).get('task')
+    if kind == 'package':
+        return find_card(str(path)).description.get('task')
+    return _read_description(path, path.stem if kind == 'onnx' else path.name[:-len('-symbol.json')]).get('task')
+
+
+def _kind(path):
+    """What :func:`load_network` takes: 'symbol', 'onnx', 'run' or 'package'; InputError for anything else."""
+    path = Path(path)
+    if path.name.endswith('-symbol.json'):
+        return 'symbol'
+    if path.suffix == '.onnx':
+        return 'onnx'
+    if path.is_dir():
+        return 'run'
+    if not path.exists() and split_tag(str(path))[1]:
+        return 'package'
+    raise InputError(f'{path}: give the folder of a run or of a checkpoint, a -symbol.json or .onnx file, or one '
+                     f'of {", ".join(list_models(pretrained=True)) or "the trained networks (there are none)"}'
+                     f'{"" if path.exists() else " (the path does not exist)"}.')
+
+
+def _found(folder):
+    """The checkpoint in a folder."""
+    found = checkpoint.find(folder)
+    if found is None:
+        raise InputError(f'{folder} is neither a checkpoint nor a run with checkpoints.')
+    return found
 
 
 def _describe(config):
@@ -295,7 +329,7 @@ def _read_description(path, name, *others):
         raise InputError(f'{file}, the description of the network: "{key}" is not {words}.')
     digests = description.get('sha256', {})
     for each in (path, *others):
-        if each.name in digests and digests[each.name] != _sha256(each):
+        if each.name in digests and each.exists() and digests[each.name] != _sha256(each):
             raise InputError(f'{each} is damaged or of another network: its SHA-256 is not the one in {file.name}. '
                              'Export the network again.')
     return description

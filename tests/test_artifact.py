@@ -1,4 +1,5 @@
 """A network as files: what writing leaves behind, in the folder and in the network."""
+import shutil
 import subprocess
 import sys
 
@@ -8,7 +9,8 @@ import pytest
 from mxnet import autograd, gluon
 from reference.networks import operators, random_images
 
-from gluon_lprnet import blocks, get_model
+import gluon_lprnet
+from gluon_lprnet import artifact, blocks, get_model
 from gluon_lprnet.artifact import export_network, load_network
 from gluon_lprnet.complexity import count
 from gluon_lprnet.deployment import deploy
@@ -156,3 +158,26 @@ artifact.export_network(net, description, sys.argv[2])
     # But for what the killed one was about to write, in a hidden folder.
     assert sorted(path.name for path in (tmp_path / 'out').iterdir() if not path.name.startswith('.')) == sorted(
         f'{MODEL}{end}' for end in ('-0000.params', '-symbol.json', '.json'))
+
+
+def test_the_task_is_read_without_the_network(artifacts, tmp_path, monkeypatch):
+    run = artifacts[0].parents[1] / 'run'
+    (tmp_path / 'other.onnx').write_bytes(b'not looked at')
+    (tmp_path / 'other.json').write_text('{"task": "landmarks"}')
+    monkeypatch.setattr(artifact, 'get_model', None)
+    monkeypatch.setattr(artifact, 'read_params', None)
+    monkeypatch.setattr(artifact, 'load_onnx', None)
+    networks = {artifacts[0]: 'classification', artifacts[1]: 'landmarks', run: 'classification',
+                'lprnet_mobilenet_x0.5.faces': 'landmarks', tmp_path / 'other.onnx': 'landmarks'}
+    assert {network: artifact.task_of(network) for network in networks} == networks
+
+
+def test_a_file_that_its_description_names_is_missing(artifacts, tmp_path):
+    name = artifacts[0].name
+    shutil.copyfile(artifacts[0].with_name(name.replace('-symbol.json', '.json')),
+                    tmp_path / name.replace('-symbol.json', '.json'))
+    with pytest.raises(InputError, match='does not exist'):
+        gluon_lprnet.load(tmp_path / name)
+    (tmp_path / 'x.json').write_text('{"sha256": {"x.onnx": "0"}}')
+    with pytest.raises(InputError, match='x.onnx'):
+        gluon_lprnet.load(tmp_path / 'x.onnx')

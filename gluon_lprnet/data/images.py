@@ -8,6 +8,7 @@ import io
 import math
 import os
 import stat
+from collections.abc import Mapping
 from typing import Any, Union
 
 import cv2
@@ -291,7 +292,7 @@ def center_crop(pixels: np.ndarray, description: dict[str, Any]) -> np.ndarray:
     return pixels[top:top + size, left:left + size]
 
 
-def normalize(crop: np.ndarray, description: dict[str, Any]) -> np.ndarray:
+def normalize(crop: np.ndarray, description: Mapping[str, Any]) -> np.ndarray:
     """A crop (height, width, 3) uint8 as a network's input (3, height, width) float32.
 
     ``description`` has ``rgb_mean`` and ``rgb_std``, on the scale 0 to 255.

@@ -20,12 +20,9 @@ from ..data.faces.landmarks import (
     TWO_JAWS,
     box_size,
     crop_matrix,
-    from_outputs,
     landmark_box,
-    mirror,
-    mirrored_crop_matrix,
+    landmarks_in_crops,
     transform,
-    warp_crop,
 )
 from ..data.faces.records import FaceRecord, check_face_records, read_face_records
 from ..utils.errors import InputError
@@ -212,39 +209,9 @@ def predict_landmarks(net: HybridBlock, description: Mapping[str, Any], faces: S
     """
     size, scale = description['input_size'], description.get('crop_scale', CROP_SCALE)
     crops = [(picture, crop_matrix(box, size, scale)) for picture, box in faces]
-    found = predict_in_crops(net, description, crops, context)
+    found = landmarks_in_crops(lambda data: net(mx.nd.array(data, context or mx.cpu())).asnumpy(), description, crops)
     jaws = [jaws] * len(faces) if isinstance(jaws, str) else jaws
     return found[np.arange(len(faces)), [JAWS.index(jaw) for jaw in jaws]]
-
-
-def predict_in_crops(net: HybridBlock, description: Mapping[str, Any], crops: Sequence[tuple[np.ndarray, np.ndarray]],
-                     context: Optional[mx.Context] = None, mirrored: bool = False) -> np.ndarray:
-    """Predict the landmarks of faces from crops that are given, with each of the jaws.
-
-    Parameters
-    ----------
-    net, description, context
-        As of :func:`predict_landmarks`.
-    crops : sequence of (ndarray (height, width, 3) uint8, ndarray (2, 3))
-        RGB images, each with the map from it to the crop of the network's size.
-    mirrored : bool
-        Show the network the crops flipped left to right. The landmarks are still those of the images.
-
-    Returns
-    -------
-    ndarray (N, 2, 68, 2)
-        In pixels of the images; of each face by :data:`gluon_lprnet.data.faces.landmarks.JAWS`, twice the same where
-        the network knows one.
-    """
-    size = description['input_size']
-    seen = np.stack([warp_crop(picture, mirrored_crop_matrix(matrix, size) if mirrored else matrix, size)
-                     for picture, matrix in crops])
-    data = (seen - np.float32(description['rgb_mean'])) / np.float32(description['rgb_std'])
-    outputs = net(mx.nd.array(data.transpose(0, 3, 1, 2), ctx=context or mx.cpu())).asnumpy()
-    points = np.stack([from_outputs(outputs, size, jaw) for jaw in JAWS], axis=1)
-    if mirrored:
-        points = mirror(points, size)
-    return np.stack([transform(cv2.invertAffineTransform(matrix), each) for (_, matrix), each in zip(crops, points)])
 
 
 def evaluate_landmarks(net: HybridBlock, records: Iterable[FaceRecord], description: Mapping[str, Any],
@@ -346,11 +313,11 @@ def evaluate_sets(networks: Mapping[str, tuple[HybridBlock, Mapping[str, Any]]],
 def load_networks(paths: Sequence[PathLike]) -> dict[str, tuple[HybridBlock, dict[str, Any]]]:
     """Landmark networks by label: the model's name, with the path if several share the model."""
     loaded = [load_landmark_network(path) for path in paths]
-    return dict(zip(labels_of([description.get('model', str(path)) for path, (_, description) in zip(paths, loaded)],
-                              paths), loaded))
+    models = [description.get('model', str(path)) for path, (_, description) in zip(paths, loaded)]
+    return dict(zip(distinct_names(models, paths), loaded))
 
 
-def labels_of(names: Sequence[str], paths: Sequence[PathLike]) -> list[str]:
+def distinct_names(names: Sequence[str], paths: Sequence[PathLike]) -> list[str]:
     """The names, with the path where a name occurs twice.
 
     Raises
@@ -358,8 +325,8 @@ def labels_of(names: Sequence[str], paths: Sequence[PathLike]) -> list[str]:
     InputError
         If a path occurs twice.
     """
-    labels = [name if names.count(name) == 1 else f'{name} ({path})' for name, path in zip(names, paths)]
-    for label, path in zip(labels, paths):
-        if labels.count(label) > 1:
+    distinct = [name if names.count(name) == 1 else f'{name} ({path})' for name, path in zip(names, paths)]
+    for name, path in zip(distinct, paths):
+        if distinct.count(name) > 1:
             raise InputError(f'{path} is given twice.')
-    return labels
+    return distinct

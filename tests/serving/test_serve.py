@@ -18,16 +18,13 @@ from urllib.parse import urlencode
 import cv2
 import numpy as np
 import pytest
-from reference.artifacts import BOXES, assert_classes, expected_probabilities, faces_in_one_pass
+from reference.artifacts import BOXES, assert_classes, assert_faces, expected_probabilities, faces_of_align
 from reference.commands import command
 from reference.pictures import every_kind
 
 import gluon_lprnet
 from gluon_lprnet.__main__ import main
-from gluon_lprnet.artifact import load_network
 from gluon_lprnet.data.recordio import read_records
-from gluon_lprnet.evaluate.landmarks import predict_landmarks
-from gluon_lprnet.predict.detectors import HaarDetector
 from gluon_lprnet.serving import server as server_module
 from gluon_lprnet.serving import soak
 from gluon_lprnet.serving.archive import archive
@@ -97,20 +94,16 @@ def test_every_kind_of_picture_has_the_answer_of_predict(server, artifacts, tmp_
 
 
 def test_landmarks_are_the_networks(server, artifacts, photos):
-    net, description = load_network(artifacts[1])
     found = 0
     for photo in photos:
-        pixels = cv2.cvtColor(cv2.imdecode(np.frombuffer(photo, 'uint8'), 1), cv2.COLOR_BGR2RGB)
-        detected = [np.round(face.landmark_box(), 2) for face in HaarDetector()(pixels[..., ::-1].copy())]
+        picture = cv2.imdecode(np.frombuffer(photo, 'uint8'), 1)
         for (body, content_type), boxes in ((form(photo, boxes=json.dumps(BOXES)), BOXES),
-                                            ((photo, 'image/jpeg'), detected)):
+                                            ((photo, 'image/jpeg'), None)):
             status, answer = post(server, LANDMARKS, body, content_type)
-            assert status == 200 and len(answer['faces']) == len(boxes)
-            if len(boxes):
-                np.testing.assert_allclose([face['points'] for face in answer['faces']],
-                                           predict_landmarks(net, description, [(pixels, box) for box in boxes]),
-                                           rtol=0, atol=1e-4)
-        found += len(detected)
+            expected = faces_of_align(artifacts[1], picture, boxes)
+            assert status == 200
+            assert_faces(answer, expected)
+        found += len(expected)
     assert found
 
 
@@ -446,11 +439,8 @@ def test_serve_without_networks_serves_those_of_the_package(photos, tmp_path):
                 for entry, guess in zip(json.loads(answer.body)['classes'], expected):
                     assert entry['label'] == guess.label and abs(entry['probability'] - guess.probability) < 1e-5
             else:
-                found = json.loads(answer.body)['faces']
-                expected = faces_in_one_pass(name, cv2.imdecode(np.frombuffer(photos[0], 'uint8'), 1))
-                assert len(found) == len(expected)
-                for face, same in zip(found, expected):
-                    np.testing.assert_allclose(face['points'], same['points'], atol=0.02)
+                assert_faces(json.loads(answer.body),
+                             faces_of_align(name, cv2.imdecode(np.frombuffer(photos[0], 'uint8'), 1)))
         connection = server_module.HTTPConnection('127.0.0.1', page_port)
         connection.request('GET', '/ready')
         assert connection.getresponse().status == 200

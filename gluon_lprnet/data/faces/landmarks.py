@@ -3,9 +3,13 @@
 Coordinates are x, y in pixels with (0, 0) at the center of the top left pixel, as in OpenCV's warps.
 """
 import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import cv2
 import numpy as np
+
+from ..images import normalize
 
 POINTS = 68
 JAW_POINTS = 17
@@ -185,3 +189,33 @@ def from_outputs(outputs: np.ndarray, size: int, jaw: str = '3d') -> np.ndarray:
 def known_jaw(label: np.ndarray) -> str:
     """The jaw that a label (170,) of :func:`to_two_jaws` has."""
     return 'contour' if np.isnan(label[0]) else '3d'
+
+
+def landmarks_in_crops(forward: Callable[[np.ndarray], np.ndarray], description: Mapping[str, Any],
+                       crops: Sequence[tuple[np.ndarray, np.ndarray]], mirrored: bool = False) -> np.ndarray:
+    """What a network finds in crops, with each of the jaws.
+
+    Parameters
+    ----------
+    forward : callable
+        The network: normalized crops (N, 3, size, size) float32 to outputs (N, 136) or (N, 170).
+    description : dict
+        With ``input_size``, ``rgb_mean`` and ``rgb_std``.
+    crops : sequence of (ndarray (height, width, 3) uint8, ndarray (2, 3))
+        RGB images, each with the map from it to the crop of the network's size.
+    mirrored : bool
+        Show the network the crops flipped left to right. The landmarks are still those of the images.
+
+    Returns
+    -------
+    ndarray (N, 2, 68, 2)
+        In pixels of the images; of each face by :data:`JAWS`, twice the same where the network knows one.
+    """
+    size = description['input_size']
+    outputs = forward(np.stack([
+        normalize(warp_crop(picture, mirrored_crop_matrix(matrix, size) if mirrored else matrix, size), description)
+        for picture, matrix in crops]))
+    points = np.stack([from_outputs(outputs, size, jaw) for jaw in JAWS], axis=1)
+    if mirrored:
+        points = mirror(points, size)
+    return np.stack([transform(cv2.invertAffineTransform(matrix), each) for (_, matrix), each in zip(crops, points)])
