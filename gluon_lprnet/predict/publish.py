@@ -1,4 +1,4 @@
-"""``gluon-lprnet publish``: a trained classification network as weights with a card, as the package carries them."""
+"""``gluon-lprnet publish``: a trained network as weights with a card, as the package carries them."""
 import datetime
 import hashlib
 import json
@@ -12,9 +12,12 @@ from mxnet.gluon import HybridBlock
 from ..artifact import load_network, model_arguments
 from ..checkpoint import find
 from ..data.batches import validation_batches
+from ..data.faces.landmarks import JAWS, TWO_JAWS
+from ..data.faces.records import check_face_records, read_face_records
 from ..data.integrity import check_records
 from ..evaluate.classification import evaluate_classification
-from ..evaluate.landmarks import distinct_names
+from ..evaluate.landmarks import distinct_names, evaluate_landmarks, summarize
+from ..formats.symbol_files import read_json
 from ..utils.errors import InputError
 from ..utils.files import folder_aside, put_in_place
 from ..utils.flags import Commands
@@ -54,16 +57,27 @@ def publish(run: Union[str, Path], tag: str, rec_tests: Sequence[str], facts: di
     Raises
     ------
     InputError
-        If the run holds no complete checkpoint of a classification network, or the tag, the names or a file is at
-        fault.
+        If the run holds no complete checkpoint, or the tag, the names or a file is at fault.
     """
     check_tag(tag)
     found = find(run)
     if found is None:
         raise InputError(f'{run} is neither a checkpoint nor a run with checkpoints.')
     net, description = load_network(found.path)
-    if description.get('task') != 'classification':
-        raise InputError(f'{run} is not of a classification network.')
+    if description.get('task') == 'landmarks':
+        if names:
+            raise InputError(f'`names` is for classes, and {run} is of a landmark network.')
+    else:
+        _name_classes(description, names)
+    config = found.state['config']
+    return write_card(out, tag, net, description, rec_tests, {
+        'keywords': model_arguments(config),
+        'recipe': {key: value for key, value in config.items() if key not in _PLACES},
+        'machine': f'{available_cpus()} CPUs ({processor_name()})', **facts})
+
+
+def _name_classes(description, names):
+    """Put the names of the classes into a description; InputError if one has none."""
     if names:
         # The records still have those of before.
         description['class_ids'] = description.get('class_names')
@@ -71,11 +85,6 @@ def publish(run: Union[str, Path], tag: str, rec_tests: Sequence[str], facts: di
     given, classes = len(description.get('class_names') or ()), description['num_classes']
     if given != classes:
         raise InputError(f'the network has {classes} classes, and {given} have names: give a file of them, `names`.')
-    config = found.state['config']
-    return write_card(out, tag, net, description, rec_tests, {
-        'keywords': model_arguments(config),
-        'recipe': {key: value for key, value in config.items() if key not in _PLACES},
-        'machine': f'{available_cpus()} CPUs ({processor_name()})', **facts})
 
 
 def check_tag(tag: str) -> None:
@@ -115,9 +124,9 @@ def write_card(out: Union[str, Path], tag: str, net: HybridBlock, description: d
         # What is measured is what is in the file.
         net.load_parameters(str(params), cast_dtype=True)
         card = {
-            'name': params.stem, 'task': 'classification', 'description': description,
+            'name': params.stem, 'task': description['task'], 'description': description,
             'sha256': hashlib.sha256(params.read_bytes()).hexdigest(),
-            'accuracy': {label: _accuracy(net, description, rec) for label, rec in zip(
+            'accuracy': {label: _MEASURES[description['task']](net, description, rec) for label, rec in zip(
                 distinct_names([Path(rec).stem for rec in rec_tests], rec_tests), rec_tests)},
             'date': datetime.date.today().isoformat(), **facts,
         }
@@ -126,16 +135,34 @@ def write_card(out: Union[str, Path], tag: str, net: HybridBlock, description: d
         return put_in_place([params, path], out)[1]
 
 
-def _accuracy(net, description, rec):
+def _top1_and_top5(net, description, rec):
     records = check_records(rec, num_classes=description['num_classes'])
     return {'images': records.count,
             **evaluate_classification(net, validation_batches(records, description, 50, 1), mx.cpu())}
 
 
+def _nme(net, description, rec):
+    """NME in percent by the jaw that the network answers, and where the set gives it by yaw."""
+    check_face_records(rec)
+    records = list(read_face_records(rec))
+    found: dict[str, Any] = {'faces': len(records), 'jaw of the set': records[0].jaw}
+    for jaw in JAWS if description['num_classes'] == TWO_JAWS else (None,):
+        errors = evaluate_landmarks(net, records, description, jaw=jaw)
+        summary = summarize(errors.errors, errors.yaw)
+        numbers = {'nme_percent': round(100 * summary['mean'], 2)}
+        if summary['mean_of_bins'] is not None:
+            numbers['nme_percent_by_yaw'] = [round(100 * mean, 2) for mean in summary['bin_nme']]
+        found[f'jaw {jaw}' if jaw else 'jaw of the network'] = numbers
+    return found
+
+
+_MEASURES = {'classification': _top1_and_top5, 'landmarks': _nme}
+
+
 def add_commands(commands: Commands) -> None:
     parser = commands.add_parser(
-        'publish', help='a trained classification network as weights with a card, as the package carries them',
-        description='Write MODEL.TAG.params and MODEL.TAG.json, the card, with the accuracy on --rec-test.')
+        'publish', help='a trained network as weights with a card, as the package carries them',
+        description='Write MODEL.TAG.params and MODEL.TAG.json, the card, with the accuracy or the NME on --rec-test.')
     parser.add_argument('source', metavar='RUN', help='folder of a run or of a checkpoint')
     parser.add_argument('--tag', required=True, help="the data set's name, as cifar10")
     parser.add_argument('--rec-test', required=True, nargs='+', metavar='REC',
@@ -145,10 +172,12 @@ def add_commands(commands: Commands) -> None:
     parser.add_argument('--license', required=True, help='on what terms the pictures, and so the weights, may be used')
     parser.add_argument('--machine', help='where it was trained, in words (default: the processor of this machine)')
     parser.add_argument('--names', metavar='FILE', help='names of the classes, as of predict')
+    parser.add_argument('--facts', metavar='FILE', help='JSON of further entries of the card')
     parser.add_argument('--out', default=str(FOLDER), metavar='DIR', help='default: the folder of the package')
     parser.set_defaults(run=_run, flags={'tag': '--tag'})
 
 
 def _run(args):
-    facts = {key: getattr(args, key) for key in ('data', 'command', 'license', 'machine') if getattr(args, key)}
+    facts = read_json(args.facts, 'further entries of a card') if args.facts else {}
+    facts |= {key: getattr(args, key) for key in ('data', 'command', 'license', 'machine') if getattr(args, key)}
     print(publish(args.source, args.tag, args.rec_test, facts, args.names, args.out))

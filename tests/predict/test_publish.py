@@ -5,8 +5,9 @@ import mxnet as mx
 import numpy as np
 import pytest
 from conftest import epoch_records
+from reference.landmark_networks import ANSWER, CROP_SCALE, expected_points, loop_errors, write_faces
 
-from gluon_lprnet import get_model, list_models
+from gluon_lprnet import checkpoint, get_model, list_models
 from gluon_lprnet.__main__ import main
 from gluon_lprnet.artifact import load_network
 from gluon_lprnet.train import imagenet
@@ -59,3 +60,34 @@ def test_nothing_is_left_of_what_fails(training_flags, tiny_records, tmp_path, c
 def test_what_cannot_be_published_is_named(run, tag, message, tmp_path, capsys):
     assert main(['publish', str(tmp_path / run), '--tag', tag, '--rec-test', 'none.rec', *WORDS]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_landmark_network_is_published(tmp_path, monkeypatch, capsys):
+    """Its answer is the same whatever it sees, so that the NME on the card is that of plain loops."""
+    net = get_model('lprnet_mobilenet_x0.25', classes=136, l2_norm_scale='one')
+    net.initialize(mx.init.Xavier())
+    net.output.weight.set_data(mx.nd.zeros(net.output.weight.shape))
+    net.output.bias.set_data(mx.nd.array(ANSWER.ravel() / CROP_SCALE))
+    config = dict(task='landmarks', model='lprnet_mobilenet_x0.25', num_classes=136, small_image=False, rank=None,
+                  no_residual=False, no_l2_norm=False, l2_norm_scale='one', input_size=32, crop_scale=CROP_SCALE,
+                  rgb_mean=[124.0, 117.0, 104.0], rgb_std=[58.0, 57.0, 57.0])
+    checkpoint.save(tmp_path / 'run', net, mx.gluon.Trainer(net.collect_params(), 'adam', kvstore=None),
+                    {'step': 1, 'config': config})
+    rec, faces = write_faces(tmp_path / 'faces', [0, 20, -40, 70])
+    (tmp_path / 'facts.json').write_text('{"chosen by": "nothing", "license": "another"}')
+    command = ['publish', str(tmp_path / 'run'), '--tag', 'faces', '--rec-test', rec, *WORDS, '--out',
+               str(tmp_path / 'shelf')]
+    assert not main([*command, '--facts', str(tmp_path / 'facts.json')])
+    monkeypatch.setattr(pretrained, 'FOLDER', tmp_path / 'shelf')
+    card, = pretrained.cards()
+    assert card.keywords == {'classes': 136, 'l2_norm_scale': 'one'} and card.facts['task'] == 'landmarks'
+    assert card.facts['chosen by'] == 'nothing' and card.facts['license'] == 'free'
+    found = card.facts['accuracy']['faces']
+    errors = 100 * np.array(loop_errors(expected_points(faces),
+                                        [face.to_original(face.landmarks.astype('float64')) for face in faces]))
+    assert found['faces'] == 4 and found['jaw of the network']['nme_percent'] == pytest.approx(errors.mean(), abs=0.006)
+    assert found['jaw of the network']['nme_percent_by_yaw'] == pytest.approx(
+        [errors[:2].mean(), errors[2], errors[3]], abs=0.006)
+    assert load_network('lprnet_mobilenet_x0.25.faces')[1]['crop_scale'] == CROP_SCALE
+    assert main([*command, '--names', str(tmp_path / 'facts.json')]) == 2
+    assert '--names is for classes' in capsys.readouterr().err
