@@ -380,22 +380,27 @@ def _draw(image, texture, points, triangles, side):
     corners = points[triangles]
     owner = np.full((side, side), -1, dtype='int32')
     fixed = np.round(corners[..., :2] * 16).astype('int32')
+    # A call takes 2 microseconds, less than NumPy needs to find the rows of pixels of all triangles at once.
     for number in np.argsort(-corners[..., 2].mean(axis=1)).tolist():
         cv2.fillConvexPoly(owner, fixed[number], number, shift=4)
     # Barycentric coordinates: affine in x and y, kept within the triangle for those that show on edge.
     a, b, c = (corners[:, i, :2] for i in range(3))
     area = np.cross(b - a, c - a)
     area = np.where(np.abs(area) < 1e-6, 1e-6, area)
-    plane = np.empty((len(triangles), 2, 3), dtype='float32')
-    for row, (p, q) in enumerate(((c, a), (a, b))):
+    x = np.arange(side, dtype='float32')
+    y = x[:, None]
+
+    def coordinate(p, q):
         edge = (q - p) / area[:, None]
-        plane[:, row] = np.column_stack([-edge[:, 1], edge[:, 0], np.cross(edge, -p)])
-    y, x = np.mgrid[:side, :side].astype('float32')
-    plane = plane[owner]
-    second, third = (np.clip(plane[..., i, 0] * x + plane[..., i, 1] * y + plane[..., i, 2], 0, 1) for i in (0, 1))
+        along_x, along_y, offset = (each.astype('float32')[owner] for each in (
+            -edge[:, 1], edge[:, 0], np.cross(edge, -p)))
+        return np.clip(along_x * x + along_y * y + offset, 0, 1)
+
+    second, third = coordinate(c, a), coordinate(a, b)
     third = np.minimum(third, 1 - second)
-    start, along_b, along_c = (each.astype('float32') for each in (
+    # x and y apart: an array of numbers is picked from several times faster than one of pairs.
+    start, to_b, to_c = (each.astype('float32').T for each in (
         texture[triangles[:, 0]], texture[triangles[:, 1]] - texture[triangles[:, 0]],
         texture[triangles[:, 2]] - texture[triangles[:, 0]]))
-    where = start[owner] + second[..., None] * along_b[owner] + third[..., None] * along_c[owner]
-    return cv2.remap(image, where[..., 0], where[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    where = [start[axis][owner] + second * to_b[axis][owner] + third * to_c[axis][owner] for axis in (0, 1)]
+    return cv2.remap(image, *where, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)

@@ -110,6 +110,41 @@ def test_the_pose_and_the_size_of_the_result():
     np.testing.assert_allclose((moved.min(axis=0) + moved.max(axis=0)) / 2, 449 / 2, atol=1)
 
 
+def test_the_drawing_against_plain_arithmetic(monkeypatch):
+    """Pixel by pixel: the triangle painted last, the corners' weights by solving for them, bilinear colors."""
+    drawings = []
+    draw = pose_synthesis._draw
+    monkeypatch.setattr(pose_synthesis, '_draw', lambda *arguments: drawings.append(arguments) or draw(*arguments))
+    picture = cv2.resize(textured(), (80, 80), interpolation=cv2.INTER_AREA)
+    turned, _, _ = Profiler(picture, front() / 4).turned(np.radians([5, 55, -10]))
+    (image, texture, points, triangles, side), = drawings
+    last = np.array(image.shape[1::-1]) - 1
+    painted = np.full((side, side), -1, 'int32')
+    for number in np.argsort(-points[triangles][..., 2].mean(axis=1)).tolist():
+        corners = np.round(points[triangles[number], :2] * 16).astype('int32')
+        cv2.fillConvexPoly(painted, corners, number, shift=4)
+    checked = 0
+    for y in range(side):
+        for x in range(side):
+            triangle = triangles[painted[y, x]]
+            corners = points[triangle, :2]
+            if abs(np.linalg.det(corners[1:] - corners[0])) < 1e-3:
+                continue
+            weights = np.linalg.solve(np.vstack([corners.T, np.ones(3)]), [x, y, 1])
+            second, third = np.clip(weights[1:], 0, 1)
+            third = min(third, 1 - second)
+            u, v = np.array([1 - second - third, second, third]) @ texture[triangle]
+            u, v = np.clip([u, v], 0, last)
+            left, top = np.minimum([int(u), int(v)], last - 1)
+            right, below = u - left, v - top
+            square = image[top:top + 2, left:left + 2].astype(float)
+            color = np.array([1 - below, below]) @ np.einsum('yxc,x->yc', square, [1 - right, right])
+            # OpenCV reads between pixels in steps of 1/32.
+            assert abs(turned[y, x] - color).max() <= 2 + np.ptp(square, axis=(0, 1)).max() / 16, (x, y)
+            checked += 1
+    assert painted.min() >= 0 and checked > 0.95 * side ** 2
+
+
 def test_the_hidden_side_of_the_jaw_mirrors_the_other():
     pose = np.radians([0, 28, 0])
     landmarks = front(pose)
