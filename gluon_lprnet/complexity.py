@@ -30,7 +30,7 @@ from mxnet.gluon import Block, Constant, HybridBlock
 from .blocks import plain_form
 from .formats.symbol_files import read_symbol
 from .utils.errors import InputError
-from .utils.flags import Commands
+from .utils.flags import Commands, add_parser
 from .utils.text import FORMATS, integer, render_table
 from .zoo import get_model
 
@@ -307,8 +307,10 @@ def _unless_none(number: Optional[int]) -> Any:
 
 
 def add_commands(subparsers: Commands) -> None:
-    parser = subparsers.add_parser(
-        'complexity', help='parameters and multiply-adds of a network',
+    parser = add_parser(
+        subparsers, 'complexity', help='parameters and multiply-adds of a network',
+        example='gluon-lprnet complexity lprnet_mobilenet_x0.5 --input-size 160\n'
+                'gluon-lprnet complexity exported/net-symbol.json',
         description='Count parameters and multiply-adds, layer by layer. Exit status 1 if the network has an '
                     'unknown operator, which is then named.')
     parser.add_argument('network', metavar='NAME_OR_JSON',
@@ -322,7 +324,7 @@ def add_commands(subparsers: Commands) -> None:
                         help='outputs of a network of the zoo (default: %(default)s)')
     parser.add_argument('--small-image', action='store_true',
                         help='a network of the zoo without its first two down-sampling steps')
-    parser.add_argument('--format', choices=FORMATS, default='text')
+    parser.add_argument('--format', choices=FORMATS, default='text', help='how to print (default: %(default)s)')
     parser.set_defaults(run=_run)
 
 

@@ -55,7 +55,8 @@ def test_commands_in_blocks_are_accepted(guide, tmp_path, capsys):
     refused = []
     for call in calls('\n'.join(shell_blocks(guide.read_text())), tmp_path):
         try:
-            parse(call)
+            if getattr(parse(call), 'former', None):
+                refused.append(f'{" ".join(call)}\nhas its network first, where it once was')
         except SystemExit as error:
             if error.code:
                 refused.append(f'{" ".join(call)}\n{capsys.readouterr().err}')
@@ -66,13 +67,13 @@ def test_a_block_is_run_as_a_shell_runs_it(tmp_path):
     block = """
         net=runs/a
         for rank in 1/8 1/4; do
-            OMP_NUM_THREADS=1 python -m gluon_lprnet compress $net --rank $rank \\
+            OMP_NUM_THREADS=1 python -m gluon_lprnet compress --network $net --rank $rank \\
                 --out 'two words'   # as it stands
         done
         rm -r /
     """
-    assert calls(block, tmp_path) == [['python', '-m', 'gluon_lprnet', 'compress', 'runs/a', '--rank', rank, '--out',
-                                       'two words'] for rank in ('1/8', '1/4')]
+    assert calls(block, tmp_path) == [['python', '-m', 'gluon_lprnet', 'compress', '--network', 'runs/a', '--rank',
+                                       rank, '--out', 'two words'] for rank in ('1/8', '1/4')]
 
 
 @pytest.mark.parametrize('arguments', [['no-such-command'], ['tables', '--no-such-flag'], ['pack', 'no-such-kind']])

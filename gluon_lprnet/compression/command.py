@@ -19,13 +19,14 @@ from ..data.images import BILINEAR, shorter_side
 from ..data.integrity import check_records
 from ..deployment.reparametrize import deploy
 from ..evaluate.classification import add_description_flags, correct_in_top, evaluate_classification, load_described
+from ..evaluate.network_flag import add_network_alone, with_network
 from ..train.command import fit
 from ..train.config import TrainingConfig, check_same_curve, checkpoint_to_resume
 from ..train.config import rank as parse_rank
 from ..train.loop import TrainingTask
 from ..utils.errors import InputError
 from ..utils.files import make_folder, write_file
-from ..utils.flags import Commands, non_negative_float, non_negative_int, positive_float, positive_int
+from ..utils.flags import Commands, add_parser, non_negative_float, non_negative_int, positive_float, positive_int
 from ..utils.text import integer, real, render_table
 from .latency import median_milliseconds
 from .network import compress
@@ -63,15 +64,20 @@ class TuningConfig(TrainingConfig):
 
 
 def add_commands(commands: Commands) -> None:
-    parser = commands.add_parser(
-        'compress', help='turn a trained network into one of LPR modules, without training from scratch',
+    parser = add_parser(
+        commands, 'compress', help='turn a trained network into one of LPR modules, without training from scratch',
+        example='gluon-lprnet compress --network runs/mobilenetv1 --calibrate data/photos.rec --out compressed\n'
+                'gluon-lprnet compress --network runs/mobilenetv1 --budget 0.8 --calibrate data/photos.rec \\\n'
+                '    --no-residual --tune-epochs 4 --rec-train data/photos.rec \\\n'
+                '    --held-out data/photos-held-out.rec --out compressed',
         description='Turn the depthwise + pointwise pairs of equal width into LPR modules, in closed form from the '
                     'activations on calibration images; optionally tune the result with the original as teacher; '
                     'write it as MXNet files and print numbers before and after.')
-    parser.add_argument('network', metavar='CHECKPOINT', help='run folder, checkpoint folder or -symbol.json')
-    parser.add_argument('--out', required=True, metavar='DIR')
-    parser.add_argument('-j', '--num-data-workers', type=positive_int, default=2)
-    parser.add_argument('--batch-size', type=positive_int, default=64)
+    add_network_alone(parser)
+    parser.add_argument('--out', required=True, metavar='DIR', help='folder to write to')
+    parser.add_argument('-j', '--num-data-workers', type=positive_int, default=2, metavar='N',
+                        help='threads that decode images (default: %(default)s)')
+    parser.add_argument('--batch-size', type=positive_int, default=64, help='images of a step (default: %(default)s)')
     parser.add_argument('--seed', type=integer, default=0, help='seed of the calibration images and of the tuning')
 
     rank = parser.add_argument_group('rank').add_mutually_exclusive_group()
@@ -103,7 +109,8 @@ def add_commands(commands: Commands) -> None:
     add_description_flags(data)
 
     tuning = parser.add_argument_group('tuning')
-    tuning.add_argument('--tune-epochs', type=non_negative_int, default=0, metavar='N', help='default: %(default)s')
+    tuning.add_argument('--tune-epochs', type=non_negative_int, default=0, metavar='N',
+                        help='epochs of tuning (default: %(default)s)')
     tuning.add_argument('--rec-train', metavar='REC',
                         help='images to tune on; any photos will do, since the original network says what they show')
     tuning.add_argument('--held-out', metavar='REC',
@@ -151,6 +158,7 @@ def _ranks_of(args):
 
 
 def _run(args):
+    args = with_network('compress', args)
     # Ranks are given and saved by layer name, and Gluon numbers the names by what the process has built before.
     with mx.name.NameManager():
         original, description = load_described(args.network, args)

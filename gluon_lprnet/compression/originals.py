@@ -11,7 +11,7 @@ from ..artifact import export_network
 from ..data.imagenet_names import imagenet_names
 from ..data.images import BILINEAR
 from ..utils.errors import InputError
-from ..utils.flags import Commands, positive_int
+from ..utils.flags import Commands, add_parser, positive_int
 from ..zoo import get_model
 
 __all__ = ['import_mobilenetv1']
@@ -125,15 +125,16 @@ def _array(arrays, name, path, shape):
 
 
 def add_commands(commands: Commands) -> None:
-    parser = commands.add_parser(
-        'import', help='MobileNetV1 as its authors trained it on ImageNet, as an exported network',
+    parser = add_parser(
+        commands, 'import', help='MobileNetV1 as its authors trained it on ImageNet, as an exported network',
+        example='gluon-lprnet import mobilenetv1_x0.5.npz --input-size 160 --out original',
         description='Read the arrays of an 8-bit MobileNetV1 (LAYER_weight, LAYER_zero, LAYER_scale and LAYER_bias in '
                     'a .npz file) and write the network as symbol and params with its description, for compress, '
                     'export, predict and evaluate.')
-    parser.add_argument('arrays', metavar='NPZ')
+    parser.add_argument('arrays', metavar='NPZ', help='the file of arrays')
     parser.add_argument('--input-size', type=positive_int, required=True, metavar='PIXELS',
                         help='height and width of the pictures that it was trained for')
-    parser.add_argument('--out', required=True, metavar='DIR')
+    parser.add_argument('--out', required=True, metavar='DIR', help='folder to write to')
     parser.set_defaults(run=_run)
 
 

@@ -11,10 +11,11 @@ from mxnet.gluon import HybridBlock
 
 from ..artifact import load_network, relative_difference
 from ..deployment.reparametrize import reparametrize
+from ..evaluate.network_flag import add_network_alone, with_network
 from ..graph import trace
 from ..predict.publish import check_tag, write_card
 from ..utils.errors import InputError
-from ..utils.flags import Commands
+from ..utils.flags import Commands, add_parser
 from ..zoo import get_model
 from ..zoo.pretrained import FOLDER
 
@@ -114,10 +115,14 @@ def publish_compressed(symbol: Union[str, Path], tag: str, rec_tests: Sequence[s
 
 
 def add_commands(commands: Commands) -> None:
-    parser = commands.add_parser(
-        'publish-compressed', help='a compressed MobileNetV1 as weights with a card, as the package carries them',
+    parser = add_parser(
+        commands, 'publish-compressed',
+        help='a compressed MobileNetV1 as weights with a card, as the package carries them',
+        example='gluon-lprnet publish-compressed --network compressed/mobilenetv1_x0.5-compressed-symbol.json \\\n'
+                "    --tag mydata --rec-test data/val.rec --data 'photos of ...' \\\n"
+                "    --command 'gluon-lprnet compress ...' --license free --machine 'two cores' --out weights",
         description='Write compressed_MODEL.TAG.params, in float16, and its card, with the accuracy on --rec-test.')
-    parser.add_argument('symbol', metavar='SYMBOL', help='the -symbol.json that compress wrote')
+    add_network_alone(parser, 'the -symbol.json that compress wrote')
     parser.add_argument('--tag', required=True, help="the data set's name, as imagenet")
     parser.add_argument('--rec-test', required=True, nargs='+', metavar='REC',
                         help='RecordIO files to measure the accuracy on')
@@ -125,10 +130,12 @@ def add_commands(commands: Commands) -> None:
     parser.add_argument('--command', required=True, help='the command that made it')
     parser.add_argument('--license', required=True, help='on what terms the weights may be used')
     parser.add_argument('--machine', required=True, help='where it was made, in words')
-    parser.add_argument('--out', default=str(FOLDER), metavar='DIR', help='default: the folder of the package')
+    parser.add_argument('--out', default=str(FOLDER), metavar='DIR',
+                        help='folder to write to (default: that of the package)')
     parser.set_defaults(run=_run, flags={'tag': '--tag'})
 
 
 def _run(args):
     facts = {key: getattr(args, key) for key in ('data', 'command', 'license', 'machine')}
-    print(publish_compressed(args.symbol, args.tag, args.rec_test, facts, args.out))
+    args = with_network('publish-compressed', args)
+    print(publish_compressed(args.network, args.tag, args.rec_test, facts, args.out))

@@ -2,14 +2,17 @@
 from typing import Any
 
 from ..utils.errors import InputError
+from ..utils.flags import add_parser
 from ..utils.text import integer, listing
 from .integrity import check_records
 from .repair import repair_records
 
 
 def add_commands(subparsers: Any) -> None:
-    parser = subparsers.add_parser(
-        'check', help='check a .rec file: structure, index, labels, images',
+    parser = add_parser(
+        subparsers, 'check', help='check a .rec file: structure, index, labels, images',
+        example='gluon-lprnet check data/train.rec --num-classes 1000\n'
+                'gluon-lprnet check damaged.rec --repair data/sound',
         description='Check a RecordIO file of images before MXNet reads it: the structure of every record, '
                     'the index, the labels, and the content (by the checksums of the manifest that "pack" '
                     'wrote, or by decoding every image).')

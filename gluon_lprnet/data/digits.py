@@ -7,6 +7,7 @@ import numpy as np
 
 from ..utils.errors import InputError
 from ..utils.files import PathLike, write_file
+from ..utils.flags import add_parser
 from .recordio import check_prefix, write_records
 
 SIDE = 32
@@ -60,8 +61,9 @@ def pack_digits(folder: PathLike, seed: int = 0, overwrite: bool = False) -> tup
 
 
 def add_commands(commands: Any) -> None:
-    parser = commands.add_parser('digits',
-                                 help="pack scikit-learn's handwritten digits, for a quick start without a download")
+    parser = add_parser(
+        commands, 'digits', help="pack scikit-learn's handwritten digits, for a quick start without a download",
+        example='gluon-lprnet digits data/digits')
     parser.add_argument('folder', help='where train.rec, val.rec and held_out/ are written')
     parser.add_argument('--overwrite', action='store_true', help='replace existing files')
     parser.set_defaults(run=_run, flags={'prefix': 'FOLDER'})

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from ..utils.errors import InputError
 from ..utils.files import PathLike
+from ..utils.flags import add_parser
 from ..utils.processes import default_workers, map_in_processes
 from ..utils.text import integer, listing
 from .images import MAX_SIDE, decode_image, encode_jpeg, is_turned, read_file, resize, rgb, turned_upright
@@ -186,8 +187,10 @@ def convert_file(path: PathLike, resize_to: int, quality: int) -> bytes:
 
 
 def add_pack_kind(kinds: Any) -> None:
-    parser = kinds.add_parser(
-        'images', help='photos in class folders, or listed with their labels',
+    parser = add_parser(
+        kinds, 'images', help='photos in class folders, or listed with their labels',
+        example='gluon-lprnet pack images photos/train --out data/train\n'
+                'gluon-lprnet pack images list.txt --root photos --classes names.txt --out data/train',
         description='Pack photos into PREFIX.rec, .idx, .classes.txt and .json (the manifest with '
                     'checksums). They appear only when complete.')
     parser.add_argument('source', metavar='FOLDER_OR_LIST',

@@ -16,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ..utils.errors import InputError
-from ..utils.flags import non_negative_int
+from ..utils.flags import add_parser, non_negative_int
 from ..utils.processes import default_workers, map_in_processes
 from ..utils.text import integer, listing
 from .images import ImageError, PathLike, is_image_file, read_image
@@ -176,11 +176,12 @@ def _convert(task):
 
 
 def add_pack_kind(kinds: Any) -> None:
-    parser = kinds.add_parser(
-        'photos', help='photos without labels, to compress a network on',
+    parser = add_parser(
+        kinds, 'photos', help='photos without labels, to compress a network on',
+        example='gluon-lprnet pack photos photos more_photos --out data/photos --held-out 500 --apart-from test',
         description='Search folders through and pack all photos, with the label 0, into PREFIX.rec, .idx and .json. '
                     'They appear only when complete.')
-    parser.add_argument('folders', nargs='+', metavar='FOLDER')
+    parser.add_argument('folders', nargs='+', metavar='FOLDER', help='folder, searched through at any depth')
     parser.add_argument('--apart-from', nargs='+', default=(), metavar='FOLDER',
                         help='drop photos whose name or fingerprint is that of a photo in these folders: a test')
     parser.add_argument('--held-out', type=non_negative_int, default=0, metavar='N',

@@ -28,11 +28,12 @@ from ..data.faces.records import check_face_records, read_face_records
 from ..data.integrity import check_records
 from ..evaluate.classification import add_description_flags, described, evaluate_classification, flags_of_description
 from ..evaluate.landmarks import evaluate_landmarks
+from ..evaluate.network_flag import add_network_alone, with_network
 from ..formats.onnx_files import require_onnx
 from ..graph import as_block, trace
 from ..utils.errors import InputError
 from ..utils.files import PathLike, write_errors
-from ..utils.flags import Commands, positive_float, positive_int
+from ..utils.flags import Commands, add_parser, positive_float, positive_int
 from ..utils.text import render_table
 from ..utils.timing import interleaved_milliseconds
 from .onnx import run_onnx, write_onnx
@@ -351,13 +352,15 @@ def _accuracy(function, rec_val, description, records):
 
 
 def add_commands(commands: Commands) -> None:
-    parser = commands.add_parser(
-        'export', help='a trained network as files for stock MXNet and for ONNX',
+    parser = add_parser(
+        commands, 'export', help='a trained network as files for stock MXNet and for ONNX',
+        example='gluon-lprnet export --network runs/photos --out exported --format mxnet onnx',
         description='Write a trained network as it is and in its deployed form, which computes the same function '
                     'faster; each file is compared with the network before it is kept.')
-    parser.add_argument('network', metavar='CHECKPOINT', help='run folder, checkpoint folder or -symbol.json')
-    parser.add_argument('--out', required=True, metavar='DIR')
-    parser.add_argument('--form', choices=FORMS + ('both',), default='both', help='default: %(default)s')
+    add_network_alone(parser)
+    parser.add_argument('--out', required=True, metavar='DIR', help='folder to write to')
+    parser.add_argument('--form', choices=FORMS + ('both',), default='both',
+                        help='as it was trained, in its faster form, or both (default: %(default)s)')
     parser.add_argument('--format', choices=FORMATS, nargs='+', default=['mxnet'],
                         help='symbol and params, or an ONNX file (default: mxnet)')
     parser.add_argument('--normalize-input', action='store_true',
@@ -401,5 +404,6 @@ def _int8(args):
 def export_as_flags_say(args: argparse.Namespace) -> list[Path]:
     """Run the command; the paths that were written."""
     forms = FORMS if args.form == 'both' else (args.form,)
+    args = with_network('export', args)
     return export(args.network, args.out, forms, args.format, args.normalize_input, _int8(args), print, args.name,
                   args.overwrite, flags_of_description(args))

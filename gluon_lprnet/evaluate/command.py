@@ -17,7 +17,7 @@ from ..data.pack import pack_images
 from ..data.recordio import read_records
 from ..data.sources import read_source
 from ..utils.errors import InputError
-from ..utils.flags import positive_int
+from ..utils.flags import add_parser, positive_int
 from ..utils.text import FORMATS, render_table
 from .classification import add_description_flags, classify, load_described
 from .network_flag import add_network_flag, split_networks
@@ -25,11 +25,11 @@ from .report import FIGURES, by_class, check_empty, draw_confusion, write_worst
 
 
 def add_commands(commands: Any) -> None:
-    parser = commands.add_parser(
-        'evaluate', help='accuracy of a classification network on RecordIO files or folders of class folders',
+    parser = add_parser(
+        commands, 'evaluate', help='accuracy of a classification network on RecordIO files or folders of class folders',
+        example='gluon-lprnet evaluate data/val.rec --network runs/latest --per-class --confusion matrix.png',
         description='Print top-1 and top-5 accuracy, by class too. Exit status 1 if a picture of a folder could not '
-                    'be read; the others count.',
-        epilog='Example: gluon-lprnet evaluate data/val.rec --network runs/latest --per-class --confusion matrix.png')
+                    'be read; the others count.')
     parser.add_argument('inputs', nargs='*', metavar='SET',
                         help='RecordIO file, or folder that has a folder for each class')
     add_network_flag(parser, 'classification')
@@ -40,8 +40,8 @@ def add_commands(commands: Any) -> None:
                         help='draw the confusion matrix (PNG, SVG or PDF), with its numbers in FILE.csv')
     parser.add_argument('--worst', type=Path, metavar='DIR',
                         help='write the pictures that are wrong with the highest probability to this folder')
-    parser.add_argument('--format', choices=FORMATS, default='text', help='default: %(default)s')
-    parser.add_argument('--batch-size', type=positive_int, default=64, help='default: %(default)s')
+    parser.add_argument('--format', choices=FORMATS, default='text', help='how to print (default: %(default)s)')
+    parser.add_argument('--batch-size', type=positive_int, default=64, help='images of a pass (default: %(default)s)')
     parser.add_argument('-j', '--num-data-workers', type=positive_int, default=2, metavar='N',
                         help='decoding threads (default: %(default)s)')
     parser.set_defaults(run=_run)

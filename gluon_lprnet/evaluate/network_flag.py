@@ -1,14 +1,14 @@
 """The network of a command: ``--network NAME|RUN|FILE``, and once its first argument.
 
 Commands that use a trained network take what it is used on as positional arguments and the network by a flag; without
-the flag they take the network of the package for their task.
+the flag they take the network of the package for their task. Commands that work on a network alone need the flag.
 """
 import argparse
 import itertools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Optional
+from typing import Optional, Union
 
 from ..utils.errors import InputError
 from ..zoo import list_models
@@ -17,13 +17,43 @@ from ..zoo import list_models
 DEFAULTS = {'classification': 'lprnet_mobilenet_x0.5.imagenette', 'landmarks': 'lprnet_mobilenet_x0.5.faces'}
 
 _FILES = ('-symbol.json', '.onnx')
+_NETWORK = 'trained network of the package, run or checkpoint folder, or exported file'
 
 
 def add_network_flag(parser: argparse.ArgumentParser, task: str, several: bool = False) -> None:
     """Add ``--network``, which becomes a list of str, or None where it is not given."""
     parser.add_argument('--network', metavar='NETWORK', nargs='+' if several else 1,
-                        help='trained network of the package, run or checkpoint folder, or exported file '
-                             f'(default: {DEFAULTS[task]})')
+                        help=f'{_NETWORK} (default: {DEFAULTS[task]})')
+
+
+def add_network_alone(parser: argparse.ArgumentParser, what: str = _NETWORK, several: bool = False) -> None:
+    """Add ``--network`` to a command that works on nothing else; :func:`with_network` takes it from there."""
+    parser.add_argument('former', nargs='*' if several else '?', help=argparse.SUPPRESS)
+    parser.add_argument('--network', metavar='NETWORK', nargs='+' if several else None, help=what)
+
+
+def with_network(command: str, args: argparse.Namespace, default: Optional[str] = None) -> argparse.Namespace:
+    """The arguments with the network, or networks, of :func:`add_network_alone` as ``network``.
+
+    For a command that is written as it once was, the network first, a note on standard error shows the form of today.
+
+    Raises
+    ------
+    InputError
+        If there is no network, nor a ``default``, or it is given twice.
+    """
+    former = args.former
+    if former and args.network:
+        raise InputError(f'{command} is given {_words(former)} besides --network {_words(args.network)}: give one.')
+    if not (former or args.network or default):
+        raise InputError(f'{command} is given no network: say which by --network; see {command} --help.')
+    if former:
+        print(f'Note: today this is written {command} --network {_words(former)}', file=sys.stderr)
+    return argparse.Namespace(**{**vars(args), 'network': args.network or former or default})
+
+
+def _words(networks: Union[str, Sequence[str]]) -> str:
+    return networks if isinstance(networks, str) else ' '.join(networks)
 
 
 def split_networks(command: str, task: str, inputs: Sequence[str], named: Optional[Sequence[str]],

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from ..data.faces.landmarks import JAWS
-from ..utils.flags import positive_float
+from ..utils.flags import add_parser, positive_float
 from ..utils.text import FORMATS, render_table
 from .figures import draw_all
 from .landmarks import (
@@ -50,10 +50,10 @@ def nme_table(results: Mapping[str, Mapping[str, FaceErrors]], threshold: float 
 
 
 def add_commands(commands: Any) -> None:
-    parser = commands.add_parser(
-        'nme', help='errors of facial landmarks, by yaw, with curves and figures',
-        description='Evaluate networks for 68 landmarks on RecordIO files of faces.',
-        epilog='Example: gluon-lprnet nme data/aflw2000_3d.rec --network runs/face --out figures')
+    parser = add_parser(
+        commands, 'nme', help='errors of facial landmarks, by yaw, with curves and figures',
+        example='gluon-lprnet nme data/aflw2000_3d.rec --network runs/face --out figures',
+        description='Evaluate networks for 68 landmarks on RecordIO files of faces.')
     parser.add_argument('inputs', nargs='*', metavar='REC', help='test sets, packed by "pack faces"')
     add_network_flag(parser, 'landmarks', several=True)
     parser.add_argument('--rec', nargs='+', default=(), help=argparse.SUPPRESS)
@@ -66,7 +66,7 @@ def add_commands(commands: Any) -> None:
     parser.add_argument('--jaw', choices=JAWS,
                         help='the jaw that networks with two of them give: that of the head, hidden or not, or the '
                              "visible contour (default: the one in each set's landmarks)")
-    parser.add_argument('--format', choices=FORMATS, default='text')
+    parser.add_argument('--format', choices=FORMATS, default='text', help='how to print (default: %(default)s)')
     parser.set_defaults(run=_run)
 
 

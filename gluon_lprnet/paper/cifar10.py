@@ -6,7 +6,7 @@ from typing import NamedTuple
 from ..data.integrity import check_records
 from ..utils.errors import InputError
 from ..utils.files import PathLike, write_file
-from ..utils.flags import Commands, add_record_flags, non_negative_int, positive_float, positive_int
+from ..utils.flags import Commands, add_parser, add_record_flags, non_negative_int, positive_float, positive_int
 from ..utils.text import render_table
 from . import networks  # noqa: F401  registers the networks of the rows
 from .grid import ExperimentRow, Grid, Result, mean_and_deviation
@@ -152,21 +152,25 @@ def draw_accuracies(experiment: Experiment, results: dict[str, Result], path: Pa
 
 
 def add_commands(commands: Commands) -> None:
-    parser = commands.add_parser(
-        'experiment', help="the paper's experiments on CIFAR-10: Table 4, the module's open choices, ranks",
+    parser = add_parser(
+        commands, 'experiment', help="the paper's experiments on CIFAR-10: Table 4, the module's open choices, ranks",
+        example='gluon-lprnet experiment rank --rec-train cifar10/train.rec --rec-val cifar10/test.rec \\\n'
+                '    --width 0.5 --seeds 0 --jobs 2',
         description='Train every row of an experiment with every seed and print its table. Finished runs are not '
                     'trained again, and stopped ones continue: call it again with the same flags.')
-    parser.add_argument('name', choices=EXPERIMENTS)
+    parser.add_argument('name', choices=EXPERIMENTS, help='the experiment')
     add_record_flags(parser, 'RecordIO file of CIFAR-10')
     parser.add_argument('--width', type=positive_float, default=1.0,
                         help="width multiplier; the paper's is 1.0 (default: %(default)s)")
     parser.add_argument('--out', default='runs/experiments', metavar='DIR',
                         help='folder of the runs; experiments share rows (default: %(default)s)')
-    parser.add_argument('--seeds', type=non_negative_int, nargs='+', default=[0, 1, 2], help='default: 0 1 2')
+    parser.add_argument('--seeds', type=non_negative_int, nargs='+', default=[0, 1, 2],
+                        help='each row is trained once with each (default: 0 1 2)')
     parser.add_argument('--num-epochs', type=positive_int, help="epochs of each run (default: the preset's)")
     parser.add_argument('--jobs', type=positive_int, default=1, help='parallel runs (default: %(default)s)')
     parser.add_argument('--rows', nargs='+', metavar='ROW', help='only these rows (default: all)')
-    parser.add_argument('--format', choices=('text', 'markdown'), default='text')
+    parser.add_argument('--format', choices=('text', 'markdown'), default='text',
+                        help='how to print (default: %(default)s)')
     parser.add_argument('--plot', metavar='PICTURE', help='draw accuracy against multiply-adds')
     parser.set_defaults(run=_run)
 

@@ -24,13 +24,14 @@ from ..blocks import DSC, LPR, SConv, normalize_in_rank_space
 from ..data.batches import Batch, validation_batches
 from ..data.integrity import check_records
 from ..evaluate.classification import correct_in_top, evaluate_classification
+from ..evaluate.network_flag import add_network_alone, with_network
 from ..train.command import fit
 from ..train.config import TrainingConfig, check_same_curve
 from ..train.fine_tuning import fix_statistics
 from ..train.loop import TrainingTask
 from ..utils.errors import InputError
 from ..utils.files import PathLike, folder_aside, write_file
-from ..utils.flags import Commands, add_record_flags, non_negative_int, positive_float, positive_int
+from ..utils.flags import Commands, add_parser, add_record_flags, non_negative_int, positive_float, positive_int
 from ..utils.text import render_table
 
 ORIGINAL = 'SConv'
@@ -188,27 +189,33 @@ def draw_errors(names: Sequence[str], errors: np.ndarray, by_channel: np.ndarray
 
 
 def add_commands(commands: Commands) -> None:
-    parser = commands.add_parser(
-        'figure2', help='Figure 2: replace one standard convolution of a trained network by DSC and LPR modules',
+    parser = add_parser(
+        commands, 'figure2',
+        help='Figure 2: replace one standard convolution of a trained network by DSC and LPR modules',
+        example='gluon-lprnet figure2 --network runs/experiments/table4_sconv_x1.0-seed0 \\\n'
+                '    --rec-train cifar10/train.rec --rec-val cifar10/test.rec --out figure2',
         description='Replace the last standard convolution of a trained network, train only the new module, and '
                     'compare the output features of each pair of modules. Called again with the same flags, it '
                     'continues.')
-    parser.add_argument('network', metavar='RUN', help='run or checkpoint of a table4_sconv network')
+    add_network_alone(parser, 'run or checkpoint of a table4_sconv network')
     add_record_flags(parser, 'RecordIO file')
-    parser.add_argument('--out', required=True, metavar='DIR')
+    parser.add_argument('--out', required=True, metavar='DIR', help='folder of the modules and figures')
     parser.add_argument('--num-epochs', type=positive_int, default=10,
                         help='epochs of each module (default: %(default)s)')
     parser.add_argument('--lr', type=positive_float, default=0.1,
                         help='initial rate, which follows a cosine to 0 (default: %(default)s)')
     parser.add_argument('--match-features', action='store_true',
                         help="train on the squared error to the original's output features instead of the labels")
-    parser.add_argument('--batch-size', type=positive_int, default=128, help='default: %(default)s')
+    parser.add_argument('--batch-size', type=positive_int, default=128,
+                        help='images of a step (default: %(default)s)')
     parser.add_argument('--seed', type=non_negative_int, default=0, help='seed of the new modules and of the order')
-    parser.add_argument('-j', '--num-data-workers', type=positive_int, default=2)
+    parser.add_argument('-j', '--num-data-workers', type=positive_int, default=2, metavar='N',
+                        help='threads that decode images (default: %(default)s)')
     parser.set_defaults(run=_run)
 
 
 def _run(args: argparse.Namespace) -> None:
+    args = with_network('figure2', args)
     net, description = load_network(args.network)
     before, original, after, channels = split(net)
     # Before a fixed layer is hybridized, because the graph keeps the setting it was made with.

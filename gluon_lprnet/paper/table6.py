@@ -19,11 +19,12 @@ from mxnet.gluon import HybridBlock
 
 from ..artifact import write_symbol
 from ..evaluate.landmarks import BIN_NAMES, PROTOCOL, evaluate_sets, load_networks, summarize
+from ..evaluate.network_flag import add_network_flag, split_networks
 from ..evaluate.nme import percent
 from ..graph import trace
 from ..utils.errors import InputError
 from ..utils.files import PathLike
-from ..utils.flags import Commands
+from ..utils.flags import Commands, add_parser
 from ..utils.text import FORMATS, render_table
 from ..utils.timing import interleaved_milliseconds
 
@@ -220,18 +221,22 @@ def _notes(rows: list[dict[str, Any]], rounds: int) -> list[str]:
 
 
 def add_commands(commands: Commands) -> None:
-    parser = commands.add_parser(
-        'table6', help="the paper's Table 6, printed and measured",
+    parser = add_parser(
+        commands, 'table6', help="the paper's Table 6, printed and measured",
+        example='gluon-lprnet table6 data/aflw2000_3d.rec --network runs/face',
         description="NME by yaw, frames per second on one thread and sizes of landmark networks, next to the paper's.")
-    parser.add_argument('networks', nargs='+', metavar='NETWORK',
-                        help='run folder, checkpoint folder or -symbol.json')
-    parser.add_argument('--rec', required=True, help='AFLW2000-3D, packed by "pack faces"')
-    parser.add_argument('--format', choices=FORMATS, default='text')
+    parser.add_argument('inputs', nargs='*', metavar='REC', help='AFLW2000-3D, packed by "pack faces"')
+    add_network_flag(parser, 'landmarks', several=True)
+    parser.add_argument('--rec', nargs=1, default=(), help=argparse.SUPPRESS)
+    parser.add_argument('--format', choices=FORMATS, default='text', help='how to print (default: %(default)s)')
     parser.set_defaults(run=_run)
 
 
 def _run(args: argparse.Namespace) -> None:
-    print(alignment_table(measure(args.networks, args.rec), args.format))
+    networks, inputs = split_networks('table6', 'landmarks', args.inputs, args.network, args.rec, several=True)
+    if len(inputs) > 1:
+        raise InputError(f'table6 is of one set, and {len(inputs)} are given: {", ".join(inputs)}.')
+    print(alignment_table(measure(networks, inputs[0]), args.format))
 
 
 if __name__ == '__main__':

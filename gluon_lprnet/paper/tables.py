@@ -9,7 +9,7 @@ from typing import Any, Callable, NamedTuple, Optional, Union
 from ..blocks import DSC, LPR, InvertedResidual, SConv, ShuffleNetV2Unit
 from ..complexity import Complexity, count
 from ..utils.errors import InputError
-from ..utils.flags import Commands
+from ..utils.flags import Commands, add_parser
 from ..utils.text import FORMATS, integer, render_table
 from ..zoo import get_model
 from ..zoo.shufflenetv2 import CHANNELS as SHUFFLENETV2_CHANNELS
@@ -279,12 +279,13 @@ def _cells(comparison: Comparison) -> tuple:
 
 
 def add_commands(subparsers: Commands) -> None:
-    parser = subparsers.add_parser(
-        'tables', help="the paper's Tables 2, 3 and 5, printed and counted",
+    parser = add_parser(
+        subparsers, 'tables', help="the paper's Tables 2, 3 and 5, printed and counted",
+        example='gluon-lprnet tables 3 5 --format markdown',
         description="Print the paper's tables of multiply-adds and parameters next to the numbers counted here.")
     parser.add_argument('numbers', nargs='*', type=integer, metavar='NUMBER', default=list(TABLE_NUMBERS),
                         help=f'of {", ".join(map(str, TABLE_NUMBERS))} (default: all)')
-    parser.add_argument('--format', choices=FORMATS, default='text')
+    parser.add_argument('--format', choices=FORMATS, default='text', help='how to print (default: %(default)s)')
     parser.set_defaults(run=_run)
 
 

@@ -16,7 +16,7 @@ from ..data.images import EXTENSIONS, encode_image, is_image_file
 from ..evaluate.network_flag import add_network_flag, split_networks
 from ..utils.errors import InputError
 from ..utils.files import write_errors, write_file
-from ..utils.flags import Commands, non_negative_int, positive_int
+from ..utils.flags import Commands, add_parser, non_negative_int, positive_int
 from ..utils.signals import noted
 from .detector_boxes import add_detector_flag, read_picture
 from .detectors import make_detector
@@ -196,8 +196,10 @@ def _align_video(aligner, source, args, target, results, stop):
 
 
 def add_commands(commands: Commands) -> None:
-    align = commands.add_parser(
-        'align', help='landmarks of the faces in pictures, videos or of a camera',
+    align = add_parser(
+        commands, 'align', help='landmarks of the faces in pictures, videos or of a camera',
+        example='gluon-lprnet align photo.jpg folder video.mp4 --out aligned\n'
+                'gluon-lprnet align photo.jpg --network runs/face --crops 256 --pose --out crops',
         description='Find faces and their 68 landmarks. DIR gets the pictures and videos with the landmarks drawn, '
                     'landmarks.json, and landmarks.jsonl with a line for each picture or frame as it comes. '
                     'Exit status 1 if a source could not be read; the others are done. Ctrl-C or SIGTERM ends a video '

@@ -21,7 +21,7 @@ from ..evaluate.classification import add_description_flags, described, flags_of
 from ..evaluate.network_flag import add_network_flag, split_networks
 from ..utils.errors import InputError
 from ..utils.files import PathLike
-from ..utils.flags import Commands, positive_int
+from ..utils.flags import Commands, add_parser, positive_int
 from ..utils.processes import available_cpus
 
 # Pictures that pass the network at once, which bounds memory.
@@ -216,10 +216,11 @@ def find_images(arguments: Iterable[PathLike]) -> list[Path]:
 
 
 def add_commands(commands: Commands) -> None:
-    parser = commands.add_parser(
-        'predict', help='the most probable classes of pictures',
-        description='Name what pictures show. Exit status 1 if a picture could not be read; the others are done.',
-        epilog='Example: gluon-lprnet predict photo.jpg folder --network runs/latest --top-k 3')
+    parser = add_parser(
+        commands, 'predict', help='the most probable classes of pictures',
+        example='gluon-lprnet predict photo.jpg folder --top-k 3\n'
+                'gluon-lprnet predict photo.jpg --network runs/latest --json',
+        description='Name what pictures show. Exit status 1 if a picture could not be read; the others are done.')
     parser.add_argument('images', nargs='+', metavar='IMAGE', help='picture, or folder that is searched through')
     add_network_flag(parser, 'classification')
     parser.add_argument('--top-k', type=positive_int, default=5, help='classes of each picture (default: %(default)s)')

@@ -11,7 +11,7 @@ from ..data.faces.datasets import LAYOUTS, AnnotatedFace, read_faces
 from ..data.images import ImageError, read_image
 from ..utils.errors import InputError
 from ..utils.files import PathLike
-from ..utils.flags import Commands
+from ..utils.flags import Commands, add_parser
 from ..utils.text import render_table
 from .detectors import Correction, Detector, make_detector, square
 
@@ -60,8 +60,9 @@ def add_detector_flag(parser: argparse._ActionsContainer) -> None:
 
 
 def add_commands(commands: Commands) -> None:
-    parser = commands.add_parser(
-        'detector-boxes', help="how a detector's boxes lie to the landmarks' boxes",
+    parser = add_parser(
+        commands, 'detector-boxes', help="how a detector's boxes lie to the landmarks' boxes",
+        example='gluon-lprnet detector-boxes 300w/test --detector haar',
         description="Measure what turns a detector's box into the landmarks' box, on annotated pictures of one face "
                     'each.')
     parser.add_argument('source', help="a data set's folder or file")

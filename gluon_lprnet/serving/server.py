@@ -24,7 +24,7 @@ from urllib.parse import quote, urlencode
 from ..evaluate.network_flag import DEFAULTS
 from ..utils.errors import InputError
 from ..utils.files import PathLike, lock, make_folder, write_errors, write_file
-from ..utils.flags import Commands, non_negative_int, positive_int
+from ..utils.flags import Commands, add_parser, non_negative_int, positive_int
 from ..utils.processes import available_cpus
 from .archive import archive
 from .page import Page
@@ -495,11 +495,12 @@ def free_port() -> int:
 
 
 def add_commands(commands: Commands) -> None:
-    parser = commands.add_parser(
-        'serve', help='networks behind multi-model-server, until Ctrl-C',
+    parser = add_parser(
+        commands, 'serve', help='networks behind multi-model-server, until Ctrl-C',
+        example='gluon-lprnet serve\n'
+                'gluon-lprnet serve --network runs/latest other-symbol.json --page-port 8081',
         description='Serve networks over HTTP: POST a picture to http://HOST:PORT/predictions/NAME. Needs Java and '
-                    'multi-model-server (docs/deploying.md).',
-        epilog='Examples: gluon-lprnet serve; gluon-lprnet serve runs/latest other-symbol.json --page-port 8081')
+                    'multi-model-server (docs/deploying.md).')
     parser.add_argument('networks', nargs='*', metavar='NETWORK',
                         help='trained network of the package, run or checkpoint folder, -symbol.json, or archive '
                              f'(.mar) (default: {" and ".join(DEFAULTS.values())})')

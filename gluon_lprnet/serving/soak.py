@@ -12,10 +12,10 @@ import numpy as np
 
 from ..data.faces.drawn import draw_face
 from ..data.images import encode_jpeg
-from ..evaluate.network_flag import DEFAULTS
+from ..evaluate.network_flag import DEFAULTS, add_network_alone, with_network
 from ..utils.errors import InputError
 from ..utils.files import PathLike
-from ..utils.flags import Commands, positive_int
+from ..utils.flags import Commands, add_parser, positive_int
 from .load_client import Request, bad_requests, send
 from .server import JAVA_LIMIT, QUEUE, Server, add_server_flags, free_port
 
@@ -135,15 +135,15 @@ def _recover(server, model, request, references):
 
 
 def add_commands(commands: Commands) -> None:
-    parser = commands.add_parser(
-        'soak', help='load test of serving: many requests, some of them invalid, and a killed worker',
+    parser = add_parser(
+        commands, 'soak', help='load test of serving: many requests, some of them invalid, and a killed worker',
+        example='gluon-lprnet soak --network exported/net-deployed-symbol.json --images folder/*.jpg --batch-size 4',
         description='Serve a network on free ports of this machine and send it requests. Exit status 1 if something '
                     'was not as it should be.')
-    parser.add_argument('network', metavar='NETWORK', nargs='?', default=DEFAULTS['classification'],
-                        help='trained network of the package, run or checkpoint folder, -symbol.json, or archive '
-                             '(.mar) (default: %(default)s)')
+    add_network_alone(parser, 'trained network of the package, run or checkpoint folder, -symbol.json, or archive '
+                              f'(.mar) (default: {DEFAULTS["classification"]})')
     parser.add_argument('--images', nargs='+', metavar='FILE', help='pictures to send (default: drawn faces)')
-    parser.add_argument('--requests', type=positive_int, default=10_000, help='default: %(default)s')
+    parser.add_argument('--requests', type=positive_int, default=10_000, help='how many to send (default: %(default)s)')
     parser.add_argument('--clients', type=positive_int, default=8,
                         help=f'concurrent clients; more than {QUEUE} waiting are refused (default: %(default)s)')
     add_server_flags(parser, 'runs/soak')
@@ -157,6 +157,7 @@ def _run(args):
         raise InputError(f'--images {error.filename} cannot be read: {error.strerror}.') from error
     rng = np.random.default_rng(0)
     images = images or [encode_jpeg(draw_face(rng)[0], 90) for _ in range(16)]
+    args = with_network('soak', args, DEFAULTS['classification'])
     failed = soak(args.network, args.run_dir, images, args.requests, args.clients, args.workers, args.batch_size)
     print(f'Not as expected: {len(failed)}' if failed else 'All as expected.')
     return 1 if failed else 0

@@ -18,8 +18,11 @@ from .. import checkpoint
 from ..artifact import export_network, model_arguments
 from ..blocks import normalize_in_rank_space
 from ..utils.errors import InputError, in_flags
+from ..utils.flags import add_parser
 from ..utils.signals import exit_on_sigterm
+from ..utils.text import listing
 from ..zoo import get_model
+from ..zoo.pretrained import split_tag
 from .config import (
     NetworkTrainingConfig,
     TrainingConfig,
@@ -94,11 +97,16 @@ def make_network(config: NetworkTrainingConfig, initializer: mx.init.Initializer
     LOGGER.info('%s, %s parameters: %s, %s images, %s steps an epoch, %d%s epochs', config.model,
                  f'{_size(net):,}', target, f'{images:,}', f'{_steps(images, config):,}', config.num_epochs,
                  f' + {config.tuning_epochs} tuning' if config.tuning_epochs else '')
-    net.initialize(initializer, ctx=contexts)
-    if config.init_from:
-        anew, unused = take_weights(net, config.init_from, class_names)
-        LOGGER.info('weights of %s; initialized anew: %s; not taken from there: %s', config.init_from,
-                     ', '.join(anew) or 'nothing', ', '.join(unused) or 'nothing')
+    # Also what a trained network of the package brought: whether its output layer fits is seen below.
+    net.initialize(initializer, ctx=contexts, force_reinit=True)
+    source = config.init_from or (config.model if split_tag(config.model)[1] else None)
+    if source:
+        taken = take_weights(net, source, class_names, config.to_dict())
+        LOGGER.info('weights of %s; initialized anew: %s; not taken from there: %s', source,
+                     ', '.join(taken.anew) or 'nothing', ', '.join(taken.unused) or 'nothing')
+        if taken.differences:
+            LOGGER.warning('with these weights this network computes something else than %s, and begins with worse '
+                           'answers:\n%s', source, listing(taken.differences))
     if config.freeze:
         frozen = freeze(net, config.freeze)
         LOGGER.info('%d parameters stay as they are, %s to %s', len(frozen), frozen[0], frozen[-1])
@@ -229,9 +237,8 @@ def add_command(commands: Any, name: str, config_class: type[NetworkTrainingConf
         (config, resume) to anything.
     example : str
     """
-    parser = commands.add_parser(name, help=help, description=_described(help), epilog=example,
-                                 argument_default=argparse.SUPPRESS,
-                                 formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = add_parser(commands, name, help=help, example=example, description=_described(help),
+                        argument_default=argparse.SUPPRESS)
     add_flags(parser, config_class)
 
     def run(args):

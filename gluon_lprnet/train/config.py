@@ -13,6 +13,7 @@ from ..blocks import L2_NORM_SCALES
 from ..data.batches import IMAGENET_MEAN, IMAGENET_STD
 from ..utils.errors import InputError
 from ..utils.files import write_file
+from ..utils.flags import HelpFormatter, examples
 
 PathLike = Union[str, 'os.PathLike[str]']
 _Config = TypeVar('_Config', bound='TrainingConfig')
@@ -197,7 +198,9 @@ class NetworkTrainingConfig(TrainingConfig):
 
     # The recipe that it was made from.
     preset: Optional[str] = None
-    model: str = setting('lprnet_mobilenet_x1.0', 'name in gluon_lprnet.list_models()', group='network')
+    model: str = setting(
+        'lprnet_mobilenet_x1.0', 'name in gluon_lprnet.list_models(), or in list_models(pretrained=True): of the same '
+        'form, beginning with those weights', group='network')
     input_size: int = setting(224, 'height and width of the crop, in pixels', 8, 1024, group='network')
     init_from: Optional[str] = setting(
         None, 'begin with trained weights, as far as their names and shapes fit: the folder of a run or of a '
@@ -256,8 +259,8 @@ class NetworkTrainingConfig(TrainingConfig):
 def make_parser(config_class: type[NetworkTrainingConfig], description: Optional[str],
                 example: Optional[str] = None) -> argparse.ArgumentParser:
     """The flags of a training as a program of its own: see :func:`add_flags`."""
-    parser = argparse.ArgumentParser(description=description, epilog=example, argument_default=argparse.SUPPRESS,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=description, epilog=example and examples(example),
+                                     argument_default=argparse.SUPPRESS, formatter_class=HelpFormatter)
     add_flags(parser, config_class)
     return parser
 

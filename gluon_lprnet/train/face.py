@@ -175,9 +175,8 @@ def train(config: LandmarkConfig, resume: bool = False) -> dict[str, float]:
 
 
 _HELP = 'train a network for 68 facial landmarks'
-_EXAMPLE = """example:
-  gluon-lprnet train-face --rec-train data/300w_lp.rec --rec-val data/aflw2000.rec \\
-      --save-dir runs/face"""
+_EXAMPLE = """gluon-lprnet train-face --rec-train data/300w_lp.rec --rec-val data/aflw2000.rec \\
+    --save-dir runs/face"""
 
 
 def add_commands(commands: Any) -> None:

@@ -167,9 +167,8 @@ def train(config: ClassificationConfig, resume: bool = False) -> dict[str, float
 
 
 _HELP = 'train a network for image classification'
-_EXAMPLE = """example:
-  gluon-lprnet train-imagenet --model lprnet_mobilenet_x0.5 --rec-train data/train.rec \\
-      --rec-val data/val.rec --save-dir runs/half --num-epochs 60"""
+_EXAMPLE = """gluon-lprnet train-imagenet --model lprnet_mobilenet_x0.5 --rec-train data/train.rec \\
+    --rec-val data/val.rec --save-dir runs/half --num-epochs 60"""
 
 
 def add_commands(commands: Any) -> None:

@@ -8,6 +8,7 @@ from typing import Any, Union
 
 from ..utils.errors import InputError
 from ..utils.files import write_file
+from ..utils.flags import add_parser
 
 PathLike = Union[str, 'os.PathLike[str]']
 
@@ -145,7 +146,8 @@ def draw_curves(run_dirs: Sequence[PathLike], path: PathLike) -> None:
 
 
 def add_commands(commands: Any) -> None:
-    parser = commands.add_parser('curves', help='draw the curves of several runs into one picture')
+    parser = add_parser(commands, 'curves', help='draw the curves of several runs into one picture',
+                        example='gluon-lprnet curves runs/first runs/second --out curves.png')
     parser.add_argument('runs', nargs='+', metavar='RUN', help='folder of a run')
     parser.add_argument('--out', required=True, help='picture to write: .png or .svg')
     parser.set_defaults(run=lambda args: draw_curves(args.runs, args.out))

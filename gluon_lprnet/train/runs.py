@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Union
 
 from ..utils.errors import InputError
+from ..utils.flags import add_parser
 from ..utils.text import render_table
 from .journal import draw_curves, read_epochs
 
@@ -125,12 +126,13 @@ def render_runs(runs: Sequence[TrainingRun], format: str = 'text') -> str:
 
 
 def add_commands(commands: Any) -> None:
-    parser = commands.add_parser(
-        'runs', help='trainings side by side: what differs, last and best figures, speed',
+    parser = add_parser(
+        commands, 'runs', help='trainings side by side: what differs, last and best figures, speed',
+        example='gluon-lprnet runs runs --curves runs.png',
         description='List the runs in folders, at any depth: the settings in which they differ, epochs done, last '
-                    'and best validation figures, images per second. Example: runs runs/ --curves runs.png')
+                    'and best validation figures, images per second.')
     parser.add_argument('folders', nargs='+', metavar='FOLDER', help='a run, or a folder with runs in it')
-    parser.add_argument('--format', choices=FORMATS, default='text')
+    parser.add_argument('--format', choices=FORMATS, default='text', help='how to print (default: %(default)s)')
     parser.add_argument('--curves', metavar='FILE', help='draw the curves of all runs: .png or .svg')
     parser.set_defaults(run=_run)
 

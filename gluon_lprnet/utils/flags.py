@@ -1,7 +1,8 @@
-"""Types of command-line flags: argparse rejects invalid values before anything runs."""
+"""Parsers of commands, with examples; types of their flags: argparse rejects invalid values before anything runs."""
 import argparse
 import math
-from typing import TYPE_CHECKING, Any, TypeVar
+import textwrap
+from typing import TYPE_CHECKING, Any, Optional, TypeVar
 
 from .text import integer, real
 
@@ -12,6 +13,40 @@ else:
     Commands = Any
 
 Number = TypeVar('Number', int, float)
+
+
+class HelpFormatter(argparse.HelpFormatter):
+    """Wraps the text of ``--help``, but leaves the lines of examples as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if text.startswith('example') else super()._fill_text(text, width, indent)
+
+
+def examples(calls: str) -> str:
+    """The end of a ``--help``: calls of ``gluon-lprnet`` as a shell takes them, further lines of a call indented."""
+    several = sum(not line.startswith(' ') for line in calls.splitlines()) > 1
+    return f'example{"s" if several else ""}:\n{textwrap.indent(calls, "  ")}'
+
+
+def add_parser(commands: Commands, name: str, help: str, example: str,
+               description: Optional[str] = None, **keywords: Any) -> argparse.ArgumentParser:
+    """Add the parser of a command.
+
+    Parameters
+    ----------
+    commands : argparse subparsers
+    name : str
+    help : str
+        What it does, for the list of commands.
+    example : str
+        See :func:`examples`.
+    description : str, optional
+        The same in sentences, for its own ``--help`` (default: ``help``).
+    keywords
+        Of ``argparse.ArgumentParser``.
+    """
+    return commands.add_parser(name, help=help, description=description or f'{help[0].upper()}{help[1:]}.',
+                               epilog=examples(example), formatter_class=HelpFormatter, **keywords)
 
 
 def positive_int(text: str) -> int:

@@ -79,7 +79,8 @@ def get_model(name: str, classes: Optional[int] = None, pretrained: Union[bool, 
         One of :func:`list_models`, the same with another width or rank (``lprnet_mobilenet_x0.6_r12``), or
         a family (``lprnet_mobilenet``) with ``width`` as a keyword.
     classes : int, default 1000
-        Outputs of the last layer; of trained networks what they were trained with.
+        Outputs of the last layer. Of a trained network those it was trained with; with another number it gets a new
+        output layer, which has learned nothing (``net.reset_class(classes)``).
     pretrained : bool or str, default False
         True loads trained weights; the data set's name (``'cifar10'``) where there are several. The names of
         ``list_models(pretrained=True)`` hold it already.
@@ -135,16 +136,16 @@ def get_model(name: str, classes: Optional[int] = None, pretrained: Union[bool, 
 
 
 def _pretrained(card: Card, classes: Optional[int], ctx: Any, kwargs: dict[str, Any]) -> HybridBlock:
-    given = {**kwargs, **({} if classes is None else {'classes': classes})}
-    other = sorted(key for key, value in given.items() if card.keywords.get(key, value) != value
+    other = sorted(key for key, value in kwargs.items() if card.keywords.get(key, value) != value
                    or key not in card.keywords)
     if other:
         raise InputError(f'{card.name} was trained with {card.keywords}, not with '
-                         f'{", ".join(f"{key}={given[key]!r}" for key in other)}: load it as it is'
-                         + (', then call net.reset_class(CLASSES).' if other == ['classes'] else '.'))
+                         f'{", ".join(f"{key}={kwargs[key]!r}" for key in other)}: load it as it is.')
     net = get_model(card.model, **card.keywords)
     # A file may hold float16 to be smaller.
     net.load_parameters(str(card.params), ctx=ctx, cast_dtype=True)
+    if classes not in (None, card.keywords['classes']):
+        net.reset_class(classes)
     return net
 
 

@@ -11,7 +11,7 @@ from mxnet.gluon import HybridBlock
 
 from ..utils.errors import InputError
 from ..utils.files import PathLike, write_file
-from ..utils.flags import Commands
+from ..utils.flags import Commands, add_parser
 from .registry import get_model, list_models
 
 __all__ = ['build', 'symbol_json', 'differences', 'write']
@@ -96,10 +96,12 @@ def _path(folder: PathLike, name: str) -> str:
 
 
 def add_commands(subparsers: Commands) -> None:
-    parser = subparsers.add_parser(
-        'symbols', help='the symbol JSON of every network of the zoo',
+    parser = add_parser(
+        subparsers, 'symbols', help='the symbol JSON of every network of the zoo',
+        example='gluon-lprnet symbols --check',
         description='Write the symbol JSON of every network, or compare the files with the code.')
-    parser.add_argument('--out', default='symbols', metavar='FOLDER', help='default: %(default)s')
+    parser.add_argument('--out', default='symbols', metavar='FOLDER',
+                        help='folder of the symbols (default: %(default)s)')
     parser.add_argument('--check', action='store_true',
                         help='write nothing; list what differs, is missing or is stale (exit status 1)')
     parser.set_defaults(run=_run)

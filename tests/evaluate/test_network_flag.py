@@ -1,7 +1,9 @@
 """Inputs first, the network by a flag, in all commands alike; and the former order, with a note."""
+import argparse
+
 import pytest
 
-from gluon_lprnet.evaluate.network_flag import DEFAULTS, is_network, split_networks
+from gluon_lprnet.evaluate.network_flag import DEFAULTS, add_network_alone, is_network, split_networks, with_network
 from gluon_lprnet.utils.errors import InputError
 
 SHIPPED = DEFAULTS['classification']
@@ -49,3 +51,37 @@ def test_the_former_form_is_shown_as_of_today(run, capsys):
 def test_no_input_is_said(inputs, named, run):
     with pytest.raises(InputError, match='see do --help'):
         split([run if each == 'RUN' else each for each in inputs], named)
+
+
+# --- commands that work on a network alone
+
+def alone(argv, several=False, default=None):
+    parser = argparse.ArgumentParser()
+    add_network_alone(parser, several=several)
+    parser.add_argument('--out')
+    args = parser.parse_args(argv)
+    before = dict(vars(args))
+    found = with_network('do', args, default)
+    assert vars(args) == before and found.out == 'x'
+    return found.network
+
+
+def test_a_network_alone_is_named_by_the_flag(capsys):
+    assert alone(['--network', 'net', '--out', 'x']) == 'net'
+    assert alone(['--network', 'a', 'b', '--out', 'x'], several=True) == ['a', 'b']
+    assert alone(['--out', 'x'], default=SHIPPED) == SHIPPED
+    assert capsys.readouterr().err == ''
+
+
+def test_a_network_alone_may_come_first_as_before(capsys):
+    assert alone(['net', '--out', 'x']) == 'net'
+    assert capsys.readouterr().err == 'Note: today this is written do --network net\n'
+    assert alone(['a', 'b', '--out', 'x'], several=True) == ['a', 'b']
+    assert capsys.readouterr().err == 'Note: today this is written do --network a b\n'
+
+
+def test_no_network_and_two_are_refused():
+    with pytest.raises(InputError, match='do is given no network: say which by --network'):
+        alone(['--out', 'x'])
+    with pytest.raises(InputError, match='do is given a besides --network b'):
+        alone(['a', '--network', 'b', '--out', 'x'])

@@ -11,7 +11,7 @@ from mxnet import autograd, gluon
 from test_train import linear_task, settings
 
 from gluon_lprnet import checkpoint, get_model
-from gluon_lprnet.artifact import write_symbol
+from gluon_lprnet.artifact import load_network, write_symbol
 from gluon_lprnet.data.digits import pack_digits
 from gluon_lprnet.data.recordio import read_records, write_records
 from gluon_lprnet.graph import trace
@@ -21,7 +21,7 @@ from gluon_lprnet.train.fine_tuning import freeze, take_weights
 from gluon_lprnet.train.imagenet import ClassificationConfig
 from gluon_lprnet.train.loop import Run
 from gluon_lprnet.utils.errors import InputError
-from gluon_lprnet.zoo.pretrained import FOLDER
+from gluon_lprnet.zoo.pretrained import FOLDER, find_card
 
 MODEL = 'lprnet_mobilenet_x0.25'
 SHIPPED = 'lprnet_mobilenet_x0.5.imagenette'
@@ -53,9 +53,9 @@ def trained(tmp_path):
 def test_what_fits_is_taken_and_the_rest_named(trained, kind, classes):
     net = network(classes=classes)
     before = values(net)
-    anew, unused = take_weights(net, trained[1][kind])
+    anew, unused, differences = take_weights(net, trained[1][kind])
     assert anew == ([] if classes == 7 else ['output.weight', 'output.bias'])
-    assert unused == anew
+    assert unused == anew and differences == []
     for name, value in values(net).items():
         np.testing.assert_array_equal(value, (before if name in anew else trained[0])[name], err_msg=name)
 
@@ -82,6 +82,87 @@ def test_weights_that_cannot_be_taken_are_refused_by_name(trained, tmp_path):
     net.save_parameters(str(tmp_path / 'nan.params'))
     with pytest.raises(InputError, match='nan.params: the parameter features.1.0.1.gamma is NaN'):
         take_weights(network(), tmp_path / 'nan.params')
+
+
+# --- weights that fit into another function
+
+def form(**changes):
+    """A small network of :func:`MobileNetV1`'s, whose names and shapes stay the same in every form."""
+    return network('mobilenetv1_x0.25', **changes)
+
+
+@pytest.mark.parametrize('own, others, said', [
+    (dict(), dict(activation='relu6'), r'clip a_max=6.0 there, Activation act_type=relu here, at 27 layers, '
+                                       r'features\.0\.1 to features\.13\.1\.1'),
+    (dict(), dict(padding='tensorflow'), r'Convolution stride=\(2,2\) there, Convolution stride=\(2,2\) pad=\(1,1\)'
+                                         r' here, at .*features\.\d'),
+    (dict(activation='relu6'), dict(activation='relu6'), None)])
+@pytest.mark.parametrize('as_file', [False, True])
+def test_another_function_with_weights_that_fit_is_named(tmp_path, own, others, said, as_file):
+    source = form(seed=1, **others)
+    config = dict(task='classification', model='mobilenetv1_x0.25', num_classes=7, small_image=True, rank=None,
+                  no_residual=False, no_l2_norm=False, input_size=32, **others)
+    if as_file:
+        source = write_symbol(*trace(source), tmp_path / 'net') or tmp_path / 'net-symbol.json'
+    else:
+        checkpoint.save(tmp_path, source, gluon.Trainer(source.collect_params(), 'sgd', kvstore=None),
+                        {'step': 1, 'config': config})
+        source = tmp_path
+    taken = take_weights(form(**own), source)
+    assert taken.anew == []
+    assert bool(taken.differences) == bool(said)
+    assert said is None or any(re.search(said, each) for each in taken.differences), taken.differences
+
+
+@pytest.mark.parametrize('switch, said', [
+    (dict(l2_norm=False), r'L2Normalization mode=channel there, nothing here, at 8 layers, features\.3\.p2'),
+    (dict(residual=False), r'there, nothing here, at 8 layers, features\.3')])
+def test_other_modules_with_the_same_weights_are_named(trained, switch, said):
+    differences = take_weights(network(**switch), trained[1]['symbol']).differences
+    assert len(differences) == 1 and re.search(said, differences[0]), differences
+
+
+def test_another_stem_and_other_values_of_the_input_are_named():
+    net = get_model('lprnet_mobilenet_x0.5', classes=20, small_image=True)
+    net.initialize()
+    description = find_card(SHIPPED).description
+    taken = take_weights(net, SHIPPED, None, dict(rgb_mean=(0, 0, 0), rgb_std=tuple(description['rgb_std'])))
+    assert taken.differences == [
+        'Convolution stride=(2,2) pad=(1,1) there, Convolution pad=(1,1) here, at 2 layers, features.0.0 to '
+        'features.2.0.0', 'rgb_mean 123.68 116.779 103.939 there, 0 0 0 here']
+
+
+def test_a_training_warns_of_another_function(flags, tmp_path):
+    assert imagenet.main([*flags, '--model', 'lprnet_mobilenet_x0.5', '--init-from', SHIPPED, '--num-epochs', '1',
+                          '--warmup-epochs', '0', '--no-l2-norm']) == 0
+    log = (tmp_path / 'run' / 'train.log').read_text()
+    warning, = re.findall(r'computes something else than (\S+), .*worse answers:\n(?:  .*\n)*', log)
+    assert warning == SHIPPED and 'L2Normalization mode=channel there, nothing here' in log
+
+
+def test_a_network_of_the_package_is_trained_by_its_name(flags, tmp_path):
+    name = 'lprnet_mobilenet_x0.5.imagenette'
+    assert imagenet.main([*flags, '--preset', 'mobilenet', '--model', name, '--freeze', 'features', '--num-epochs', '1',
+                          '--warmup-epochs', '0', '--min-random-scale', '1']) == 0
+    log = (tmp_path / 'run' / 'train.log').read_text()
+    assert f'weights of {name}; initialized anew: output.weight, output.bias;' in log
+    saved = mx.nd.load(str(FOLDER / f'{name}.params'))
+    # The run is loaded again, and so is what it exported.
+    for path in (tmp_path / 'run', tmp_path / 'run' / 'export' / f'{name}-symbol.json'):
+        net, description = load_network(path)
+        assert description['model'] == name
+        assert net(mx.nd.ones((1, 3, 32, 32))).shape == (1, 3)
+    net, _ = load_network(tmp_path / 'run')
+    for parameter, value in net._collect_params_with_prefix().items():
+        if not parameter.startswith('output'):
+            np.testing.assert_array_equal(value.data().asnumpy(), saved[parameter].asnumpy().astype('float32'))
+
+
+def test_the_form_of_a_network_is_asked_for_by_its_name():
+    net = get_model('lprnet_mobilenet_x1.0', classes=3)
+    net.initialize()
+    with pytest.raises(InputError, match='none of its weights .* give `model` compressed_mobilenet_x0.5.imagenet'):
+        take_weights(net, 'compressed_mobilenet_x0.5.imagenet')
 
 
 def test_frozen_layers_compute_as_in_prediction_and_stay(trained):

@@ -50,12 +50,20 @@ def test_weights_are_those_of_the_file(shelf):
     (dict(name=MODEL, pretrained=True), "several data sets.*pretrained='green'"),
     (dict(name=MODEL, pretrained='blue'), f'no trained weights for {MODEL} on blue; available: {MODEL}.green'),
     (dict(name='mobilenetv2_x1.0', pretrained=True), 'no trained weights .*mobilenetv1_x0.25.red.*load_parameters'),
-    (dict(name=f'{MODEL}.red', classes=10), r'not with classes=10.*reset_class'),
     (dict(name=f'{MODEL}.red', small_image=True), r'not with small_image=True'),
     (dict(name=f'{MODEL}.blue'), 'on blue')])
 def test_what_is_not_there_is_said(shelf, arguments, message):
     with pytest.raises(InputError, match=message):
         get_model(**arguments)
+
+
+def test_other_classes_get_a_new_output_layer_alone(shelf):
+    net = get_model(f'{MODEL}.red', classes=10)
+    saved = mx.nd.load(str(shelf / f'{MODEL}.red.params'))
+    assert net(mx.nd.ones((2, 3, 32, 32))).shape == (2, 10)
+    for name, parameter in net._collect_params_with_prefix().items():
+        if not name.startswith('output.'):
+            np.testing.assert_array_equal(parameter.data().asnumpy(), saved[name].asnumpy(), err_msg=name)
 
 
 def test_a_changed_bit_is_found(shelf):

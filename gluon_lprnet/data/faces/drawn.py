@@ -14,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ...utils.files import PathLike
-from ...utils.flags import non_negative_int, positive_int
+from ...utils.flags import add_parser, non_negative_int, positive_int
 from ...utils.processes import default_workers, map_in_processes
 from ..images import encode_jpeg
 from .head_model import MODEL, PoseFit
@@ -109,8 +109,9 @@ def write_drawn_faces(folder: PathLike, count: int = 2000, seed: int = 0,
 
 
 def add_commands(commands: Any) -> None:
-    parser = commands.add_parser(
-        'draw-faces', help='computer-drawn faces at all yaws, for a quick start without a download',
+    parser = add_parser(
+        commands, 'draw-faces', help='computer-drawn faces at all yaws, for a quick start without a download',
+        example='gluon-lprnet draw-faces drawn --count 500',
         description='Write drawn faces to FOLDER/train and FOLDER/test in the layout of 300W-LP: read each with '
                     '--layout 300w-lp.')
     parser.add_argument('folder', help='where to write; new or empty')

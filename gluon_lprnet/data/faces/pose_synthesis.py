@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from ...utils.errors import InputError
 from ...utils.files import PathLike
-from ...utils.flags import non_negative_int, positive_int
+from ...utils.flags import add_parser, non_negative_int, positive_int
 from ...utils.processes import default_workers, map_in_processes
 from ...utils.text import listing
 from ..images import decode_image, encode_jpeg, read_file, rgb
@@ -234,8 +234,9 @@ def profile_faces(source: PathLike, layout: str, folder: PathLike, copies: int =
 
 
 def add_commands(commands: Any) -> None:
-    parser = commands.add_parser(
-        'profile', help='turn faces to large poses, as 300W-LP was made',
+    parser = add_parser(
+        commands, 'profile', help='turn faces to large poses, as 300W-LP was made',
+        example='gluon-lprnet profile 300w/train --layout pts --out 300w_profiled',
         description='Write the faces of a data set, and copies turned to yaws up to 90 degrees, in the layout of '
                     '300W-LP: read it with --layout 300w-lp.')
     parser.add_argument('source', help='the data set\'s folder or file')

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from ...utils.errors import InputError
 from ...utils.files import PathLike
+from ...utils.flags import add_parser
 from ...utils.processes import default_workers, map_in_processes
 from ...utils.text import integer, listing, real
 from ..images import MAX_SIDE, encode_jpeg, read_image
@@ -308,8 +309,9 @@ def _crop(face, size, scale, quality):
 
 
 def add_pack_kind(kinds: Any) -> None:
-    parser = kinds.add_parser(
-        'faces', help='faces with 68 landmarks, in the files of a data set',
+    parser = add_parser(
+        kinds, 'faces', help='faces with 68 landmarks, in the files of a data set',
+        example='gluon-lprnet pack faces 300W-LP --layout 300w-lp --out data/300w_lp',
         description='Pack the faces of a data set into PREFIX.rec, .idx and .json (the manifest with checksums). They '
                     'appear only when complete. Layouts: '
                     + '; '.join(f'{name}: {layout.looks}' for name, layout in LAYOUTS.items()) + '.')
