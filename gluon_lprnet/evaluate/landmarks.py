@@ -188,7 +188,7 @@ def load_landmark_network(path: PathLike,
 
 def predict_landmarks(net: HybridBlock, description: Mapping[str, Any], faces: Sequence[tuple[np.ndarray, np.ndarray]],
                       context: Optional[mx.Context] = None, jaws: Union[str, Sequence[str]] = '3d',
-                      dtype: str = 'float32') -> np.ndarray:
+                      dtype: str = 'float32', flip: bool = False) -> np.ndarray:
     """Predict the landmarks of faces.
 
     Parameters
@@ -201,6 +201,10 @@ def predict_landmarks(net: HybridBlock, description: Mapping[str, Any], faces: S
     context : mx.Context, optional
     jaws : str or sequence of str
         Of :data:`gluon_lprnet.data.faces.landmarks.JAWS`, for all faces or for each: what networks of two jaws answer.
+    dtype : str
+        Of the network's input.
+    flip : bool
+        The mean of this and of what the network finds in the crop flipped left to right (test-time augmentation).
 
     Returns
     -------
@@ -209,14 +213,19 @@ def predict_landmarks(net: HybridBlock, description: Mapping[str, Any], faces: S
     """
     size, scale = description['input_size'], description.get('crop_scale', CROP_SCALE)
     crops = [(picture, crop_matrix(box, size, scale)) for picture, box in faces]
-    found = landmarks_in_crops(lambda data: net(mx.nd.array(data, context or mx.cpu())).asnumpy(), description, crops)
+    def network(data):
+        return net(mx.nd.array(data, context or mx.cpu(), dtype)).asnumpy()
+
+    found = landmarks_in_crops(network, description, crops)
+    if flip:
+        found = (found + landmarks_in_crops(network, description, crops, mirrored=True)) / 2
     jaws = [jaws] * len(faces) if isinstance(jaws, str) else jaws
     return found[np.arange(len(faces)), [JAWS.index(jaw) for jaw in jaws]]
 
 
 def evaluate_landmarks(net: HybridBlock, records: Iterable[FaceRecord], description: Mapping[str, Any],
                        context: Optional[mx.Context] = None, batch_size: int = _BATCH_SIZE,
-                       jaw: Optional[str] = None, dtype: str = 'float32') -> FaceErrors:
+                       jaw: Optional[str] = None, dtype: str = 'float32', flip: bool = False) -> FaceErrors:
     """Errors of a network on a set of faces.
 
     Parameters
@@ -229,6 +238,8 @@ def evaluate_landmarks(net: HybridBlock, records: Iterable[FaceRecord], descript
     batch_size : int
     jaw : str, optional
         What networks of two jaws answer; by default the jaw that each face's landmarks have.
+    dtype, flip
+        As of :func:`predict_landmarks`.
 
     Returns
     -------
@@ -239,7 +250,7 @@ def evaluate_landmarks(net: HybridBlock, records: Iterable[FaceRecord], descript
         while batch := list(islice(faces, batch_size)):
             crops = [(record.pixels(), record.box) for record in batch]
             jaws = [jaw or record.jaw or JAWS[0] for record in batch]
-            yield from zip(batch, predict_landmarks(net, description, crops, context, jaws, dtype))
+            yield from zip(batch, predict_landmarks(net, description, crops, context, jaws, dtype, flip))
     return _collect(predictions())
 
 
@@ -272,7 +283,7 @@ def _collect(predictions):
 
 def evaluate_sets(networks: Mapping[str, tuple[HybridBlock, Mapping[str, Any]]], recs: Mapping[str, PathLike],
                   train_recs: Optional[Sequence[PathLike]] = None,
-                  jaw: Optional[str] = None) -> dict[str, dict[str, FaceErrors]]:
+                  jaw: Optional[str] = None, flip: bool = False) -> dict[str, dict[str, FaceErrors]]:
     """Errors of each network on each set.
 
     Parameters
@@ -283,7 +294,7 @@ def evaluate_sets(networks: Mapping[str, tuple[HybridBlock, Mapping[str, Any]]],
         ``.rec`` files of faces, by name.
     train_recs : sequence of path, optional
         Files whose mean face is evaluated too.
-    jaw : str, optional
+    jaw, flip
         As of :func:`evaluate_landmarks`.
 
     Returns
@@ -303,7 +314,7 @@ def evaluate_sets(networks: Mapping[str, tuple[HybridBlock, Mapping[str, Any]]],
     for name, rec in recs.items():
         results[name] = {
             label: evaluate_landmarks(net, tqdm(read_face_records(rec), f'{label} on {name}', unit='face', leave=False,
-                                                disable=None), description, jaw=jaw)
+                                                disable=None), description, jaw=jaw, flip=flip)
             for label, (net, description) in networks.items()}
         if face is not None:
             results[name][MEAN_FACE] = evaluate_mean_face(face, read_face_records(rec))

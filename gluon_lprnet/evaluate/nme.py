@@ -66,14 +66,20 @@ def add_commands(commands: Any) -> None:
     parser.add_argument('--jaw', choices=JAWS,
                         help='the jaw that networks with two of them give: that of the head, hidden or not, or the '
                              "visible contour (default: the one in each set's landmarks)")
+<<<<<<< HEAD
     parser.add_argument('--format', choices=FORMATS, default='text', help='how to print (default: %(default)s)')
+=======
+    parser.add_argument('--flip', action='store_true',
+                        help='the mean of what a network finds in the crop and in its mirror image, in twice the time')
+    parser.add_argument('--format', choices=FORMATS, default='text')
+>>>>>>> c89b2ac (nme --flip: the mean of what a network finds in the crop and its mirror image; the network's input in its type again)
     parser.set_defaults(run=_run)
 
 
 def _run(args):
     networks, inputs = split_networks('nme', 'landmarks', args.inputs, args.network, args.rec, several=True)
     recs = dict(zip(distinct_names([Path(rec).stem for rec in inputs], inputs), inputs))
-    results = evaluate_sets(load_networks(networks), recs, args.mean_face, args.jaw)
+    results = evaluate_sets(load_networks(networks), recs, args.mean_face, args.jaw, args.flip)
     print(nme_table(results, args.threshold / 100, args.format))
     if args.out:
         draw_all(results, recs, args.out)

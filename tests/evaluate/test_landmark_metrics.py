@@ -200,3 +200,36 @@ def test_files_at_fault_are_named(network, face_set, tiny_records, tmp_path):
     write_records(tmp_path / 'undecodable', [(label, image)])
     with pytest.raises(InputError, match='record 0 .* is not an image of a known format'):
         command(nme, 'nme', network, '--rec', tmp_path / 'undecodable.rec')
+
+
+def test_flip_is_the_mean_with_the_mirror_image(face_set, tmp_path, capsys):
+    """Of a network that answers the same whatever it sees; the numbers of the mirrored points by their names."""
+    rec, faces = face_set
+    pairs = [*((i, 16 - i) for i in range(8)), *((17 + i, 26 - i) for i in range(5)), (31, 35), (32, 34),
+             (36, 45), (37, 44), (38, 43), (39, 42), (40, 47), (41, 46), (48, 54), (49, 53), (50, 52), (55, 59),
+             (56, 58), (60, 64), (61, 63), (65, 67)]
+    opposite = {number: number for number in (8, *range(27, 31), 33, 51, 57, 62, 66)}
+    opposite.update(pairs)
+    opposite.update((b, a) for a, b in pairs)
+    assert sorted(opposite) == sorted(opposite.values()) == list(range(68))
+    answer = np.array([[(ANSWER[i][0] - ANSWER[opposite[i]][0]) / 2, (ANSWER[i][1] + ANSWER[opposite[i]][1]) / 2]
+                       for i in range(68)])
+    predicted = expected_points(faces, answer)
+    net, description = landmarks.load_landmark_network(make_network(tmp_path))
+    found = landmarks.evaluate_landmarks(net, read_face_records(rec), description, flip=True)
+    np.testing.assert_allclose(found.predicted, predicted, atol=1e-3)
+    command(nme, 'nme', rec, '--network', tmp_path / 'lprnet_mobilenet_x0.25-symbol.json', '--flip', '--format', 'json')
+    row, = json.loads(capsys.readouterr().out)['rows']
+    errors = loop_errors(predicted, [2.5 * face.landmarks + [30, -12] for face in faces])
+    assert row['mean'] == pytest.approx(np.mean(errors), abs=1e-6)
+
+
+def test_the_network_gets_the_type_that_it_computes_in(face_set):
+    seen = []
+
+    def spy(data):
+        seen.append(data.dtype)
+        return mx.nd.zeros((len(data), 136))
+    description = {'input_size': 32, 'rgb_mean': IMAGENET_MEAN, 'rgb_std': IMAGENET_STD}
+    landmarks.evaluate_landmarks(spy, list(read_face_records(face_set[0])), description, dtype='float16', flip=True)
+    assert seen == [np.float16] * 2

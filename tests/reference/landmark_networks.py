@@ -58,12 +58,12 @@ def loop_errors(predicted, truth):
     return errors
 
 
-def expected_points(faces):
-    """What ANSWER is in pixels of the set's images."""
+def expected_points(faces, answer=ANSWER):
+    """What an answer of the networks is in pixels of the set's images."""
     points = []
     for face in faces:
         left, top, right, bottom = face.box.astype('float64')
         side = max(right - left, bottom - top)
         points.append([[2.5 * ((left + right) / 2 + x * side) + 30, 2.5 * ((top + bottom) / 2 + y * side) - 12]
-                       for x, y in ANSWER])
+                       for x, y in answer])
     return np.array(points)
