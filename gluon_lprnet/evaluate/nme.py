@@ -66,13 +66,9 @@ def add_commands(commands: Any) -> None:
     parser.add_argument('--jaw', choices=JAWS,
                         help='the jaw that networks with two of them give: that of the head, hidden or not, or the '
                              "visible contour (default: the one in each set's landmarks)")
-<<<<<<< HEAD
-    parser.add_argument('--format', choices=FORMATS, default='text', help='how to print (default: %(default)s)')
-=======
     parser.add_argument('--flip', action='store_true',
                         help='the mean of what a network finds in the crop and in its mirror image, in twice the time')
-    parser.add_argument('--format', choices=FORMATS, default='text')
->>>>>>> c89b2ac (nme --flip: the mean of what a network finds in the crop and its mirror image; the network's input in its type again)
+    parser.add_argument('--format', choices=FORMATS, default='text', help='how to print (default: %(default)s)')
     parser.set_defaults(run=_run)
 
 
