@@ -1,5 +1,6 @@
 """Landmarks of the faces in pictures and videos: ``python -m gluon_lprnet align``."""
 import contextlib
+import csv
 import json
 import math
 import os
@@ -11,7 +12,7 @@ from typing import NamedTuple, Optional
 import cv2
 from tqdm import tqdm
 
-from ..data.faces.landmarks import JAWS
+from ..data.faces.landmarks import JAWS, POINTS
 from ..data.images import EXTENSIONS, encode_image, is_image_file
 from ..evaluate.network_flag import add_network_flag, split_networks
 from ..utils.errors import InputError
@@ -25,6 +26,8 @@ from .tracking import FaceTracker
 
 _CAMERA = 'camera'
 _CROPS = 'crops'
+_CSV = ('image', 'frame', 'time', 'face', 'left', 'top', 'right', 'bottom', 'score', 'confidence', 'yaw', 'pitch',
+        'roll', *(f'{axis}{number}' for number in range(POINTS) for axis in 'xy'))
 _VIDEOS = ('.mp4', '.avi', '.mov', '.mkv', '.webm', '.m4v', '.mpg', '.mpeg', '.3gp', '.ts', '.mts')
 
 
@@ -94,10 +97,16 @@ def _read_boxes(file):
 
 
 class _Results:
-    """What is found: a line for each picture and frame as it comes, and at the end all but the frames in one file."""
+    """What is found: a line for each picture and frame as it comes, and at the end all but the frames in one file.
 
-    def __init__(self, out, network):
+    With ``form``, json or csv, what comes is printed too.
+    """
+
+    def __init__(self, out, network, form=None):
         self.path, self._lines = out / 'landmarks.json', out / 'landmarks.jsonl'
+        self._form, self._table = form, csv.writer(sys.stdout)
+        if form == 'csv':
+            self._table.writerow(_CSV)
         self._found = {'network': str(network), 'images': [], 'videos': []}
         write_file(self._lines, '')
 
@@ -124,6 +133,20 @@ class _Results:
         # Opened for each line, so that a kill or a full disk loses no other one.
         with write_errors(self._lines), open(self._lines, 'a', encoding='utf-8') as file:
             file.write(json.dumps(entry) + '\n')
+        if self._form == 'json':
+            print(json.dumps(entry))
+        elif self._form == 'csv':
+            self._table.writerows(_rows(entry))
+
+
+def _rows(entry):
+    """The faces of a picture or frame as rows of ``_CSV``; one that was not detected has no score."""
+    # A name of other bytes than UTF-8 is printed with replacements.
+    name = entry.get('image', entry.get('video')).encode('utf-8', 'surrogateescape').decode('utf-8', 'replace')
+    for number, face in enumerate(entry['faces'], 1):
+        yield (name, entry.get('frame'), entry.get('time'), face.get('id', number), *face['box'], face.get('score'),
+               face['confidence'], *(face['pose'][angle] for angle in ('yaw', 'pitch', 'roll')),
+               *(number for point in face['points'] for number in point))
 
 
 def _check_free(sources, out, overwrite, crops):
@@ -171,7 +194,7 @@ def _import_video():
     return video
 
 
-def _align_video(aligner, source, args, target, results, stop):
+def _align_video(aligner, source, args, target, results, stop, report):
     """The video with its landmarks is written; its entry of the JSON."""
     tracker = FaceTracker(aligner, smooth=not args.no_smoothing)
     seen = 0
@@ -191,7 +214,7 @@ def _align_video(aligner, source, args, target, results, stop):
     entry = {'video': source.name, **written, 'frames_with_faces': seen, 'faces': tracker.count,
              **({'damage': damage} if damage else {})}
     results.videos.append(entry)
-    print(f'{source.name}: {entry["frames"]} frames, {_count(entry["faces"])}, in {seen} of the frames')
+    report(f'{source.name}: {entry["frames"]} frames, {_count(entry["faces"])}, in {seen} of the frames')
     return entry
 
 
@@ -227,6 +250,11 @@ def add_commands(commands: Commands) -> None:
     align.add_argument('--frames', type=positive_int, metavar='N', help='of a video or the camera, only the first N')
     align.add_argument('--no-smoothing', action='store_true',
                        help='of a video or the camera, the landmarks of each frame as they are found, unfiltered')
+    form = align.add_mutually_exclusive_group()
+    form.add_argument('--json', action='store_true', help='also print the lines of landmarks.jsonl')
+    form.add_argument('--csv', action='store_true',
+                      help='also print comma-separated values, a row for each face: where it is, its box, score, '
+                           'confidence, pose and the coordinates of its points')
     align.set_defaults(run=_run)
 
 
@@ -244,8 +272,13 @@ def _run(args):
             raise InputError(f'--{flag} is for pictures, and {videos[0].path or _CAMERA} is a video.')
     boxes = _read_boxes(args.boxes) if args.boxes else None
     aligner = make_aligner(network, make_detector(args.detector), args.jaw)
-    results = _Results(out, network)
+    form = 'json' if args.json else 'csv' if args.csv else None
+    results = _Results(out, network, form)
     faults = 0
+
+    def report(line):
+        tqdm.write(line, file=sys.stderr if form else sys.stdout)
+
     try:
         for source in tqdm(pictures, 'pictures', unit='picture', leave=False, disable=None):
             try:
@@ -261,11 +294,11 @@ def _run(args):
             _write_picture(out / source.name, picture)
             height, width = picture.shape[:2]
             results.add_image({'image': source.name, 'width': width, 'height': height, 'faces': faces})
-            tqdm.write(f'{source.name}: {_count(len(faces))}')
+            report(f'{source.name}: {_count(len(faces))}')
         for source in videos:
             with noted() as signals:
                 try:
-                    entry = _align_video(aligner, source, args, out / source.name, results, signals)
+                    entry = _align_video(aligner, source, args, out / source.name, results, signals, report)
                 except InputError as error:
                     faults += 1
                     print(error, file=sys.stderr)
@@ -278,8 +311,8 @@ def _run(args):
                 signal.raise_signal(signals[0])
     finally:
         results.write()
-        print(f'Written: {results.path}; pictures: {len(results.images)}, videos: {len(results.videos)}'
-              + (f', not done (named above): {faults}' if faults else ''))
+        report(f'Written: {results.path}; pictures: {len(results.images)}, videos: {len(results.videos)}'
+               + (f', not done (named above): {faults}' if faults else ''))
     return 1 if faults else 0
 
 

