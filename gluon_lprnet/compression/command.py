@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,7 @@ from ..utils.flags import Commands, add_parser, non_negative_float, non_negative
 from ..utils.text import integer, real, render_table
 from .latency import median_milliseconds
 from .network import compress
-from .ranks import Budget, ByLayer, Energy, Latency, as_ranks
+from .ranks import VECTOR, Budget, ByLayer, Energy, Latency, as_ranks
 from .tuning import Agreement, Best, distill
 
 # Of a tuning: where files were.
@@ -53,6 +54,7 @@ class TuningConfig(TrainingConfig):
     exclude: Sequence[str] = ()
     no_residual: bool = False
     l2_norm: bool = False
+    any_width: bool = False
     temperature: float = 4.0
     labels: bool = False
     held_out: Optional[str] = None
@@ -100,6 +102,8 @@ def add_commands(commands: Commands) -> None:
                         help='layers, or patterns, that stay as they are')
     module.add_argument('--no-residual', action='store_true', help='truncated SVD, without the residual')
     module.add_argument('--l2-norm', action='store_true', help="the paper's normalized form, which needs tuning")
+    module.add_argument('--any-width', action='store_true',
+                        help='take the other 1x1 convolutions too, as two of low rank without the residual')
 
     data = parser.add_argument_group('data')
     data.add_argument('--calibrate', metavar='REC', help='RecordIO file of images like those of the training')
@@ -208,6 +212,8 @@ def _run(args):
         columns['tuned'] = _tuned(net, original, args, images, measured, _tuning_config(args, chosen), found)
     latencies = median_milliseconds([deploy(original), deploy(net)], shape)
     print(f'\n{_table(columns, report, latencies)}')
+    for warning in _warnings(report, *latencies):
+        print(f'Warning: {warning}', file=sys.stderr)
     recipe = _tuning_config(args, chosen).to_dict() if args.tune_epochs else {'ranks': chosen}
     _write(net, dict(description, model=name), out, report, columns, latencies, residual=not args.no_residual,
            recipe={key: value for key, value in recipe.items() if key not in _PLACES})
@@ -225,7 +231,8 @@ def _compressed(original, ranks, args, description, records, shape):
         batches = validation_batches(records, description, args.batch_size, args.num_data_workers, shuffle=True,
                                      seed=args.seed)
         images = itertools.islice(batches.epoch(0), math.ceil(args.images / batches.batch_size))
-    return compress(original, ranks, args.layers, args.exclude, args.l2_norm, not args.no_residual, images, shape)
+    return compress(original, ranks, args.layers, args.exclude, args.l2_norm, not args.no_residual, images, shape,
+                    args.any_width)
 
 
 def _accuracy(net, validation):
@@ -252,6 +259,17 @@ def _tuned(net, teacher, args, images, measured, config, found):
         evaluate=evaluate), teacher, args.temperature, args.labels), config, found)
     best.take()
     return measured(net)
+
+
+def _warnings(report, before, after):
+    """Where the network did not get faster, and why that may be."""
+    if after >= before:
+        yield (f'the compressed network takes {after:.2f} ms for an image and the original {before:.2f} ms: fewer '
+               'multiply-adds alone are not faster. Choose ranks by --latency, or try --no-residual.')
+    slow = [layer for layer in report.layers if layer.rank and layer.rank % VECTOR and min(layer.shape) >= 4 * VECTOR]
+    if slow:
+        yield (f'ranks that are not multiples of {VECTOR} are slow on most processors: '
+               f'{", ".join(f"{layer.name} ({layer.rank})" for layer in slow)}.')
 
 
 def _table(columns, report, latencies):

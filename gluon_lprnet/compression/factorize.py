@@ -25,8 +25,8 @@ class Factors(NamedTuple):
     Attributes
     ----------
     p1 : ndarray (rank, m)
-    p2 : ndarray (m, rank)
-    scale : ndarray (m,)
+    p2 : ndarray (n, rank)
+    scale : ndarray (min(n, m),)
         Of the residual; zeros without it.
     error : float
         Mean squared error over the mean square of ``W d``, 0 to 1.
@@ -39,8 +39,8 @@ class Factors(NamedTuple):
 
     @property
     def matrix(self) -> np.ndarray:
-        """The approximation of W, ndarray (m, m)."""
-        return self.p2 @ self.p1 + np.diag(self.scale)
+        """The approximation of W, ndarray (n, m)."""
+        return _plus_diagonal(self.p2 @ self.p1, self.scale)
 
 
 def factorize(matrix: np.ndarray, rank: int, covariance: Optional[np.ndarray] = None,
@@ -54,9 +54,10 @@ def factorize(matrix: np.ndarray, rank: int, covariance: Optional[np.ndarray] = 
 
     Parameters
     ----------
-    matrix : ndarray (m, m)
+    matrix : ndarray (n, m)
+        Square with the residual.
     rank : int
-        From 1 to m.
+        From 1 to the smaller of n and m.
     covariance : ndarray (m, m), optional
         C, symmetric and positive semidefinite; by default the identity.
     residual : bool
@@ -67,15 +68,15 @@ def factorize(matrix: np.ndarray, rank: int, covariance: Optional[np.ndarray] = 
         Row k of ``p1`` has the same norm as column k of ``p2``, which is good for gradients.
     """
     matrix = np.asarray(matrix, dtype='float64')
-    m = len(matrix)
+    n, m = matrix.shape
     covariance = np.eye(m) if covariance is None else np.asarray(covariance, dtype='float64')
     total = _energy(matrix, covariance)
-    scale = np.zeros(m)
+    scale = np.zeros(min(n, m))
     # Factors from the first round on.
     best: Any = None
     for _ in range(_ROUNDS if residual else 1):
-        rest: np.ndarray = matrix - np.diag(scale)
-        u = linalg.eigh(rest @ covariance @ rest.T, subset_by_index=[m - rank, m - 1])[1]
+        rest = _plus_diagonal(matrix, -scale)
+        u = linalg.eigh(rest @ covariance @ rest.T, subset_by_index=[n - rank, n - 1])[1]
         p1 = u.T @ rest
         # Rounding can take a sum that should be 0 below it.
         error = max(_energy(rest - u @ p1, covariance), 0.0) / total if total else 0.0
@@ -89,6 +90,12 @@ def factorize(matrix: np.ndarray, rank: int, covariance: Optional[np.ndarray] = 
     length = np.sqrt(np.linalg.norm(best.p1, axis=1))
     length[length == 0] = 1
     return best._replace(p1=best.p1 / length[:, None], p2=best.p2 * length)
+
+
+def _plus_diagonal(matrix, diagonal):
+    matrix = matrix.copy()
+    matrix[np.diag_indices(len(diagonal))] += diagonal
+    return matrix
 
 
 def _best_scale(matrix, u, covariance):

@@ -54,7 +54,7 @@ class Clock(NamedTuple):
     build : callable
         (a rank or None for each layer) to the network.
     build_layers : callable
-        (shape, rank or None) to ``COPIES`` layers in series.
+        (channels of the input, channels of the output, rank or None) to ``COPIES`` layers in series.
     """
 
     input_shape: tuple[int, ...]
@@ -63,8 +63,8 @@ class Clock(NamedTuple):
     build_layers: Callable[[tuple, Optional[int]], Any]
 
 
-def ranks_by_latency(allowed: Callable[[float], float], spectra: Sequence[np.ndarray], shapes: Sequence[tuple],
-                     clock: Clock) -> list[Optional[int]]:
+def ranks_by_latency(allowed: Callable[[float], float], spectra: Sequence[np.ndarray],
+                     shapes: Sequence[tuple[tuple, int]], clock: Clock) -> list[Optional[int]]:
     """The rank of each layer that keeps the sum of errors low within a latency.
 
     Each layer is timed at some ranks, and the ranks are chosen as within a budget of multiply-adds. The
@@ -76,8 +76,9 @@ def ranks_by_latency(allowed: Callable[[float], float], spectra: Sequence[np.nda
         From the milliseconds of the original to those that the network may take.
     spectra : sequence of ndarray
         By layer, as :func:`gluon_lprnet.compression.factorize.ranks_within` takes them.
-    shapes : sequence of tuple
-        Of each layer's output, NCHW, where the network's input is the clock's.
+    shapes : sequence of (tuple, int)
+        Of each layer the shape of its input, NCHW, where the network's input is the clock's, and the channels of its
+        output.
     clock : Clock
 
     Returns
@@ -91,8 +92,8 @@ def ranks_by_latency(allowed: Callable[[float], float], spectra: Sequence[np.nda
         If no choice is fast enough.
     """
     original = clock.original()
-    tables = {shape: _times_by_rank(shape, clock.build_layers)
-              for shape in tqdm(dict.fromkeys(shapes), 'timing layers', leave=False, disable=None)}
+    tables = {(shape, outputs): _times_by_rank(shape, outputs, clock.build_layers)
+              for shape, outputs in tqdm(dict.fromkeys(shapes), 'timing layers', leave=False, disable=None)}
     times = [tables[shape] for shape in shapes]
     least = sum(min(by_rank.values()) for by_rank in times)
 
@@ -124,13 +125,13 @@ def ranks_by_latency(allowed: Callable[[float], float], spectra: Sequence[np.nda
     return list(best[1])
 
 
-def _times_by_rank(shape, build_layers):
+def _times_by_rank(shape, outputs, build_layers):
     """Milliseconds of a layer at some ranks, and unchanged (None)."""
-    width = shape[1]
-    # In steps of the vector width; from half of the layer's width on, multiply-adds are no longer saved.
-    step = max(8, width // 128 * 8)
-    ranks = [*range(step, width // 2, step), None]
-    times = _milliseconds([build_layers(shape, rank) for rank in ranks], shape, _LAYER_ROUNDS)
+    inputs = shape[1]
+    # In steps of the vector width; from the last of them on, multiply-adds are no longer saved.
+    step = max(8, min(inputs, outputs) // 128 * 8)
+    ranks = [*range(step, inputs * outputs // (inputs + outputs), step), None]
+    times = _milliseconds([build_layers(inputs, outputs, rank) for rank in ranks], shape, _LAYER_ROUNDS)
     # The shortest, not the median: other load only adds to a time.
     return {rank: min(taken) / COPIES for rank, taken in zip(ranks, times)}
 

@@ -8,7 +8,7 @@ from ..graph import SymbolGraph, attributes
 from ..utils.errors import InputError
 from .factorize import Factors
 
-__all__ = ['Pointwise', 'Replacement', 'Refit', 'PointwiseGraph']
+__all__ = ['Pointwise', 'Form', 'Replacement', 'Refit', 'PointwiseGraph']
 
 # Between the depthwise convolution and the pointwise one, element by element.
 _BETWEEN = ('BatchNorm', 'Activation', 'clip', 'relu', 'LeakyReLU')
@@ -25,6 +25,8 @@ class Pointwise(NamedTuple):
         Outputs and inputs.
     plain : bool
         It multiplies each position by a matrix of its own, and does nothing else.
+    pair : bool
+        Of equal width, after a depthwise 3x3 convolution: what becomes an LPR module. Others can be of low rank alone.
     skipped : str or None
         Why it cannot be replaced.
     """
@@ -34,6 +36,7 @@ class Pointwise(NamedTuple):
     norm: Optional[int]
     shape: tuple[int, int]
     plain: bool
+    pair: bool
     skipped: Optional[str]
 
     @property
@@ -45,6 +48,17 @@ class Pointwise(NamedTuple):
     def stem(self) -> str:
         """What the names of its parameters begin with."""
         return self.name[:-len('_fwd')] if self.name.endswith('_fwd') else self.name
+
+
+class Form(NamedTuple):
+    """Of the modules: ``residual`` and ``l2_norm`` as :func:`gluon_lprnet.compress` takes them."""
+
+    residual: bool
+    l2_norm: bool
+
+    def of(self, layer: Pointwise) -> 'Form':
+        """The form of what replaces a layer: a plain product where it is not of a pair."""
+        return self if layer.pair else Form(False, False)
 
 
 class Replacement(NamedTuple):
@@ -73,9 +87,9 @@ class Refit(NamedTuple):
 class PointwiseGraph(SymbolGraph):
     """New nodes are added at the end, to which MXNet gives their place when it reads the graph."""
 
-    def pointwise(self) -> list[Pointwise]:
-        """Its pointwise convolutions, in the order of computation."""
-        return [self._pointwise(index, node) for index, node in enumerate(self.nodes)
+    def pointwise(self, any_width: bool = False) -> list[Pointwise]:
+        """Its pointwise convolutions, in order of computation; with ``any_width`` all plain ones can be replaced."""
+        return [self._pointwise(index, node, any_width) for index, node in enumerate(self.nodes)
                 if node['op'] == 'Convolution' and attributes(node, kernel=(), num_group=1) == [(1, 1), 1]
                 and self.input_name(node, 1) in self.params]
 
@@ -133,7 +147,7 @@ class PointwiseGraph(SymbolGraph):
         self.set_value(norm, 3, mean)
         self.set_value(norm, 2, new.bias + scale * (mean - self.bias(convolution)))
 
-    def _pointwise(self, index, node):
+    def _pointwise(self, index, node, any_width):
         shape = self.params[self.input_name(node, 1)].shape[:2]
         source = self.nodes[node['inputs'][0][0]]
         while source['op'] in _BETWEEN:
@@ -141,11 +155,13 @@ class PointwiseGraph(SymbolGraph):
         depthwise = (source['op'] == 'Convolution' and attributes(source, kernel=(), num_group=1, num_filter=0)
                      == [(3, 3), shape[1], shape[1]])
         own, plain = self.has_own_parameters(node), _is_plain(node)
-        skipped = ('its input and output differ in width' if shape[0] != shape[1] else
-                   'no depthwise 3x3 convolution before it' if not depthwise else
+        pair = depthwise and shape[0] == shape[1]
+        skipped = (None if own and plain and (pair or any_width) else
+                   'its input and output differ in width' if shape[0] != shape[1] and not any_width else
+                   'no depthwise 3x3 convolution before it' if not pair and not any_width else
                    'its weight is used elsewhere too' if not own else
-                   'its stride, padding or layout is not plain' if not plain else None)
-        return Pointwise(node['name'], index, self._norm_after(index), shape, own and plain, skipped)
+                   'its stride, padding or layout is not plain')
+        return Pointwise(node['name'], index, self._norm_after(index), shape, own and plain, pair, skipped)
 
     def _norm_after(self, index):
         for number, node in enumerate(self.nodes):

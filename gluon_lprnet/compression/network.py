@@ -14,7 +14,7 @@ from ..graph import as_block, trace
 from ..utils.errors import InputError
 from .factorize import Factors, spectrum
 from .latency import COPIES, Clock
-from .modules import Pointwise, PointwiseGraph, Replacement
+from .modules import Form, Pointwise, PointwiseGraph, Replacement
 from .ranks import Layer, Problem, Ranks, as_ranks, matching
 from .refit import Fit, fit_in_sequence, moments_of, replacement
 from .report import LayerReport, Report
@@ -29,8 +29,8 @@ Calibration = Union[mx.nd.NDArray, np.ndarray, Iterable]
 
 def compress(net: HybridBlock, rank: Union[int, float, Ranks] = 1 / 8, layers: Optional[Sequence[str]] = None,
              exclude: Sequence[str] = (), l2_norm: bool = False, residual: bool = True,
-             calibration: Optional[Calibration] = None,
-             input_shape: Optional[tuple[int, ...]] = None) -> tuple[SymbolBlock, Report]:
+             calibration: Optional[Calibration] = None, input_shape: Optional[tuple[int, ...]] = None,
+             any_width: bool = False) -> tuple[SymbolBlock, Report]:
     """Turn depthwise 3x3 + pointwise pairs of equal width into LPR modules, without training.
 
     A pointwise convolution P, with the BatchNorm after it folded in, becomes ``P2 P1 d + s * d + b``: two bias-free
@@ -68,6 +68,9 @@ def compress(net: HybridBlock, rank: Union[int, float, Ranks] = 1 / 8, layers: O
     input_shape : tuple of int, optional
         For which multiply-adds are counted and latency is measured (default: one calibration image, or
         (1, 3, 224, 224)).
+    any_width : bool, default False
+        Take other 1x1 convolutions too, those between different widths and those of networks without depthwise ones:
+        as ``P2 P1 x + b``, without the residual. A fraction is of the smaller number of channels.
 
     Returns
     -------
@@ -83,23 +86,16 @@ def compress(net: HybridBlock, rank: Union[int, float, Ranks] = 1 / 8, layers: O
     if l2_norm and not residual:
         raise InputError('l2_norm=True needs residual=True: the bias of the module is with its residual.')
     images = _images(calibration) if calibration is not None else []
-    form = _Form(l2_norm, residual)
-    found = _find(net, tuple(input_shape or ((1, *images[0].shape[1:]) if images else (1, 3, 224, 224))))
+    form = Form(residual, l2_norm)
+    found = _find(net, tuple(input_shape or ((1, *images[0].shape[1:]) if images else (1, 3, 224, 224))), any_width)
     stays = _not_wanted(found.replaceable, layers, exclude)
     ranks = _choose_ranks(found, as_ranks(rank), form, images, stays)
-    fits = (fit_in_sequence(found.graph, [layer for layer in found.pointwise if layer.plain], ranks, residual, l2_norm,
-                            images) if images else _fit_without_images(found, ranks, form))
+    fits = (fit_in_sequence(found.graph, [layer for layer in found.pointwise if layer.plain], ranks, form, images)
+            if images else _fit_without_images(found, ranks, form))
     symbol, params = _rewrite(found, fits)
     block = as_block(symbol, params)
     block.hybridize(static_alloc=True, static_shape=True)
     return block, _report(found, ranks, fits, stays, count(symbol, found.input_shape))
-
-
-class _Form(NamedTuple):
-    """Of the modules."""
-
-    l2_norm: bool
-    residual: bool
 
 
 class _Found(NamedTuple):
@@ -119,15 +115,16 @@ class _Found(NamedTuple):
         return [layer for layer in self.pointwise if not layer.skipped]
 
 
-def _find(net, input_shape):
+def _find(net, input_shape, any_width):
     symbol, params = _trace(net, input_shape)
     graph = PointwiseGraph(symbol, params)
     complexity = count(symbol, input_shape)
     costs = dict(zip((index for index, node in enumerate(graph.nodes) if node['op'] != 'null'), complexity.layers))
-    found = _Found(net, symbol, params, graph, graph.pointwise(), input_shape, complexity, costs)
+    found = _Found(net, symbol, params, graph, graph.pointwise(any_width), input_shape, complexity, costs)
     if not found.replaceable:
-        raise InputError('nothing to compress: the network has no depthwise 3x3 convolution that a pointwise one of '
-                         'the same width follows.')
+        raise InputError('nothing to compress: the network has no 1x1 convolution.' if any_width else
+                         'nothing to compress: the network has no depthwise 3x3 convolution that a pointwise one of '
+                         'the same width follows. To take other 1x1 convolutions, give `any_width`.')
     return found
 
 
@@ -156,9 +153,9 @@ def _choose_ranks(found, ranks, form, images, stays):
             return [spectrum(found.graph.folded(layer)[0], moments[layer.name].covariance) for layer in wanted]
         return [spectrum(found.graph.folded(layer)[0]) for layer in wanted]
 
-    problem = Problem([Layer(layer.name, layer.shape[0], found.costs[layer.node].output_shape,
-                             found.costs[layer.node].multiply_adds) for layer in wanted],
-                      found.complexity.multiply_adds, form.residual, spectra, _clock(found, wanted, form))
+    problem = Problem([Layer(layer.name, layer.shape[1], found.costs[layer.node].output_shape,
+                             found.costs[layer.node].multiply_adds, form.of(layer).residual) for layer in wanted],
+                      found.complexity.multiply_adds, spectra, _clock(found, wanted, form))
     chosen = {}
     for layer, rank in zip(problem.layers, ranks.choose(problem)):
         if rank is None:
@@ -175,7 +172,7 @@ def _fit_without_images(found, ranks, form):
     for layer in tqdm([layer for layer in found.replaceable if layer.name in ranks], 'factorizing', leave=False,
                       disable=None):
         weight, bias = found.graph.folded(layer)
-        new = replacement(weight, bias, ranks[layer.name], form.residual, form.l2_norm, np.zeros(len(weight)), None)
+        new = replacement(weight, bias, ranks[layer.name], form.of(layer), np.zeros(weight.shape[1]), None)
         fits[layer.name] = Fit(new, None, new.factors.error)
     return fits
 
@@ -214,26 +211,28 @@ def _clock(found, wanted, form):
         """The network with modules of these ranks in place of layers; their weights are 0, which changes no time."""
         for layer, rank in zip(layers, ranks):
             if rank is not None:
-                width = layer.shape[0]
-                factors = Factors(np.zeros((rank, width)), np.zeros((width, rank)), np.zeros(width), 0.0)
-                graph.replace(layer, Replacement(factors, np.zeros(width), 1.0 if form.l2_norm else None,
-                                                 form.residual))
+                (outputs, inputs), own = layer.shape, form.of(layer)
+                factors = Factors(np.zeros((rank, inputs)), np.zeros((outputs, rank)), np.zeros(outputs), 0.0)
+                graph.replace(layer, Replacement(factors, np.zeros(outputs), 1.0 if own.l2_norm else None,
+                                                 own.residual))
         return deploy(as_block(*graph.result()))
 
-    def in_series(shape, rank):
-        graph = PointwiseGraph(*_pointwise_in_series(shape[1], COPIES, found.graph.context))
-        return deployed(graph, graph.pointwise(), [rank] * COPIES)
+    def in_series(inputs, outputs, rank):
+        graph = PointwiseGraph(*_pointwise_in_series(inputs, outputs, COPIES, found.graph.context))
+        layers = [layer._replace(pair=inputs == outputs) for layer in graph.pointwise(any_width=True)]
+        return deployed(graph, layers, [rank] * COPIES)
 
     return Clock(found.input_shape, lambda: deploy(found.net),
                  lambda ranks: deployed(PointwiseGraph(found.symbol, found.params), wanted, ranks), in_series)
 
 
-def _pointwise_in_series(width, copies, context):
-    """Symbol and parameters, all 0, of 1x1 convolutions with a bias."""
+def _pointwise_in_series(inputs, outputs, copies, context):
+    """Symbol and parameters, all 0, of 1x1 convolutions with a bias, there and back between two widths."""
     symbol, params = mx.sym.var('data'), {}
     for number in range(copies):
+        source, width = (outputs, inputs) if number % 2 else (inputs, outputs)
         symbol = mx.sym.Convolution(symbol, kernel=(1, 1), num_filter=width, name=f'layer{number}')
-        params.update({f'layer{number}_weight': mx.nd.zeros((width, width, 1, 1), context),
+        params.update({f'layer{number}_weight': mx.nd.zeros((width, source, 1, 1), context),
                        f'layer{number}_bias': mx.nd.zeros(width, context)})
     return symbol, params
 

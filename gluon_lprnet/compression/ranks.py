@@ -21,12 +21,30 @@ VECTOR = 8
 
 
 class Layer(NamedTuple):
-    """A pointwise convolution that is to be replaced; ``output_shape`` is NCHW."""
+    """A pointwise convolution that is to be replaced.
+
+    Attributes
+    ----------
+    name : str
+    inputs : int
+    output_shape : tuple of int
+        NCHW.
+    multiply_adds : int
+        As it is.
+    residual : bool
+        Whether what replaces it has one.
+    """
 
     name: str
-    width: int
+    inputs: int
     output_shape: tuple
     multiply_adds: int
+    residual: bool
+
+    @property
+    def width(self) -> int:
+        """The highest rank: the smaller number of channels."""
+        return min(self.inputs, self.output_shape[1])
 
 
 @dataclass(frozen=True)
@@ -38,8 +56,6 @@ class Problem:
     layers : sequence of Layer
     multiply_adds : int
         Of the whole network.
-    residual : bool
-        Whether the modules have it.
     spectra : callable
         Without arguments, to each layer's :func:`gluon_lprnet.compression.factorize.spectrum`.
     clock : Clock
@@ -47,7 +63,6 @@ class Problem:
 
     layers: Sequence[Layer]
     multiply_adds: int
-    residual: bool
     spectra: Callable[[], list[np.ndarray]]
     clock: Clock
 
@@ -55,7 +70,8 @@ class Problem:
         """Multiply-adds of a layer at a rank; as it is, at None."""
         if rank is None:
             return layer.multiply_adds
-        return math.prod(layer.output_shape) * (2 * rank + self.residual)
+        outputs = layer.output_shape[1]
+        return math.prod(layer.output_shape) // outputs * (rank * (layer.inputs + outputs) + layer.residual * outputs)
 
 
 def fast_ranks(width: int) -> list[int]:
@@ -176,8 +192,9 @@ class Latency(Ranks):
                f'Latency(milliseconds={self.milliseconds}): give a positive number.')
 
     def choose(self, problem: Problem) -> list[Optional[int]]:
-        return ranks_by_latency(self._allowed, problem.spectra(), [layer.output_shape for layer in problem.layers],
-                                problem.clock)
+        return ranks_by_latency(self._allowed, problem.spectra(), [
+            ((layer.output_shape[0], layer.inputs, *layer.output_shape[2:]), layer.output_shape[1])
+            for layer in problem.layers], problem.clock)
 
     def _allowed(self, original: float) -> float:
         return (self.share or 0) * original if self.milliseconds is None else self.milliseconds

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from ..utils.errors import InputError
 from .factorize import factorize
-from .modules import Pointwise, PointwiseGraph, Refit, Replacement
+from .modules import Form, Pointwise, PointwiseGraph, Refit, Replacement
 from .stages import Activations, stages
 
 __all__ = ['Fit', 'fit_in_sequence', 'replacement', 'ridge', 'moments_of']
@@ -58,8 +58,8 @@ def ridge(covariance: np.ndarray, cross: np.ndarray) -> np.ndarray:
     return linalg.solve(covariance + penalty * np.eye(m), cross.T, assume_a='pos').T
 
 
-def fit_in_sequence(graph: PointwiseGraph, layers: Sequence[Pointwise], ranks: Mapping[str, int], residual: bool,
-                    l2_norm: bool, images: list[mx.nd.NDArray]) -> dict[str, Fit]:
+def fit_in_sequence(graph: PointwiseGraph, layers: Sequence[Pointwise], ranks: Mapping[str, int], form: Form,
+                    images: list[mx.nd.NDArray]) -> dict[str, Fit]:
     """Fit all pointwise convolutions of a network, one after the other.
 
     Both networks are run together, stage by stage and batch by batch: memory holds the activations of the images at
@@ -73,8 +73,7 @@ def fit_in_sequence(graph: PointwiseGraph, layers: Sequence[Pointwise], ranks: M
         Those that can be given new values, in the order of computation.
     ranks : dict of str to int
         Of those that are to be replaced, by name.
-    residual, l2_norm : bool
-        See :func:`gluon_lprnet.compress`.
+    form : Form
     images : list of NDArray
         Batches (N, C, H, W); the list is emptied on the way.
 
@@ -94,7 +93,7 @@ def fit_in_sequence(graph: PointwiseGraph, layers: Sequence[Pointwise], ranks: M
     for layer, stage, needed in zip(tqdm(layers, 'fitting layers', leave=False, disable=None),
                                     *stages(graph, layers)):
         source, result = tuple(graph.nodes[layer.node]['inputs'][0][:2]), (layer.last, 0)
-        fitting = _Fitting(layer, *graph.folded(layer), ranks.get(layer.name), residual, l2_norm)
+        fitting = _Fitting(layer, *graph.folded(layer), ranks.get(layer.name), form.of(layer))
         for batch in batches:
             batch.run(stage)
             batch.original[result] = fitting.add(batch.original[source], batch.compressed[source])
@@ -129,8 +128,8 @@ class _Batch:
 class _Fitting:
     """The fit of one layer: :meth:`add` each batch, :meth:`fit`, and take each batch's :meth:`output`."""
 
-    def __init__(self, layer, weight, bias, rank, residual, l2_norm):
-        self._layer, self._weight, self._bias, self._rank, self._form = layer, weight, bias, rank, (residual, l2_norm)
+    def __init__(self, layer, weight, bias, rank, form):
+        self._layer, self._weight, self._bias, self._rank, self._form = layer, weight, bias, rank, form
         self._same, self._new, self._error_before, self._error = True, None, None, 0.0
         self._inputs, self._targets = Moments(), Moments()
         # Of what the compressed network's inputs leave over of the targets, with the weight as it is.
@@ -178,7 +177,7 @@ class _Fitting:
                 self._weight, self._bias = self._weight + step, self._bias + left_over - step @ mean
                 self._new = Refit(self._weight, self._bias, mean)
         if self._rank is not None:
-            self._new = replacement(self._weight, self._bias, self._rank, *self._form, mean, covariance)
+            self._new = replacement(self._weight, self._bias, self._rank, self._form, mean, covariance)
 
     def output(self, own_inputs, target):
         """The layer's outputs in the compressed network, of which the error is noted."""
@@ -225,17 +224,17 @@ def _squares(values):
     return float(np.einsum('ij,ij->', values, values))
 
 
-def replacement(weight: np.ndarray, bias: np.ndarray, rank: int, residual: bool, l2_norm: bool, mean: np.ndarray,
+def replacement(weight: np.ndarray, bias: np.ndarray, rank: int, form: Form, mean: np.ndarray,
                 covariance: Optional[np.ndarray]) -> Replacement:
     """The module that stands for ``weight @ x + bias``, for inputs of this mean (m,) and covariance (m, m) or None."""
-    factors = factorize(weight, rank, covariance, residual)
+    factors = factorize(weight, rank, covariance, form.residual)
     norm_scale = None
-    if l2_norm:
+    if form.l2_norm:
         product = factors.p2 @ factors.p1
         second = (np.eye(len(mean)) if covariance is None else covariance) + np.outer(mean, mean)
         # The root mean square of what it normalizes.
         norm_scale = math.sqrt(max(np.sum((product @ second) * product), 0))
-    return Replacement(factors, bias + (weight - factors.matrix) @ mean, norm_scale, residual)
+    return Replacement(factors, bias + (weight - factors.matrix) @ mean, norm_scale, form.residual)
 
 
 def module_output(x: mx.nd.NDArray, new: Replacement) -> mx.nd.NDArray:

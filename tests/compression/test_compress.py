@@ -33,7 +33,7 @@ from gluon_lprnet.compression import (
     refit,
 )
 from gluon_lprnet.compression.factorize import factorize, ranks_within, spectrum
-from gluon_lprnet.compression.modules import PointwiseGraph
+from gluon_lprnet.compression.modules import Form, PointwiseGraph
 from gluon_lprnet.compression.refit import replacement, ridge
 from gluon_lprnet.compression.tuning import Agreement, Best
 from gluon_lprnet.graph import as_block, trace
@@ -77,8 +77,9 @@ def test_what_fits_is_recovered(random, scale, metric):
     np.testing.assert_allclose(factors.scale, s, atol=accuracy)
 
 
-def test_weighted_svd_is_that_of_the_whitened_matrix(random):
-    matrix, covariance = random.normal(0, 1, (M, M)), anisotropic(random)
+@pytest.mark.parametrize('outputs', [M, 2 * M, M // 2])
+def test_weighted_svd_is_that_of_the_whitened_matrix(random, outputs):
+    matrix, covariance = random.normal(0, 1, (outputs, M)), anisotropic(random)
     whitening = np.linalg.cholesky(covariance)
     u, s, v = np.linalg.svd(matrix @ whitening)
     expected = (u[:, :5] * s[:5]) @ v[:5] @ np.linalg.inv(whitening)
@@ -231,13 +232,15 @@ def rows(x):
     return x.transpose(1, 0, 2, 3).reshape(x.shape[1], -1)
 
 
-def of_low_rank(net, share):
-    """The network with its pointwise weights of equal width replaced by matrices of a lower rank."""
+def of_low_rank(net, share, any_width=False):
+    """The network with its pointwise weights of equal width, or all, replaced by matrices of a lower rank."""
     random = np.random.default_rng(2)
     for parameter in net.collect_params().values():
-        if len(parameter.shape) == 4 and parameter.shape[2:] == (1, 1) and parameter.shape[0] == parameter.shape[1]:
-            m = parameter.shape[0]
-            matrix = low_rank(random, int(m * share), m)
+        if len(parameter.shape) == 4 and parameter.shape[2:] == (1, 1) and (
+                any_width or parameter.shape[0] == parameter.shape[1]):
+            n, m = parameter.shape[:2]
+            rank = max(1, int(min(n, m) * share))
+            matrix = random.normal(0, 1, (n, rank)) @ random.normal(0, 1, (rank, m))
             parameter.set_data(mx.nd.array(matrix[:, :, None, None] * np.sqrt(2 / m) / matrix.std()))
     return net
 
@@ -260,6 +263,56 @@ def test_a_network_of_that_rank_is_the_same_function(make, calibrated):
     np.testing.assert_array_equal(kept(x).asnumpy(), expected)
     assert all('would not lower' in layer.skipped for layer in report.layers if layer.shape[0] == layer.shape[1] and
                'depthwise' not in layer.skipped)
+
+
+def small_resnet():
+    """Of bottlenecks, as ResNet-50 is."""
+    resnet = gluon.model_zoo.vision.resnet
+    mx.random.seed(4)
+    net = resnet.ResNetV1(resnet.BottleneckV1, [1, 2, 1, 1], [8, 32, 64, 96, 128], classes=7)
+    net.initialize(mx.init.Xavier())
+    return net
+
+
+@pytest.mark.parametrize('make, taken, kept', [
+    (small_resnet, 8, {'its stride, padding or layout is not plain'}),
+    (lambda: random_network('mobilenetv2_x0.5'), 34, set()),
+    (lambda: random_network('mobilenetv1_x0.25'), 13, set())], ids=['ResNet', 'MobileNetV2', 'MobileNetV1'])
+@pytest.mark.parametrize('calibrated', [True, False])
+def test_any_width(make, taken, kept, calibrated):
+    """Every 1x1 convolution that is of low rank is replaced, and the function stays."""
+    net, x = make(), random_images(4, 64)
+    net(x)
+    expected = of_low_rank(net, 1 / 4, any_width=True)(x).asnumpy()
+    found, report = compress(net, 1 / 4, residual=False, any_width=True, input_shape=SHAPE,
+                             calibration=random_images(330, 64) if calibrated else None)
+    assert relative_error(found(x).asnumpy(), expected) < 1e-3
+    replaced = [layer for layer in report.layers if layer.rank]
+    assert len(replaced) == taken and all(layer.rank == max(1, min(layer.shape) // 4) for layer in replaced)
+    assert {layer.skipped for layer in report.layers if not layer.rank} == kept
+    for layer in replaced:
+        positions, remainder = divmod(layer.multiply_adds_before, layer.shape[0] * layer.shape[1])
+        assert not remainder and layer.multiply_adds_after == positions * layer.rank * sum(layer.shape)
+
+
+def test_the_residual_is_that_of_pairs_alone():
+    net = random_network('mobilenetv1_x0.25')
+    found, report = compress(net, 1 / 8, any_width=True, input_shape=SHAPE)
+    with_residual = {name[:-len('_residual_weight')] for name in found.collect_params() if
+                     name.endswith('_residual_weight')}
+    assert with_residual == {layer.name[:-len('_fwd')] for layer in report.layers
+                             if layer.rank and layer.shape[0] == layer.shape[1]}
+    assert len(with_residual) == 8 and sum(layer.rank is not None for layer in report.layers) == 13
+
+
+def test_ranks_of_any_width_within_a_budget_and_a_latency(monkeypatch):
+    net = random_network('mobilenetv1_x0.25')
+    before = count(net, SHAPE).multiply_adds
+    for ranks in (Budget(0.6), Latency(0.6)):
+        clock(monkeypatch, lambda network: network.multiply_adds / 1e6)
+        found, report = compress(net, ranks, any_width=True, input_shape=SHAPE)
+        assert count(found, SHAPE).multiply_adds == report.after.multiply_adds <= 0.6 * before
+        assert any(layer.rank for layer in report.layers if layer.shape[0] != layer.shape[1])
 
 
 class Unusual(gluon.HybridBlock):
@@ -652,8 +705,8 @@ def test_the_sequential_fit_is_better_than_statistics_of_the_original(random):
     graph = PointwiseGraph(*trace(net))
     for layer in [layer for layer in graph.pointwise() if not layer.skipped]:
         data = layer_of(net, x, layer.name, 0)
-        graph.replace(layer, replacement(*graph.folded(layer), 2, True, False, data.mean(axis=1),
-                                         np.cov(data, bias=True)))
+        graph.replace(layer, replacement(*graph.folded(layer), 2, Form(residual=True, l2_norm=False),
+                                         data.mean(axis=1), np.cov(data, bias=True)))
     separately = as_block(*graph.result())
     errors = [np.square(block(unseen).asnumpy() - expected).mean() for block in (in_sequence, separately)]
     assert errors[0] < 0.95 * errors[1]
