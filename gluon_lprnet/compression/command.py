@@ -13,13 +13,19 @@ from typing import Optional
 import mxnet as mx
 from mxnet import gluon
 
-from ..artifact import export_network
+from ..artifact import export_network, load_network
 from ..data.batches import ImageBatches, Normalization, paper_augmentation, validation_batches
 from ..data.classes import labels_of
 from ..data.images import BILINEAR, shorter_side
 from ..data.integrity import check_records
 from ..deployment.reparametrize import deploy
-from ..evaluate.classification import add_description_flags, correct_in_top, evaluate_classification, load_described
+from ..evaluate.classification import (
+    add_description_flags,
+    correct_in_top,
+    described,
+    evaluate_classification,
+    load_described,
+)
 from ..evaluate.network_flag import add_network_alone, with_network
 from ..train.command import fit
 from ..train.config import TrainingConfig, check_same_curve, checkpoint_to_resume
@@ -32,10 +38,10 @@ from ..utils.text import integer, real, render_table
 from .latency import median_milliseconds
 from .network import compress
 from .ranks import VECTOR, Budget, ByLayer, Energy, Latency, as_ranks
-from .tuning import Agreement, Best, distill
+from .tuning import Agreement, Best, as_teacher, distill
 
 # Of a tuning: where files were.
-_PLACES = ('save_dir', 'network', 'calibrate', 'held_out')
+_PLACES = ('save_dir', 'network', 'calibrate', 'held_out', 'teacher')
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,7 @@ class TuningConfig(TrainingConfig):
     l2_norm: bool = False
     any_width: bool = False
     temperature: float = 4.0
+    teacher: Optional[str] = None
     labels: bool = False
     held_out: Optional[str] = None
     pad: int = 0
@@ -120,6 +127,8 @@ def add_commands(commands: Commands) -> None:
     tuning.add_argument('--held-out', metavar='REC',
                         help='other such images: the epoch is kept that agrees with the original most often on them '
                              '(default: the last one)')
+    tuning.add_argument('--teacher', metavar='NETWORK',
+                        help='another network to learn from, as --network takes it (default: the original)')
     tuning.add_argument('--labels', action='store_true', help='learn from the labels of --rec-train too')
     tuning.add_argument('--lr', type=positive_float, default=3e-5,
                         help='initial rate of Adam, which follows a cosine to 0 (default: %(default)s)')
@@ -178,6 +187,7 @@ def _run(args):
     size = description['input_size']
     shape = (1, 3, size, size)
     classes = original(mx.nd.zeros(shape)).shape[1]
+    teacher = _teacher(args, dict(description, num_classes=classes)) if args.teacher else original
     # Of photos alone, labels mean nothing.
     records = {flag: getattr(args, flag) and check_records(
         getattr(args, flag), num_classes=classes if flag == 'rec_val' or args.labels and flag == 'rec_train' else None)
@@ -209,7 +219,7 @@ def _run(args):
                                                                    mirror=not args.no_mirror),
                                                 inter_method=description.get('inter_method', BILINEAR)),
                               labels=labels_of(description, args.rec_train) if args.labels else None)
-        columns['tuned'] = _tuned(net, original, args, images, measured, _tuning_config(args, chosen), found)
+        columns['tuned'] = _tuned(net, teacher, args, images, measured, _tuning_config(args, chosen), found)
     latencies = median_milliseconds([deploy(original), deploy(net)], shape)
     print(f'\n{_table(columns, report, latencies)}')
     for warning in _warnings(report, *latencies):
@@ -217,6 +227,16 @@ def _run(args):
     recipe = _tuning_config(args, chosen).to_dict() if args.tune_epochs else {'ranks': chosen}
     _write(net, dict(description, model=name), out, report, columns, latencies, residual=not args.no_residual,
            recipe={key: value for key, value in recipe.items() if key not in _PLACES})
+
+
+def _teacher(args, student):
+    if not args.tune_epochs:
+        raise InputError('--teacher is for tuning: give --tune-epochs too.')
+    net, description = load_network(args.teacher)
+    description = described(args.teacher, description, {})
+    size = description['input_size']
+    return as_teacher(net, dict(description, num_classes=net(mx.nd.zeros((1, 3, size, size))).shape[1]), student,
+                      args.teacher)
 
 
 def _tuning_config(args, ranks):

@@ -1,8 +1,8 @@
 """Tuning with the original network as teacher: photos are enough, and labels can be added."""
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Callable
+from typing import Any, Callable
 
 import mxnet as mx
 import numpy as np
@@ -10,10 +10,12 @@ from mxnet import gluon
 from mxnet.gluon import HybridBlock
 
 from ..data.batches import Batch
+from ..data.classes import outputs_of
 from ..train.loop import TrainingTask
-from ..utils.files import write_file
+from ..utils.errors import InputError
+from ..utils.files import PathLike, write_file
 
-__all__ = ['Agreement', 'Best', 'distill', 'distillation_loss']
+__all__ = ['Agreement', 'Best', 'as_teacher', 'distill', 'distillation_loss']
 
 
 def distillation_loss(temperature: float = 4.0, labels: bool = False) -> Callable:
@@ -44,15 +46,16 @@ def distillation_loss(temperature: float = 4.0, labels: bool = False) -> Callabl
     return loss
 
 
-def distill(task: TrainingTask, teacher: HybridBlock, temperature: float = 4.0, labels: bool = False) -> TrainingTask:
+def distill(task: TrainingTask, teacher: Callable, temperature: float = 4.0, labels: bool = False) -> TrainingTask:
     """A training that learns from a teacher's outputs.
 
     Parameters
     ----------
     task : gluon_lprnet.train.loop.TrainingTask
         Of classification, with labels (N,).
-    teacher : HybridBlock
-        From the same data to the same classes, on the first of the task's contexts.
+    teacher : callable
+        A network from the same data to the same classes, on the first of the task's contexts; of another one makes
+        :func:`as_teacher` such.
     temperature : float
         See :func:`distillation_loss`.
     labels : bool
@@ -75,6 +78,51 @@ def distill(task: TrainingTask, teacher: HybridBlock, temperature: float = 4.0, 
         return {'agreement': int((outputs.argmax(axis=1) == targets[:, 1:].argmax(axis=1)).sum())}
 
     return replace(task, batches=batches, loss=distillation_loss(temperature, labels), count=count)
+
+
+def as_teacher(net: Callable, description: Mapping[str, Any], student: Mapping[str, Any], source: PathLike) -> Callable:
+    """A network as a teacher of one that sees images otherwise, or knows some of its classes, or in another order.
+
+    Parameters
+    ----------
+    net : HybridBlock
+    description, student : dict
+        Of the teacher and the student: ``input_size``, ``rgb_mean``, ``rgb_std``, ``num_classes``, and ``class_names``
+        where they are known.
+    source : path
+        The teacher's, for the message.
+
+    Returns
+    -------
+    callable
+        The student's images, normalized, to the teacher's outputs for the student's classes: NDArrays.
+
+    Raises
+    ------
+    InputError
+        If the teacher does not know a class, or without names if it has another number of classes.
+    """
+    try:
+        outputs = outputs_of(dict(description), student.get('class_names'), source)
+    except InputError as error:
+        raise InputError(f'{source} does not know all classes of the network to compress: take another '
+                         'teacher.') from error
+    if outputs is None and description['num_classes'] != student['num_classes']:
+        raise InputError(f'{source} has {description["num_classes"]} classes, and the network to compress '
+                         f'{student["num_classes"]}: take a teacher of the same, or give both their names.')
+    size = description['input_size']
+    (mean, std), (own_mean, own_std) = (
+        [mx.nd.array(each[key]).reshape((1, 3, 1, 1)) for key in ('rgb_mean', 'rgb_std')]
+        for each in (student, description))
+
+    def taught(images):
+        images = (images.astype('float32') * std + mean - own_mean) / own_std
+        if images.shape[2:] != (size, size):
+            images = mx.nd.contrib.BilinearResize2D(images, height=size, width=size)
+        found = net(images)
+        return found if outputs is None else found.take(mx.nd.array(outputs), axis=1)
+
+    return taught
 
 
 class Agreement:

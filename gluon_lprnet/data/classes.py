@@ -1,4 +1,5 @@
 """Names of classes: those of a file of records, beside those that a network knows."""
+from collections.abc import Sequence
 from typing import Any, Optional
 
 import numpy as np
@@ -30,15 +31,34 @@ def labels_of(network: dict[str, Any], rec_path: PathLike) -> Optional[np.ndarra
     InputError
         If the file has a class that the network does not know.
     """
-    names = class_names(rec_path)
+    return outputs_of(network, class_names(rec_path), rec_path)
+
+
+def outputs_of(network: dict[str, Any], names: Optional[Sequence[str]], source: PathLike) -> Optional[np.ndarray]:
+    """The outputs of a network for classes, by their names.
+
+    Parameters
+    ----------
+    network : dict
+        As of :func:`labels_of`.
+    names : sequence of str, optional
+        Of the classes, in their order.
+    source : path
+        What has these classes, for the message.
+
+    Returns
+    -------
+    ndarray of int or None
+        As of :func:`labels_of`, which raises InputError for the same fault.
+    """
     known = [list(network[key]) for key in ('class_names', 'class_ids') if network.get(key)]
-    if not names or not known or names in known:
+    if not names or not known or list(names) in known:
         return None
     for classes in known:
         if set(names) <= set(classes) and len(set(classes)) == len(classes):
             return np.array([classes.index(name) for name in names])
     strange = [name for name in names if not any(name in classes for classes in known)]
-    raise InputError(f'{rec_path} has other classes than the network: {_some(strange or names)}; the network knows '
+    raise InputError(f'{source} has other classes than the network: {_some(strange or names)}; the network knows '
                      f'{_some(known[0])}. Give another file, or pack it again with the names of the network '
                      '(`classes`).')
 

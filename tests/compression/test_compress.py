@@ -35,7 +35,7 @@ from gluon_lprnet.compression import (
 from gluon_lprnet.compression.factorize import factorize, ranks_within, spectrum
 from gluon_lprnet.compression.modules import Form, PointwiseGraph
 from gluon_lprnet.compression.refit import replacement, ridge
-from gluon_lprnet.compression.tuning import Agreement, Best
+from gluon_lprnet.compression.tuning import Agreement, Best, as_teacher
 from gluon_lprnet.graph import as_block, trace
 from gluon_lprnet.train.loop import TrainingTask
 from gluon_lprnet.utils.errors import InputError
@@ -789,6 +789,30 @@ def test_distill_keeps_the_experiment(random, labels):
         assert counted == {'agreement': 3} and not seen
 
 
+def test_a_teacher_that_sees_images_otherwise(random):
+    """Its own normalization and size, and of its classes those that the student knows, in the student's order."""
+    seen = []
+
+    def net(images):
+        seen.append(images.asnumpy())
+        return mx.nd.arange(4).reshape((1, 4)) + 10 * mx.nd.arange(len(images)).reshape((-1, 1))
+
+    own = dict(input_size=8, rgb_mean=[10.0, 20.0, 30.0], rgb_std=[2.0, 4.0, 5.0], num_classes=4,
+               class_names=['a', 'b', 'c', 'd'])
+    student = dict(input_size=4, rgb_mean=[1.0, 2.0, 3.0], rgb_std=[5.0, 5.0, 5.0], num_classes=2,
+                   class_names=['d', 'b'])
+    pixels = np.broadcast_to(random.uniform(0, 255, (2, 3, 1, 1)), (2, 3, 4, 4))
+    images = (pixels - np.reshape(student['rgb_mean'], (3, 1, 1))) / 5
+    found = as_teacher(net, own, student, 'teacher')(mx.nd.array(images)).asnumpy()
+    np.testing.assert_array_equal(found, [[3, 1], [13, 11]])
+    expected = (pixels[..., :1, :1] - np.reshape(own['rgb_mean'], (3, 1, 1))) / np.reshape(own['rgb_std'], (3, 1, 1))
+    np.testing.assert_allclose(seen[0], np.broadcast_to(expected, (2, 3, 8, 8)), rtol=1e-4, atol=1e-4)
+    with pytest.raises(InputError, match='teacher does not know all classes'):
+        as_teacher(net, own, dict(student, class_names=['x', 'b']), 'teacher')
+    with pytest.raises(InputError, match='teacher has 4 classes, and the network to compress 2'):
+        as_teacher(net, own, dict(student, class_names=None), 'teacher')
+
+
 def test_agreement(random):
     """The share of equal classes, by hand; NaN is no class."""
     teacher, net = nn.Dense(3, in_units=2), nn.Dense(3, in_units=2)
@@ -894,6 +918,11 @@ def test_command_refuses(trained, records, tmp_path):
     out = ('--out', tmp_path / 'out')
     with pytest.raises(InputError, match='needs --rec-train'):
         run(trained, *out, '--tune-epochs', '1')
+    with pytest.raises(InputError, match='--teacher is for tuning'):
+        run(trained, *out, '--teacher', trained)
+    with pytest.raises(InputError, match='cifar10 does not know all classes'):
+        run(trained, *out, '--tune-epochs', '1', '--rec-train', records, '--rec-val', records, '--teacher',
+            'lprnet_mobilenet_x0.5.cifar10')
     with pytest.raises(InputError, match='channels: give at least'):
         run(trained, *out, '--calibrate', records, '--images', '16')
     with pytest.raises(InputError, match='no layer was replaced'):
