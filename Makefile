@@ -6,7 +6,7 @@ DIGITS = runs/digits
 FACES = runs/drawn-faces
 
 # Each run of these is a fresh one: a finished training is not resumed.
-.PHONY: train face test soak coverage lint docs symbols clean
+.PHONY: train face test soak coverage lint docs symbols horovod clean
 
 $(VENV)/installed: requirements.txt
 	$(PYTHON) -m venv $(VENV)
@@ -60,6 +60,16 @@ docs: $(VENV)/installed
 	rm -rf docs/_api build/docs
 	$(RUN) -m sphinx -q -W --keep-going docs build/docs
 	@echo "Documentation: build/docs/index.html."
+
+# Horovod for trainings with --horovod, built from its source: needs a C++ compiler and a minute or more. It imports MXNet
+# by itself, which needs the alias that NumPy has removed; so does horovodrun, with this folder in PYTHONPATH.
+horovod: $(VENV)/installed
+	mkdir -p build/horovod
+	echo 'import numpy; numpy.bool = bool' > build/horovod/sitecustomize.py
+	$(RUN) -m pip install -q 'setuptools<70' wheel 'cmake==3.27.*' cffi cloudpickle packaging psutil pyyaml
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" PYTHONPATH="$(CURDIR)/build/horovod" HOROVOD_WITH_MXNET=1 HOROVOD_WITH_GLOO=1 \
+	    HOROVOD_WITHOUT_MPI=1 HOROVOD_WITHOUT_PYTORCH=1 HOROVOD_WITHOUT_TENSORFLOW=1 \
+	    $(RUN) -m pip install -q --no-build-isolation --no-deps horovod==0.28.1
 
 symbols: $(VENV)/installed
 	$(RUN) -m gluon_lprnet symbols

@@ -28,7 +28,7 @@ WARM_UP = 2
 
 def read_epochs(args):
     """Read epochs, one for each line of standard input; answers with seconds and resident bytes."""
-    batches = ImageBatches(check_records(args.rec, content=False), args.input_size, args.batch_size,
+    batches = ImageBatches(check_records(args.rec, data_check='structure'), args.input_size, args.batch_size,
                            Normalization(IMAGENET_MEAN, IMAGENET_STD), shuffle=True, threads=args.num_data_workers,
                            augmentation=paper_augmentation())
     # Not an option: only this benchmark needs another one.
@@ -52,7 +52,7 @@ def main():
     if args.buffer:
         read_epochs(args)
         return
-    count = check_records(args.rec, content=False).count
+    count = check_records(args.rec, data_check='structure').count
     readers = {buffer: subprocess.Popen([sys.executable, __file__, *sys.argv[1:], '--buffer', str(buffer)], text=True,
                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE) for buffer in BUFFERS}
     found = {buffer: [] for buffer in BUFFERS}

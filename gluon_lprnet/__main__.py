@@ -18,7 +18,7 @@ from .paper import cifar10, figure2, table6, tables
 from .predict import align, detector_boxes, publish
 from .predict import classification as prediction
 from .serving import archive, compare, server, soak
-from .train import face, imagenet, journal, runs
+from .train import face, imagenet, journal, launch, runs
 from .train.loop import NonFiniteLoss
 from .utils.errors import InputError, in_flags
 from .utils.signals import exit_on_sigterm
@@ -26,8 +26,8 @@ from .zoo import symbols
 
 # Each module adds the parsers of its commands and sets `run`, a function of the parsed arguments.
 _COMMAND_MODULES = (imagenet, face, tables, table6, complexity, symbols, digits, drawn, pose_synthesis, check,
-                    journal, runs, evaluation, prediction, publish, nme, align, detector_boxes, export, archive, server,
-                    soak, compare, compression, originals, shipping, cifar10, figure2)
+                    journal, runs, launch, evaluation, prediction, publish, nme, align, detector_boxes, export, archive,
+                    server, soak, compare, compression, originals, shipping, cifar10, figure2)
 # `pack KIND`: each module adds the parser of a kind of data set.
 _PACK_MODULES = (pack, photos, face_records)
 

@@ -116,7 +116,7 @@ class Checkpoint:
         try:
             with np.load(self.path / 'optimizer.npz') as archive:
                 arrays = dict(archive)
-            _ready(trainer)
+            make_ready(trainer)
             optimizer, names = trainer._optimizer, _names(net, trainer)
             updates = dict(zip(names, arrays['updates'].tolist()))
             for updater, context in zip(trainer._updaters, trainer._contexts):
@@ -155,8 +155,8 @@ def _check_state(state: dict[str, Any]) -> None:
         raise ValueError('its sums are not finite numbers')
 
 
-def _ready(trainer: gluon.Trainer) -> None:
-    """Let a trainer make what it would make in its first step."""
+def make_ready(trainer: gluon.Trainer) -> None:
+    """Let a trainer make what it would make in its first step; all workers get the parameters of the first one."""
     if not trainer._kv_initialized:
         trainer._init_kvstore()
     if trainer._params_to_init:
@@ -184,7 +184,7 @@ def _names(net: gluon.HybridBlock, trainer: gluon.Trainer) -> dict[int, str]:
 
 def _optimizer_arrays(net: gluon.HybridBlock, trainer: gluon.Trainer) -> dict[str, np.ndarray]:
     """The state of a trainer's optimizer as NumPy arrays: ``updates`` of each parameter, and what it keeps of them."""
-    _ready(trainer)
+    make_ready(trainer)
     names = _names(net, trainer)
     counts = trainer._optimizer._all_index_update_counts.get(trainer._contexts[0].device_id, {})
     arrays = {'updates': np.array([counts.get(index, 0) for index in names], 'int64')}

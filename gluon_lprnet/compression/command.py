@@ -17,7 +17,7 @@ from ..artifact import export_network, load_network
 from ..data.batches import ImageBatches, Normalization, paper_augmentation, validation_batches
 from ..data.classes import labels_of
 from ..data.images import BILINEAR, shorter_side
-from ..data.integrity import check_records
+from ..data.integrity import add_check_flag, check_records
 from ..deployment.reparametrize import deploy
 from ..evaluate.classification import (
     add_description_flags,
@@ -117,6 +117,7 @@ def add_commands(commands: Commands) -> None:
     data.add_argument('--images', type=positive_int, default=512,
                       help='number of calibration images (default: %(default)s)')
     data.add_argument('--rec-val', metavar='REC', help='measure accuracy before and after')
+    add_check_flag(data)
     add_description_flags(data)
 
     tuning = parser.add_argument_group('tuning')
@@ -190,7 +191,8 @@ def _run(args):
     teacher = _teacher(args, dict(description, num_classes=classes)) if args.teacher else original
     # Of photos alone, labels mean nothing.
     records = {flag: getattr(args, flag) and check_records(
-        getattr(args, flag), num_classes=classes if flag == 'rec_val' or args.labels and flag == 'rec_train' else None)
+        getattr(args, flag), num_classes=classes if flag == 'rec_val' or args.labels and flag == 'rec_train' else None,
+        data_check=args.data_check)
                for flag in ('calibrate', 'rec_train', 'held_out', 'rec_val')}
 
     # Measured again, ranks by latency might differ from the tuned ones.

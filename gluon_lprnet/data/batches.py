@@ -8,6 +8,7 @@ import mxnet as mx
 import numpy as np
 from tqdm import tqdm
 
+from ..utils.errors import InputError
 from .classes import labels_of
 from .images import BILINEAR, shorter_side
 from .integrity import RecordSummary
@@ -17,6 +18,21 @@ IMAGENET_MEAN = (123.68, 116.779, 103.939)
 IMAGENET_STD = (58.393, 57.12, 57.375)
 Batch = namedtuple('Batch', 'data label')
 Normalization = namedtuple('Normalization', 'mean std')
+
+
+def parts(count: int, number: int) -> list[int]:
+    """How many of ``count`` records are in each of the parts that MXNet divides a file into, in their order.
+
+    Raises
+    ------
+    InputError
+        If a part has none.
+    """
+    each = math.ceil(count / number)
+    if each * (number - 1) >= count:
+        raise InputError(f'{count} records cannot be divided among {number} workers: MXNet gives {each} to each, which '
+                         'leaves none for the last. Take fewer workers.')
+    return [each] * (number - 1) + [count - each * (number - 1)]
 
 
 class ImageBatches:
@@ -45,19 +61,30 @@ class ImageBatches:
         Further arguments of ``mx.io.ImageRecordIter``; empty for the plain center crop.
     labels : ndarray of int, optional
         What a batch has in place of each label of the file: see :func:`gluon_lprnet.data.classes.labels_of`.
+    part : tuple of (int, int)
+        Of the records: its number from 0, and of how many. Each record is in one part.
+
+    Attributes
+    ----------
+    count : int
+        Records of the part.
     """
 
     def __init__(self, records: RecordSummary, input_size: int, batch_size: int, normalization: Normalization,
                  resize: int = -1, shuffle: bool = False, threads: int = 2, seed: int = 0,
-                 augmentation: Optional[dict[str, Any]] = None, labels: Optional[np.ndarray] = None) -> None:
-        self.count = records.count
+                 augmentation: Optional[dict[str, Any]] = None, labels: Optional[np.ndarray] = None,
+                 part: tuple[int, int] = (0, 1)) -> None:
+        index, number = part
+        self.count = parts(records.count, number)[index]
         # ImageRecordIter refuses a batch that is much larger than the set.
         self.batch_size = batch_size = min(batch_size, self.count)
-        self._seed = seed
+        # Parts are augmented differently.
+        self._seed = seed + 7919 * index
         self._labels = None if labels is None else mx.nd.array(labels)
         self._arguments = dict(
             path_imgrec=records.path, path_imgidx=records.index_path, data_shape=(3, input_size, input_size),
             batch_size=batch_size, resize=resize, shuffle=shuffle, preprocess_threads=threads, verbose=False,
+            part_index=index, num_parts=number,
             # MXNet loses up to `prefetch_buffer - 1` batches of memory with each iterator (apache/mxnet#15218).
             prefetch_buffer=1,
             **{f'mean_{c}': m for c, m in zip('rgb', normalization.mean)},

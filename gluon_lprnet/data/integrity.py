@@ -5,6 +5,7 @@ the process, an undecodable image kills it or raises without naming the record, 
 accepted silently, and the format has no checksum. :func:`check_records` finds these faults first
 and names the record.
 """
+import argparse
 import json
 import math
 import os
@@ -32,7 +33,14 @@ from .recordio import (
     size_of,
     split_payload,
 )
+from .stamp import read_stamp, signature, write_stamp
 
+# What commands verify before they read records; the first is their default.
+DATA_CHECKS = ('stamp', 'full', 'structure')
+DATA_CHECK_HELP = ('what is verified of records; stamp: every byte, but once, until the file changes; full: every '
+                   'byte; structure: structure, index and labels alone')
+# Of the path, which may be another the next time.
+_NOT_STAMPED = ('path', 'index_path', 'size')
 _IMAGES_PER_TASK = 32
 _BYTES_OF_A_PHOTO = 20_000
 _FAULTS_SHOWN = 10
@@ -73,7 +81,7 @@ class RecordSummary(NamedTuple):
 
 
 def check_records(rec_path: PathLike, idx_path: Optional[PathLike] = None, num_classes: Optional[int] = None,
-                  label_width: int = 1, content: bool = True, workers: Optional[int] = None,
+                  label_width: int = 1, data_check: str = 'full', workers: Optional[int] = None,
                   write_index: bool = False) -> RecordSummary:
     """Check a ``.rec`` file of images, its index and its labels, without MXNet's native reader.
 
@@ -94,8 +102,10 @@ def check_records(rec_path: PathLike, idx_path: Optional[PathLike] = None, num_c
         Labels must be below this number (`label_width` 1 only).
     label_width : int
         Numbers in each record's label; labels of width 1 must be non-negative integers.
-    content : bool
-        False skips the check of the content, which reads the whole file.
+    data_check : {'full', 'stamp', 'structure'}
+        ``full`` reads every byte, and leaves a stamp beside the file (see :mod:`gluon_lprnet.data.stamp`). ``stamp``
+        does so unless there is a stamp and the file has not changed since; ``structure`` leaves out the content. With a
+        stamp both read nothing but the stamp.
     workers : int, optional
         Processes that decode; by default as many as CPUs, fewer for a small file. More than one
         needs the caller's main module to be importable (``if __name__ == '__main__':``).
@@ -124,6 +134,12 @@ def check_records(rec_path: PathLike, idx_path: Optional[PathLike] = None, num_c
     write_index = write_index and not os.path.lexists(idx_path)
     if not write_index:
         size_of(idx_path, 'every .rec needs its .idx: copy it too, or have "check" write it anew with `write_index`')
+    before = signature(rec_path)
+    stamp = read_stamp(rec_path) if data_check != 'full' and idx_path == own_idx_path else None
+    if stamp:
+        summary = _stamped(rec_path, idx_path, size, stamp)
+        if _fits(summary, label_width, num_classes):
+            return summary
     try:
         with open(rec_path, 'rb') as file:
             offsets, labels = _scan(file.fileno(), rec_path, size, label_width)
@@ -133,7 +149,7 @@ def check_records(rec_path: PathLike, idx_path: Optional[PathLike] = None, num_c
         keys = _check_index(idx_path, rec_path, offsets)
         _check_labels(rec_path, keys, labels, num_classes)
         verified = 'not verified'
-        if content:
+        if data_check != 'structure':
             manifest = load_manifest(rec_path)
             if manifest is None:
                 _check_images(_image_fault, rec_path, offsets, keys, workers)
@@ -150,8 +166,30 @@ def check_records(rec_path: PathLike, idx_path: Optional[PathLike] = None, num_c
         raise InputError(f'{error.filename or rec_path} cannot be read: '
                          f'{error.strerror or error}.') from error
     classes, counts = np.unique(labels, return_counts=True) if label_width == 1 else ((), ())
-    return RecordSummary(rec_path, idx_path, len(offsets), size, label_width, float(labels.min()), float(labels.max()),
-                         {int(label): int(count) for label, count in zip(classes, counts)}, verified)
+    summary = RecordSummary(rec_path, idx_path, len(offsets), size, label_width, float(labels.min()),
+                            float(labels.max()), {int(label): int(count) for label, count in zip(classes, counts)},
+                            verified)
+    if data_check != 'structure' and idx_path == own_idx_path:
+        write_stamp(rec_path, before, {name: value for name, value in summary._asdict().items()
+                                       if name not in _NOT_STAMPED})
+    return summary
+
+
+def add_check_flag(parser: 'argparse._ActionsContainer') -> None:
+    """Add ``--data-check``, as :func:`check_records` takes it, to a command that reads records."""
+    parser.add_argument('--data-check', choices=DATA_CHECKS, default=DATA_CHECKS[0],
+                        help=f'{DATA_CHECK_HELP} (default: %(default)s)')
+
+
+def _stamped(rec_path, idx_path, size, stamp):
+    return RecordSummary(rec_path, idx_path, stamp['count'], size, stamp['label_width'], stamp['label_min'],
+                         stamp['label_max'], {int(label): count for label, count in stamp['class_counts'].items()},
+                         f'unchanged since {stamp["when"]}, when it was checked: {stamp["verified"]}')
+
+
+def _fits(summary, label_width, num_classes):
+    """Whether a file that was sound is so for these labels; if not, the check says why."""
+    return summary.label_width == label_width and (num_classes is None or summary.label_max < num_classes)
 
 
 def fingerprint(records: RecordSummary) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from pathlib import PurePath
 from typing import NamedTuple, Optional
 
 import numpy as np
+from tqdm import tqdm
 
 from ..utils.errors import InputError
 from ..utils.files import PathLike
@@ -108,7 +109,9 @@ def _read_list(path, root, class_file):
         raise InputError(f'`root` {root} is not a folder: name the one that the paths of {path} start from.')
     parse = _parse_lst_line if path.endswith('.lst') else _parse_text_line
     images, lines_of, labels = [], {}, []
-    for line_number, line in enumerate(_lines(path), 1):
+    # Each picture is looked for, which takes a while where there are a million.
+    lines = tqdm(_lines(path), 'reading the list', unit='line', unit_scale=True, disable=None, leave=False)
+    for line_number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:

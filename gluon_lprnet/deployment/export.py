@@ -25,7 +25,7 @@ from ..data.batches import Normalization, validation_batches
 from ..data.faces.batches import FaceBatches
 from ..data.faces.landmarks import CROP_SCALE
 from ..data.faces.records import check_face_records, read_face_records
-from ..data.integrity import check_records
+from ..data.integrity import DATA_CHECK_HELP, DATA_CHECKS, check_records
 from ..evaluate.classification import add_description_flags, described, evaluate_classification, flags_of_description
 from ..evaluate.landmarks import evaluate_landmarks
 from ..evaluate.network_flag import add_network_alone, with_network
@@ -77,6 +77,8 @@ class Int8(NamedTuple):
         As in :mod:`gluon_lprnet.deployment.quantize`.
     rec_val : path, optional
         RecordIO file for measuring the accuracy of the network and of the exported one.
+    data_check : str
+        As of :func:`gluon_lprnet.data.integrity.check_records`.
     """
 
     calibrate: str
@@ -85,6 +87,7 @@ class Int8(NamedTuple):
     exclude: Sequence[str] = ()
     tolerance: float = 0.01
     rec_val: Optional[str] = None
+    data_check: str = DATA_CHECKS[0]
 
 
 def export(path: PathLike, out: PathLike, forms: Sequence[str] = FORMS, formats: Sequence[str] = ('mxnet',),
@@ -256,8 +259,8 @@ def _write(symbol, params, image_shape, prefix, formats, data):
 def _checked_records(int8, description, outputs):
     """What :func:`check_records` found, by path, of the files of an :class:`Int8`."""
     paths = [int8.calibrate] + ([int8.rec_val] if int8.rec_val else [])
-    return {path: check_face_records(path) if _has_landmarks(description) else check_records(path, num_classes=outputs)
-            for path in paths}
+    return {path: check_face_records(path, int8.data_check) if _has_landmarks(description) else check_records(
+        path, num_classes=outputs, data_check=int8.data_check) for path in dict.fromkeys(paths)}
 
 
 def _has_landmarks(description):
@@ -383,6 +386,7 @@ def add_commands(commands: Commands) -> None:
                       help=_default("largest noise, as a share of the outputs' variance on these images; layers that "
                                     'cost most stay in float32 until it is met', 'tolerance'))
     int8.add_argument('--rec-val', metavar='REC', help='measure the accuracy of float32 and int8')
+    int8.add_argument('--data-check', choices=DATA_CHECKS, help=_default(DATA_CHECK_HELP, 'data_check'))
 
 
 def _default(text, field):

@@ -12,7 +12,7 @@ import mxnet as mx
 
 from ..data.batches import validation_batches
 from ..data.imagenet_names import in_words
-from ..data.integrity import check_records
+from ..data.integrity import add_check_flag, check_records
 from ..data.pack import pack_images
 from ..data.recordio import read_records
 from ..data.sources import read_source
@@ -44,6 +44,7 @@ def add_commands(commands: Any) -> None:
     parser.add_argument('--batch-size', type=positive_int, default=64, help='images of a pass (default: %(default)s)')
     parser.add_argument('-j', '--num-data-workers', type=positive_int, default=2, metavar='N',
                         help='decoding threads (default: %(default)s)')
+    add_check_flag(parser)
     parser.set_defaults(run=_run)
     add_description_flags(parser)
 
@@ -57,7 +58,7 @@ def _run(args):
     names = in_words(description.get('class_names') or map(str, range(classes)))
     rows, faults = [], 0
     for path in inputs:
-        with _opened(path, args.rec_val_idx, classes) as (records, sources, skipped):
+        with _opened(path, args.rec_val_idx, classes, args.data_check) as (records, sources, skipped):
             for picture, reason in skipped:
                 print(f'{os.path.join(path, picture)} {reason}.', file=sys.stderr)
             faults += len(skipped)
@@ -91,13 +92,13 @@ def _check_flags(args, inputs):
 
 
 @contextlib.contextmanager
-def _opened(path, index, classes):
+def _opened(path, index, classes, data_check):
     """As a context: the records of a set, where each picture is from (or None), and what of it cannot be read.
 
     A folder of class folders is packed for the length of the block.
     """
     if not os.path.isdir(path):
-        yield check_records(path, index, num_classes=classes), None, []
+        yield check_records(path, index, num_classes=classes, data_check=data_check), None, []
         return
     with tempfile.TemporaryDirectory(prefix='evaluate-') as scratch:
         # Pictures keep their sizes and, as far as they are JPEGs, their bytes.

@@ -283,7 +283,8 @@ def _collect(predictions):
 
 def evaluate_sets(networks: Mapping[str, tuple[HybridBlock, Mapping[str, Any]]], recs: Mapping[str, PathLike],
                   train_recs: Optional[Sequence[PathLike]] = None,
-                  jaw: Optional[str] = None, flip: bool = False) -> dict[str, dict[str, FaceErrors]]:
+                  jaw: Optional[str] = None, flip: bool = False,
+                  data_check: str = 'full') -> dict[str, dict[str, FaceErrors]]:
     """Errors of each network on each set.
 
     Parameters
@@ -296,6 +297,8 @@ def evaluate_sets(networks: Mapping[str, tuple[HybridBlock, Mapping[str, Any]]],
         Files whose mean face is evaluated too.
     jaw, flip
         As of :func:`evaluate_landmarks`.
+    data_check : str
+        As of :func:`gluon_lprnet.data.integrity.check_records`.
 
     Returns
     -------
@@ -308,7 +311,7 @@ def evaluate_sets(networks: Mapping[str, tuple[HybridBlock, Mapping[str, Any]]],
         If a file is missing, damaged, or does not contain faces.
     """
     for rec in [*recs.values(), *(train_recs or ())]:
-        check_face_records(rec)
+        check_face_records(rec, data_check)
     face = mean_face(record for rec in train_recs for record in read_face_records(rec)) if train_recs else None
     results = {}
     for name, rec in recs.items():

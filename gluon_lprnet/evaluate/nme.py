@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from ..data.faces.landmarks import JAWS
+from ..data.integrity import add_check_flag
 from ..utils.flags import add_parser, positive_float
 from ..utils.text import FORMATS, render_table
 from .figures import draw_all
@@ -68,6 +69,7 @@ def add_commands(commands: Any) -> None:
                              "visible contour (default: the one in each set's landmarks)")
     parser.add_argument('--flip', action='store_true',
                         help='the mean of what a network finds in the crop and in its mirror image, in twice the time')
+    add_check_flag(parser)
     parser.add_argument('--format', choices=FORMATS, default='text', help='how to print (default: %(default)s)')
     parser.set_defaults(run=_run)
 
@@ -75,7 +77,7 @@ def add_commands(commands: Any) -> None:
 def _run(args):
     networks, inputs = split_networks('nme', 'landmarks', args.inputs, args.network, args.rec, several=True)
     recs = dict(zip(distinct_names([Path(rec).stem for rec in inputs], inputs), inputs))
-    results = evaluate_sets(load_networks(networks), recs, args.mean_face, args.jaw, args.flip)
+    results = evaluate_sets(load_networks(networks), recs, args.mean_face, args.jaw, args.flip, args.data_check)
     print(nme_table(results, args.threshold / 100, args.format))
     if args.out:
         draw_all(results, recs, args.out)

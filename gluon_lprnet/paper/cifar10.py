@@ -3,7 +3,7 @@ import argparse
 import sys
 from typing import NamedTuple
 
-from ..data.integrity import check_records
+from ..data.integrity import add_check_flag, check_records
 from ..utils.errors import InputError
 from ..utils.files import PathLike, write_file
 from ..utils.flags import Commands, add_parser, add_record_flags, non_negative_int, positive_float, positive_int
@@ -160,6 +160,7 @@ def add_commands(commands: Commands) -> None:
                     'trained again, and stopped ones continue: call it again with the same flags.')
     parser.add_argument('name', choices=EXPERIMENTS, help='the experiment')
     add_record_flags(parser, 'RecordIO file of CIFAR-10')
+    add_check_flag(parser)
     parser.add_argument('--width', type=positive_float, default=1.0,
                         help="width multiplier; the paper's is 1.0 (default: %(default)s)")
     parser.add_argument('--out', default='runs/experiments', metavar='DIR',
@@ -182,7 +183,7 @@ def _run(args: argparse.Namespace) -> int:
     if unknown:
         raise InputError(f'--rows: {args.name} has no {", ".join(sorted(unknown))}; it has {", ".join(names)}.')
     for rec in (args.rec_train, args.rec_val):
-        check_records(rec, num_classes=10)
+        check_records(rec, num_classes=10, data_check=args.data_check)
     flags = ['--preset', 'table4', '--rec-train', args.rec_train, '--rec-val', args.rec_val, '-j', '1',
              '--data-check', 'structure', *(['--num-epochs', str(args.num_epochs)] if args.num_epochs else [])]
     grid = Grid(experiment.rows, flags, args.seeds, args.out)

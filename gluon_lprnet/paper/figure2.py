@@ -22,7 +22,7 @@ from .. import checkpoint
 from ..artifact import load_network
 from ..blocks import DSC, LPR, SConv, normalize_in_rank_space
 from ..data.batches import Batch, validation_batches
-from ..data.integrity import check_records
+from ..data.integrity import add_check_flag, check_records
 from ..evaluate.classification import correct_in_top, evaluate_classification
 from ..evaluate.network_flag import add_network_alone, with_network
 from ..train.command import fit
@@ -199,6 +199,7 @@ def add_commands(commands: Commands) -> None:
                     'continues.')
     add_network_alone(parser, 'run or checkpoint of a table4_sconv network')
     add_record_flags(parser, 'RecordIO file')
+    add_check_flag(parser)
     parser.add_argument('--out', required=True, metavar='DIR', help='folder of the modules and figures')
     parser.add_argument('--num-epochs', type=positive_int, default=10,
                         help='epochs of each module (default: %(default)s)')
@@ -223,7 +224,8 @@ def _run(args: argparse.Namespace) -> None:
     out = Path(args.out)
     batches = {}
     for subset in ('train', 'val'):
-        records = check_records(getattr(args, f'rec_{subset}'), num_classes=description['num_classes'])
+        records = check_records(getattr(args, f'rec_{subset}'), num_classes=description['num_classes'],
+                                data_check=args.data_check)
         batches[subset] = validation_batches(records, description, args.batch_size, args.num_data_workers)
     accuracy = evaluate_classification(net, batches['val'], mx.cpu())['top1']
     print(f'original: top-1 {accuracy:.4f}')

@@ -18,6 +18,7 @@ import numpy as np
 from mxnet.gluon import HybridBlock
 
 from ..artifact import write_symbol
+from ..data.integrity import add_check_flag
 from ..evaluate.landmarks import BIN_NAMES, PROTOCOL, evaluate_sets, load_networks, summarize
 from ..evaluate.network_flag import add_network_flag, split_networks
 from ..evaluate.nme import percent
@@ -134,7 +135,8 @@ def _time_networks(rounds: int, paths: Sequence[str]) -> list[float]:
     return [1000 / statistics.median(by_round) for by_round in times]
 
 
-def measure(paths: Sequence[PathLike], rec: PathLike, rounds: int = _ROUNDS) -> list[dict[str, Any]]:
+def measure(paths: Sequence[PathLike], rec: PathLike, rounds: int = _ROUNDS,
+            data_check: str = 'full') -> list[dict[str, Any]]:
     """The measured rows.
 
     Parameters
@@ -145,6 +147,8 @@ def measure(paths: Sequence[PathLike], rec: PathLike, rounds: int = _ROUNDS) -> 
         AFLW2000-3D, packed.
     rounds : int
         Of the timing.
+    data_check : str
+        As of :func:`gluon_lprnet.data.integrity.check_records`.
 
     Returns
     -------
@@ -158,7 +162,7 @@ def measure(paths: Sequence[PathLike], rec: PathLike, rounds: int = _ROUNDS) -> 
         If a network or the file is invalid, or the faces have no yaw.
     """
     networks = load_networks(paths)
-    found, = evaluate_sets(networks, {Path(rec).stem: rec}).values()
+    found, = evaluate_sets(networks, {Path(rec).stem: rec}, data_check=data_check).values()
     if np.isnan(next(iter(found.values())).yaw).all():
         raise InputError(f'{rec} has no yaw for its faces, but Table 6 is by yaw: pack AFLW2000-3D with "pack faces '
                          '... --layout aflw2000-3d", or use the command nme.')
@@ -228,6 +232,7 @@ def add_commands(commands: Commands) -> None:
     parser.add_argument('inputs', nargs='*', metavar='REC', help='AFLW2000-3D, packed by "pack faces"')
     add_network_flag(parser, 'landmarks', several=True)
     parser.add_argument('--rec', nargs=1, default=(), help=argparse.SUPPRESS)
+    add_check_flag(parser)
     parser.add_argument('--format', choices=FORMATS, default='text', help='how to print (default: %(default)s)')
     parser.set_defaults(run=_run)
 
@@ -236,7 +241,7 @@ def _run(args: argparse.Namespace) -> None:
     networks, inputs = split_networks('table6', 'landmarks', args.inputs, args.network, args.rec, several=True)
     if len(inputs) > 1:
         raise InputError(f'table6 is of one set, and {len(inputs)} are given: {", ".join(inputs)}.')
-    print(alignment_table(measure(networks, inputs[0]), args.format))
+    print(alignment_table(measure(networks, inputs[0], data_check=args.data_check), args.format))
 
 
 if __name__ == '__main__':

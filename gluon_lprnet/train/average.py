@@ -5,6 +5,8 @@ from contextlib import contextmanager
 import mxnet as mx
 from mxnet.gluon.block import HybridBlock
 
+from .distributed import Workers
+
 
 class WeightAverage:
     """The average of the parameters of ``net``, running statistics included, in float32.
@@ -36,6 +38,13 @@ class WeightAverage:
             average = self._values[name]
             # In this form what stays the same keeps its last bit.
             average += (1 - decay) * (value.astype('float32', copy=False) - average)
+
+    def average_statistics(self, workers: Workers) -> None:
+        """Take the mean of the workers' running statistics; of the weights they all have the same average."""
+        values = [self._values[name] for name, parameter in self._net.collect_params().items()
+                  if parameter.grad_req == 'null' and self._values]
+        for value, mean in zip(values, workers.average([value.asnumpy() for value in values])):
+            value[:] = mean
 
     def take(self) -> None:
         """Give the network the average."""

@@ -1,13 +1,14 @@
 """From a configuration to a finished run, and from flags to an exit status: what all trainings share."""
 import argparse
 import dataclasses
+import logging
 import math
 import os
 import platform
 import signal
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any, Optional
 
 import mxnet as mx
@@ -17,6 +18,7 @@ from mxnet.gluon.block import HybridBlock
 from .. import checkpoint
 from ..artifact import export_network, model_arguments
 from ..blocks import normalize_in_rank_space
+from ..data.batches import parts
 from ..utils.errors import InputError, in_flags
 from ..utils.flags import add_parser
 from ..utils.signals import exit_on_sigterm
@@ -33,6 +35,7 @@ from .config import (
     make_parser,
     parse,
 )
+from .distributed import Workers, workers_of
 from .environment import write_environment
 from .fine_tuning import freeze, take_weights
 from .journal import LOGGER, metrics_text, start_log, stop_log
@@ -60,12 +63,14 @@ def _begin_bfloat16():
                          'one. Take float32.') from error
 
 
-def check_batches(count: int, config: TrainingConfig, contexts: Sequence[mx.Context]) -> None:
-    """Refuse batches of ``count`` images that do not fill an update, or cannot be split over the devices."""
-    for size in (min(config.batch_size, count), count % config.batch_size):
-        if 0 < size < len(contexts):
-            raise InputError(f'`batch_size` {config.batch_size} makes a batch of {size} of the {count} images, fewer '
-                             f'than `num_gpus` {len(contexts)}: take another.')
+def check_batches(count: int, config: TrainingConfig, contexts: Sequence[mx.Context], workers: Workers) -> None:
+    """Refuse batches of ``count`` images that do not fill an update, or cannot be split over devices and workers."""
+    share = workers.share(config.batch_size)
+    for part in parts(count, workers.count):
+        for size in (min(share, part), part % share):
+            if 0 < size < len(contexts):
+                raise InputError(f'`batch_size` {config.batch_size} makes a batch of {size} of the {part} images, '
+                                 f'fewer than `num_gpus` {len(contexts)}: take another.')
     batches = -(-count // config.batch_size)
     if config.accumulate > batches:
         raise InputError(f'`accumulate` {config.accumulate}: an epoch of {count} images has {batches} batches. '
@@ -155,16 +160,18 @@ def train(config: NetworkTrainingConfig, build_task: Callable[[Any], TrainingTas
     found = checkpoint_to_resume(config.save_dir, resume)
     if found:
         check_same_curve(config, found)
-    with _opened(config.save_dir) as logger:
+    workers = workers_of(config)
+    with _opened(config.save_dir, workers) as logger:
         mx.random.seed(config.seed)
         if config.dtype == 'bfloat16':
             _begin_bfloat16()
         # What a resumed training started from need not be there any more.
         task = build_task(dataclasses.replace(config, init_from=None) if found else config)
         metrics = _fit(task, config, logger, found)
-        symbol = export_network(task.net, {**config.to_dict(), **task.description},
-                                os.path.join(config.save_dir, 'export'))
-        logger.info('final validation: %s; exported %s', metrics_text(metrics), symbol)
+        if workers.writes:
+            symbol = export_network(task.net, {**config.to_dict(), **task.description},
+                                    os.path.join(config.save_dir, 'export'))
+            logger.info('final validation: %s; exported %s', metrics_text(metrics), symbol)
         return metrics
 
 
@@ -189,30 +196,39 @@ def fit(task: TrainingTask, config: TrainingConfig,
     NonFiniteLoss, Interrupted
         After the message went into the log.
     """
-    with _opened(config.save_dir) as logger:
+    with _opened(config.save_dir, task.workers) as logger:
         return _fit(task, config, logger, resume_from)
 
 
 @contextmanager
-def _opened(save_dir):
-    """The logger of a training that has the folder for itself."""
-    with checkpoint.only_user(save_dir):
-        logger = start_log(save_dir)
-        try:
-            yield logger
-        except NonFiniteLoss as error:
-            logger.error('%s', error)
-            raise
-        except Interrupted as stop:
-            logger.warning('%s', stop)
-            raise
-        finally:
-            stop_log(logger)
+def _opened(save_dir: str, workers: Workers) -> Iterator[logging.Logger]:
+    """The logger of a training whose first worker has the folder for itself; without an error all end together."""
+    try:
+        with checkpoint.only_user(save_dir) if workers.writes else nullcontext():
+            logger = start_log(save_dir if workers.writes else None)
+            try:
+                yield logger
+                workers.barrier()
+            except NonFiniteLoss as error:
+                logger.error('%s', error)
+                raise
+            except Interrupted as stop:
+                logger.warning('%s', stop)
+                raise
+            finally:
+                stop_log(logger)
+    except Interrupted:
+        # All workers have stopped.
+        raise
+    except BaseException:
+        workers.leave()
+        raise
 
 
 def _fit(task, config, logger, resume_from):
-    config.save(**task.description)
-    write_environment(config.save_dir)
+    if task.workers.writes:
+        config.save(**task.description)
+        write_environment(config.save_dir)
     # To the file alone.
     logger.debug('configuration:%s', ''.join(f'\n  {name} {value}' for name, value in sorted(config.to_dict().items())))
     logger.info('MXNet %s on %s, %s; engine %s, %s OpenMP threads', mx.__version__, task.contexts,

@@ -2,6 +2,7 @@
 import argparse
 import dataclasses
 import json
+import math
 import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from typing import Any, ClassVar, Optional, TypeVar, Union, get_type_hints
 from .. import checkpoint
 from ..blocks import L2_NORM_SCALES
 from ..data.batches import IMAGENET_MEAN, IMAGENET_STD
+from ..data.integrity import DATA_CHECK_HELP, DATA_CHECKS
 from ..utils.errors import InputError
 from ..utils.files import write_file
 from ..utils.flags import HelpFormatter, examples
@@ -23,6 +25,11 @@ _NetworkConfig = TypeVar('_NetworkConfig', bound='NetworkTrainingConfig')
 _MOST = 2**31 - 1
 _SMALLEST_RATE, _LARGEST_RATE = 1e-8, 1000.0
 _SMALLEST_NUMBER = 1e-30
+
+# Where the gradients of the devices and workers are added up: MXNet's names, and Horovod.
+DEVICE, DIST_SYNC, HOROVOD = 'device', 'dist_sync', 'horovod'
+# Goyal et al., "Accurate, Large Minibatch SGD" (arXiv 1706.02677).
+_WARMUP_OF_LARGE_BATCHES = 5
 
 
 def setting(default: Any, help: Optional[str] = None, low: Optional[float] = None, high: Optional[float] = None,
@@ -87,13 +94,21 @@ class TrainingConfig:
                                         'pickle and can run any code: of your own runs only', free=True, group='run')
     seed: int = setting(0, 'of initialization, order and augmentation', 0, _MOST, group='run')
     num_gpus: int = setting(0, '0 trains on the CPU', 0, 64, group='run')
+    kvstore: str = setting(DEVICE, 'where gradients are added up: dist_sync trains in several processes, by MXNet\'s '
+                                   'parameter servers (start them with `launch`), horovod by Horovod (horovodrun)',
+                           choices=(DEVICE, DIST_SYNC, HOROVOD), free=True, group='run')
+    compress_gradients: float = setting(0.0, "send gradients in 2 bits, by MXNet's compression: what is below this, "
+                                             'summed over the images of a worker, is kept for later; 0: not, for '
+                                             'dist_sync', 0, 1e6, group='run', metavar='THRESHOLD')
+    worker_timeout: float = setting(30.0, 'minutes without an answer of the other workers after which one ends; 0: '
+                                          'never', 0, 1e6, free=True, group='run', metavar='MINUTES')
     dtype: str = setting('float32', 'bfloat16: mixed precision by MXNet AMP; float16: the whole network, GPU only',
                          choices=('float32', 'bfloat16', 'float16'), group='run')
     num_data_workers: int = setting(max(1, (os.cpu_count() or 1) // 2), 'threads that decode images', 1, 256, free=True,
                                     group='run', short='-j', metavar='N')
 
     num_epochs: int = setting(1, 'passes over the training set, warm-up included', 1, 100_000)
-    batch_size: int = setting(128, 'images of a step, over all devices together', 1, 1_000_000)
+    batch_size: int = setting(128, 'images of a step, over all devices and workers together', 1, 1_000_000)
     accumulate: int = setting(1, 'add up the gradients of N batches for one update', 1, 100_000, metavar='N')
     optimizer: str = setting('sgd', 'how the gradients change the weights', choices=('sgd', 'adam'))
     lr: float = setting(0.1, 'learning rate after warm-up', _SMALLEST_RATE, _LARGEST_RATE)
@@ -125,6 +140,8 @@ class TrainingConfig:
         if self.warmup_epochs >= self.num_epochs:
             raise InputError(f'`warmup_epochs` {self.warmup_epochs}: this leaves nothing of '
                              f'`num_epochs` {self.num_epochs}. Give fewer.')
+        if self.compress_gradients and self.kvstore != DIST_SYNC:
+            raise InputError(f'`compress_gradients` is for `kvstore` {DIST_SYNC}: leave it out.')
         if self.warmup_lr > self.lr:
             raise InputError(f'`warmup_lr` {self.warmup_lr:g}: warm-up rises to `lr` {self.lr:g}; begin below that.')
         if (self.lr_mode == 'step') != bool(self.lr_decay_epoch):
@@ -224,9 +241,7 @@ class NetworkTrainingConfig(TrainingConfig):
         IMAGENET_MEAN, 'mean of R, G and B, on the scale 0 to 255', 0, 255, group='network', metavar=('R', 'G', 'B'))
     rgb_std: tuple[float, float, float] = setting(
         IMAGENET_STD, 'their standard deviation, on the same scale', 1, 255, group='network', metavar=('R', 'G', 'B'))
-    data_check: str = setting(
-        'full', 'what is verified before the first step: every byte of the records, or their structure, index and '
-        'labels alone', choices=('full', 'structure'), free=True, group='data')
+    data_check: str = setting(DATA_CHECKS[0], DATA_CHECK_HELP, choices=DATA_CHECKS, free=True, group='data')
     no_mirror: bool = setting(False, 'do not flip left and right at random', group='data')
 
     @classmethod
@@ -253,7 +268,25 @@ class NetworkTrainingConfig(TrainingConfig):
         preset = preset or cls.preset_for(values.get('model', cls.model))
         if preset not in cls.PRESETS:
             raise InputError(f'`preset` {preset}: there are {", ".join(cls.PRESETS)}.')
-        return cls._of({**cls.PRESETS[preset], **values, 'preset': preset})
+        return cls._of({**cls._for_workers(cls.PRESETS[preset], values), **values, 'preset': preset})
+
+    @classmethod
+    def _for_workers(cls, recipe, given):
+        """A recipe whose rates are those of the batch of several workers, and are warmed up where that is larger.
+
+        They grow with the batch for SGD (Goyal et al., arXiv 1706.02677) and with its root for Adam (Malladi et al.,
+        arXiv 2205.10287).
+        """
+        recipe = {name: recipe.get(name, getattr(cls, name)) for name in cls._names()}
+        larger = given.get('batch_size', recipe['batch_size']) / recipe['batch_size']
+        if given.get('kvstore', DEVICE) == DEVICE or larger == 1:
+            return recipe
+        factor = larger if given.get('optimizer', recipe['optimizer']) == 'sgd' else math.sqrt(larger)
+        scaled = {name: factor * recipe[name] for name in ('lr', 'tuning_lr')}
+        if larger > 1:
+            epochs = given.get('num_epochs', recipe['num_epochs'])
+            scaled['warmup_epochs'] = max(recipe['warmup_epochs'], min(_WARMUP_OF_LARGE_BATCHES, epochs - 1))
+        return {**recipe, **scaled}
 
 
 def make_parser(config_class: type[NetworkTrainingConfig], description: Optional[str],
@@ -273,6 +306,8 @@ def add_flags(parser: argparse.ArgumentParser, config_class: type[NetworkTrainin
                         help='go on from the newest whole checkpoint in --save-dir, with its configuration; "auto": '
                              'begin where there is none')
     groups = {name: parser.add_argument_group(name) for name in ('network', 'data', 'run', 'optimization')}
+    groups['run'].add_argument('--horovod', dest='kvstore', action='store_const', const=HOROVOD,
+                               help='the same as --kvstore horovod')
     hints = get_type_hints(config_class)
     for setting_ in dataclasses.fields(config_class):
         if setting_.metadata:
@@ -345,13 +380,18 @@ def check_same_curve(config: TrainingConfig, found: checkpoint.Checkpoint) -> No
     InputError
     """
     # As it was saved: JSON has no tuples.
-    saved, now = found.state['config'], json.loads(json.dumps(config.to_dict()))
-    shaping = [setting_.name for setting_ in dataclasses.fields(config) if not setting_.metadata.get('free')]
-    changed = [f'`{name}` (was {saved[name]!r}, is {now[name]!r})' for name in shaping
-               if name in saved and now[name] != saved[name]]
+    saved, now = found.state['config'], json.loads(json.dumps(shaping(config)))
+    changed = [f'`{name}` (was {saved[name]!r}, is {value!r})' for name, value in now.items()
+               if name in saved and value != saved[name]]
     if changed:
         raise InputError(f'Cannot resume: {", ".join(changed)} would change the training curve. Leave it as it was, or '
                          'train in a new folder.')
+
+
+def shaping(config: TrainingConfig) -> dict[str, Any]:
+    """The settings that shape the curve, by name."""
+    return {setting_.name: getattr(config, setting_.name) for setting_ in dataclasses.fields(config)
+            if not setting_.metadata.get('free')}
 
 
 def _add_flag(group, setting_, hint):

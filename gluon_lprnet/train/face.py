@@ -20,6 +20,7 @@ from ..utils.errors import InputError
 from . import command
 from .command import check_batches, contexts_of, make_network
 from .config import NetworkTrainingConfig, setting, with_default
+from .distributed import workers_of
 from .journal import LOGGER
 from .loop import TrainingTask
 
@@ -115,7 +116,8 @@ def build_task(config: LandmarkConfig) -> TrainingTask:
         if not recs:
             raise InputError(f'`rec_{subset}` is missing: give RecordIO files, from `python -m gluon_lprnet pack '
                              'faces`.')
-        checked = [check_records(rec, label_width=LABEL_WIDTH, content=False) for rec in recs]
+        LOGGER.info('records: %s; check: %s', ', '.join(recs), config.data_check)
+        checked = [check_records(rec, label_width=LABEL_WIDTH, data_check='structure') for rec in recs]
         if subset == 'train':
             data = {Path(rec).name: fingerprint(records) for rec, records in zip(recs, checked)}
     names = [Path(rec).stem for rec in config.rec_val]
@@ -124,14 +126,16 @@ def build_task(config: LandmarkConfig) -> TrainingTask:
     contexts = contexts_of(config)
     described = config.to_dict()
 
+    workers = workers_of(config)
+
     def batches_of(faces, augmentation=None):
-        return FaceBatches(faces, config.input_size, config.crop_scale, config.batch_size,
+        return FaceBatches(faces, config.input_size, config.crop_scale, workers.share(config.batch_size),
                            Normalization(config.rgb_mean, config.rgb_std), augmentation,
-                           config.num_data_workers, config.seed, config.two_jaws)
+                           config.num_data_workers, config.seed, config.two_jaws, workers.part)
 
     faces = _read(config.rec_train, config)
     faces += [face for face in faces if _is_profile(face)] * (config.repeat_profiles - 1)
-    check_batches(len(faces), config, contexts)
+    check_batches(len(faces), config, contexts, workers)
     augmentation = replace(AUGMENTATIONS[config.augmentation], mirror=not config.no_mirror)
     augmented, plain = batches_of(faces, augmentation), batches_of(faces)
     validation = {name: _read([rec], config) for name, rec in zip(names, config.rec_val)}
@@ -140,9 +144,8 @@ def build_task(config: LandmarkConfig) -> TrainingTask:
         LOGGER.info('NME of the mean face of the training sets on %s: %.2f%%', name,
                     100 * evaluate_mean_face(typical, records).errors.mean())
     net = make_network(config, mx.init.Xavier(), contexts, len(faces), f'{config.num_classes} outputs')
-    if config.data_check == 'full':
-        for rec in {*config.rec_train, *config.rec_val}:
-            check_records(rec, label_width=LABEL_WIDTH)
+    for rec in sorted({*config.rec_train, *config.rec_val}):
+        check_records(rec, label_width=LABEL_WIDTH, data_check=config.data_check)
 
     def errors(output, label):
         jaws = [known_jaw(each) for each in label]
@@ -151,9 +154,11 @@ def build_task(config: LandmarkConfig) -> TrainingTask:
             for points in (output, label)))
 
     def mean_error(records, name):
+        records = records[workers.rank::workers.count]
         bar = tqdm(records, f'validation on {name}', unit='face', leave=False, disable=None)
-        return float(evaluate_landmarks(net, bar, described, contexts[0], config.batch_size,
-                                        dtype=config.input_dtype).errors.mean())
+        error = evaluate_landmarks(net, bar, described, contexts[0], config.batch_size,
+                                   dtype=config.input_dtype).errors.mean()
+        return workers.mean({'nme': float(error)}, len(records))['nme']
 
     def evaluate():
         """NME of each validation set, as a fraction."""
@@ -161,7 +166,7 @@ def build_task(config: LandmarkConfig) -> TrainingTask:
                 for name, records in validation.items()}
 
     return TrainingTask(
-        net=net, contexts=contexts, batches_per_epoch=len(augmented),
+        net=net, contexts=contexts, workers=workers, batches_per_epoch=math.ceil(len(faces) / config.batch_size),
         batches=lambda epoch, start: (augmented if epoch < config.num_epochs else plain).epoch(epoch, start),
         # Summed over the outputs: their mean would leave gradients near Adam's epsilon.
         loss=lambda output, label: LOSSES[config.loss](_known_differences(output, label)).sum(axis=1),

@@ -1,4 +1,5 @@
 """Image classification ("Image Classification" in the paper): configuration, recipes and the task."""
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +19,8 @@ from ..utils.errors import InputError
 from . import command
 from .command import check_batches, contexts_of, make_network
 from .config import NetworkTrainingConfig, setting, with_default
+from .distributed import workers_of
+from .journal import LOGGER
 from .loop import TrainingTask
 
 SMOOTHING = 0.1
@@ -125,25 +128,28 @@ def build_task(config: ClassificationConfig) -> TrainingTask:
         For whatever is wrong with the configuration or the files.
     """
     config = _with_classes(config)
-    records = {subset: _check(config, subset, content=False) for subset in ('train', 'val')}
+    LOGGER.info('records: %s, %s; check: %s', _rec(config, 'train'), _rec(config, 'val'), config.data_check)
+    records = {subset: _check(config, subset, 'structure') for subset in ('train', 'val')}
     names = class_names(records['train'].path)
     described = {**config.to_dict(), 'class_names': names}
     contexts = contexts_of(config)
     count = records['train'].count
-    check_batches(count, config, contexts)
+    workers = workers_of(config)
+    check_batches(count, config, contexts, workers)
+    share = workers.share(config.batch_size)
     augmented = ImageBatches(
-        records['train'], config.input_size, config.batch_size, Normalization(config.rgb_mean, config.rgb_std),
-        shuffle=True, threads=config.num_data_workers, seed=config.seed, augmentation=paper_augmentation(
+        records['train'], config.input_size, share, Normalization(config.rgb_mean, config.rgb_std),
+        shuffle=True, threads=config.num_data_workers, seed=config.seed, part=workers.part,
+        augmentation=paper_augmentation(
             config.pad, config.min_random_scale, config.max_random_scale, config.max_random_illumination,
             not config.no_mirror))
-    plain = validation_batches(records['train'], described, config.batch_size, config.num_data_workers,
-                               shuffle=True, seed=config.seed)
-    validation = validation_batches(records['val'], described, config.batch_size, config.num_data_workers)
+    plain = validation_batches(records['train'], described, share, config.num_data_workers, shuffle=True,
+                               seed=config.seed, part=workers.part)
+    validation = validation_batches(records['val'], described, share, config.num_data_workers, part=workers.part)
 
     net = make_network(config, mx.init.MSRAPrelu(), contexts, count, f'{config.num_classes} classes', names)
-    if config.data_check == 'full':
-        for subset in records:
-            _check(config, subset, content=True)
+    for subset in records:
+        _check(config, subset, config.data_check)
 
     def batches(epoch, start):
         if epoch >= config.num_epochs:
@@ -153,12 +159,13 @@ def build_task(config: ClassificationConfig) -> TrainingTask:
     hard_loss = gluon.loss.SoftmaxCrossEntropyLoss()
     soft_loss = gluon.loss.SoftmaxCrossEntropyLoss(sparse_label=False)
     return TrainingTask(
-        net=net, contexts=contexts, batches=batches, batches_per_epoch=len(augmented),
+        net=net, contexts=contexts, batches=batches, batches_per_epoch=math.ceil(count / config.batch_size),
         loss=lambda output, label: (soft_loss if label.ndim == 2 else hard_loss)(output, label),
         count=lambda output, label: {'top1': correct_in_top(output, label.argmax(1) if label.ndim == 2 else label, 1)},
-        evaluate=lambda: evaluate_classification(net, validation, contexts[0], config.input_dtype),
+        evaluate=lambda: workers.mean(evaluate_classification(net, validation, contexts[0], config.input_dtype),
+                                      validation.count),
         description={'task': 'classification', 'class_names': names},
-        data={Path(_rec(config, 'train')).name: fingerprint(records['train'])})
+        data={Path(_rec(config, 'train')).name: fingerprint(records['train'])}, workers=workers)
 
 
 def train(config: ClassificationConfig, resume: bool = False) -> dict[str, float]:
@@ -194,9 +201,9 @@ def _with_classes(config):
     return replace(config, num_classes=len(names) if names else given)
 
 
-def _check(config, subset, content):
+def _check(config, subset, data_check):
     return check_records(_rec(config, subset), getattr(config, f'rec_{subset}_idx'), num_classes=config.num_classes,
-                         content=content)
+                         data_check=data_check)
 
 
 def _rec(config, subset):

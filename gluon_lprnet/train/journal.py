@@ -1,10 +1,11 @@
 """What a training leaves behind beside its checkpoints: log, metrics, TensorBoard events, curves."""
+import contextlib
 import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Union
+from typing import Any, Optional, Union
 
 from ..utils.errors import InputError
 from ..utils.files import write_file
@@ -62,15 +63,28 @@ class Journal:
             draw_curves([self.run_dir], self.run_dir / 'curves.png')
 
 
-def start_log(run_dir: PathLike) -> logging.Logger:
-    """The package's logger, writing to the console and, with the details too, to ``train.log`` in ``run_dir``."""
+class NoJournal(contextlib.nullcontext[None]):
+    """Of the workers that write nothing."""
+
+    def add(self, kind: str, step: int, epoch: int, **values: Any) -> None:
+        pass
+
+
+def start_log(run_dir: Optional[PathLike]) -> logging.Logger:
+    """The package's logger, writing to the console and, with the details too, to ``train.log`` in ``run_dir``.
+
+    Without a folder it writes warnings alone, to the console.
+    """
     stop_log(LOGGER)
     LOGGER.setLevel(logging.DEBUG)
     LOGGER.propagate = False
     console = logging.StreamHandler()
-    console.setLevel(logging.INFO)
+    console.setLevel(logging.INFO if run_dir else logging.WARNING)
     formatter = logging.Formatter('%(asctime)s %(message)s', '%Y-%m-%d %H:%M:%S')
-    for handler in (console, logging.FileHandler(Path(run_dir) / 'train.log', encoding='utf-8')):
+    handlers: list[logging.Handler] = [console]
+    if run_dir:
+        handlers.append(logging.FileHandler(Path(run_dir) / 'train.log', encoding='utf-8'))
+    for handler in handlers:
         handler.setFormatter(formatter)
         LOGGER.addHandler(handler)
     return LOGGER

@@ -23,8 +23,9 @@ from .. import checkpoint
 from ..utils.errors import InputError
 from ..utils.signals import noted
 from .average import WeightAverage
-from .config import TrainingConfig
-from .journal import Journal, metrics_text
+from .config import DEVICE, TrainingConfig, shaping
+from .distributed import Workers
+from .journal import Journal, NoJournal, metrics_text
 
 PathLike = Union[str, 'os.PathLike[str]']
 
@@ -44,9 +45,10 @@ class Interrupted(SystemExit):
 
     code: int
 
-    def __init__(self, number: int, path: PathLike) -> None:
+    def __init__(self, number: int, path: Optional[PathLike]) -> None:
         super().__init__(128 + number)
-        self._text = (f'stopped by {signal.Signals(number).name}; saved {path}. Continue with --resume (in Python, '
+        saved = f'saved {path}' if path else 'the first worker saved a checkpoint'
+        self._text = (f'stopped by {signal.Signals(number).name}; {saved}. Continue with --resume (in Python, '
                       'resume=True).')
 
     def __str__(self):
@@ -79,6 +81,8 @@ class TrainingTask:
         What a user of the network must know beside the configuration: ``task``, ``class_names`` and such.
     data : dict
         What tells the training's records from others: see :func:`gluon_lprnet.data.integrity.fingerprint`.
+    workers : Workers
+        Who train together; ``batches`` and ``evaluate`` are of this one's part, ``batches_per_epoch`` of the largest.
     """
     net: gluon.HybridBlock
     contexts: list
@@ -90,6 +94,7 @@ class TrainingTask:
     reached: Callable = lambda metrics: False
     description: dict = field(default_factory=dict)
     data: dict = field(default_factory=dict)
+    workers: Workers = field(default_factory=Workers)
 
 
 class Schedule:
@@ -148,8 +153,9 @@ class Run:
         self.last_saved: Optional[PathLike] = None
         # Plain values only: this is what a checkpoint holds.
         described = {**config.to_dict(), **task.description}
+        self.workers = task.workers
         self.state: dict[str, Any] = dict(step=0, epoch=0, step_in_epoch=0, sums={}, reached=False, config=described,
-                                          data=task.data)
+                                          data=task.data, workers=self.workers.count)
         self._average = WeightAverage(task.net, config.ema_decay) if config.ema_decay else None
         self._saved_at = time.monotonic()
         if resume_from:
@@ -162,14 +168,24 @@ class Run:
                 task.net.load_parameters(resume_from.params, ctx=task.contexts)
                 self._average.start()
             resume_from.load(task.net, self.trainer, task.contexts, config.allow_pickle)
-            self.state = {**self.state, **resume_from.state, 'config': described, 'data': task.data}
+            self.state = {**self.state, 'workers': 1, **resume_from.state, 'config': described, 'data': task.data}
             self.last_saved = resume_from.path
             logger.info('resumed from %s: epoch %d, step %d', resume_from.path, self.state['epoch'] + 1,
                         self.state['step'])
             if self.state['step_in_epoch'] % self.schedule.steps_per_epoch:
                 logger.info('the %d steps of the epoch that are done are read once more, to come to the next',
                             self.state['step_in_epoch'])
-        self.journal = Journal(config.save_dir, config.tensorboard, self.state['step'])
+                if self.state['workers'] != self.workers.count:
+                    logger.info('they were made by %d workers and not by %d, which divide the records in another way: '
+                                'the rest of the epoch has some twice and lacks others', self.state['workers'],
+                                self.workers.count)
+            self.state['workers'] = self.workers.count
+        self.workers.agree(configuration=shaping(config), records=list(task.data.values()),
+                           checkpoint=self.state['step'])
+        checkpoint.make_ready(self.trainer)
+        self.journal: Union[Journal, NoJournal] = NoJournal()
+        if self.workers.writes:
+            self.journal = Journal(config.save_dir, config.tensorboard, self.state['step'])
         self._clock = _Clock(self.schedule.epochs * self.schedule.steps_per_epoch - self.state['step'])
 
     def fit(self) -> dict[str, float]:
@@ -191,15 +207,16 @@ class Run:
                 self._train_epoch(signals)
                 self._check_parameters()
                 self._average_statistics()
-                self._save_after(_WORTH_SAVING)
+                if self.workers.any(self._unsaved_for(_WORTH_SAVING)):
+                    self._save()
                 try:
                     with self._average.taken() if self._average else contextlib.nullcontext():
                         metrics = self.task.evaluate()
                 except ArithmeticError as error:
                     raise self._non_finite(f'in validation {error}') from error
                 self._finish_epoch(metrics)
-                if signals:
-                    self._stop(signals)
+                if self.workers.any(bool(signals)):
+                    self._save_or_stop(signals)
         if self._average:
             self._average.take()
         return metrics or self.task.evaluate()
@@ -209,7 +226,8 @@ class Run:
         begin = state['step_in_epoch']
         batches = iter(self.task.batches(state['epoch'], begin * config.accumulate))
         bar = tqdm(range(begin, schedule.steps_per_epoch), f'epoch {state["epoch"] + 1}/{schedule.epochs}',
-                   schedule.steps_per_epoch, initial=begin, unit='step', leave=False, disable=None)
+                   schedule.steps_per_epoch, initial=begin, unit='step', leave=False,
+                   disable=None if self.workers.writes else True)
         interval = Counter()
         state['sums'] = Counter(state['sums'])
         self._clock.start_epoch()
@@ -234,11 +252,10 @@ class Run:
                                      state['epoch'] + 1, schedule.epochs, state['step_in_epoch'],
                                      schedule.steps_per_epoch, metrics_text(means), rate,
                                      self._clock.images_per_second(), self._clock.eta())
-            if signals:
-                bar.close()
-                self._stop(signals)
-            if config.save_interval:
-                self._save_after(60 * config.save_interval)
+            if self.workers.any(bool(signals) or self._unsaved_for(60 * config.save_interval or math.inf)):
+                if signals:
+                    bar.close()
+                self._save_or_stop(signals)
 
     def update(self, batches: Iterable[tuple[mx.nd.NDArray, mx.nd.NDArray]]) -> Counter[str]:
         """One update from the summed gradients of ``batches``, an iterable of (data, label).
@@ -248,7 +265,7 @@ class Run:
         Returns
         -------
         Counter
-            Sums over the samples, their number under ``samples``.
+            Sums over the samples of all workers, their number under ``samples``.
         """
         task = self.task
         # Some are fractions, which a Counter holds but its type does not know.
@@ -266,6 +283,11 @@ class Run:
                 if not math.isfinite(total):
                     raise self._non_finite(f'the loss is {total}')
                 sums.update(samples=len(y), loss=total, **task.count(output.asnumpy(), y.asnumpy()))
+        if not sums:
+            # The records of this worker's part are used up before those of others, who wait for its gradients.
+            _have_no_gradients(task.net)
+        # The first step of an epoch names what is summed.
+        sums = Counter(self.workers.sum({**dict.fromkeys(self.state['sums'], 0.0), **sums}))
         self.trainer.step(sums['samples'])
         if self._average:
             self._average.update(self.state['step'] + 1)
@@ -296,33 +318,41 @@ class Run:
             self._save()
 
     def _average_statistics(self):
-        # Each device has running statistics of its own and a checkpoint holds their mean, so that validation
-        # must see the mean too.
-        if len(self.task.contexts) > 1:
-            for parameter in self.task.net.collect_params().values():
-                if parameter.grad_req == 'null':
-                    parameter.set_data(mx.nd.array(np.mean([data.asnumpy() for data in parameter.list_data()], 0)))
+        # Each device and each worker has running statistics of its own and a checkpoint holds their mean, so that
+        # validation must see the mean too.
+        if len(self.task.contexts) * self.workers.count > 1:
+            parameters = [parameter for parameter in self.task.net.collect_params().values()
+                          if parameter.grad_req == 'null']
+            means = [np.mean([data.asnumpy() for data in parameter.list_data()], 0) for parameter in parameters]
+            for parameter, mean in zip(parameters, self.workers.average(means)):
+                parameter.set_data(mx.nd.array(mean, dtype=mean.dtype))
+            if self._average:
+                self._average.average_statistics(self.workers)
 
     def _check_parameters(self):
         for name, parameter in self.task.net.collect_params().items():
             if not np.isfinite(parameter.data(self.task.contexts[0]).asnumpy()).all():
                 raise self._non_finite(f'the parameter {name} is NaN or infinite')
 
-    def _save_after(self, seconds):
-        """A checkpoint within the epoch, if that much time has passed since the last one."""
-        if time.monotonic() - self._saved_at >= seconds:
-            self._check_parameters()
-            self._save()
+    def _unsaved_for(self, seconds):
+        """Whether that much time has passed since the last checkpoint; the worker that writes them has the clock."""
+        return self.workers.writes and time.monotonic() - self._saved_at >= seconds
 
     def _save(self):
-        self.last_saved = checkpoint.save(self.config.save_dir, self.task.net, self.trainer, self.state,
-                                          average=self._average)
+        """A checkpoint, for which all workers come together."""
+        if self.workers.count > 1:
+            self._average_statistics()
+        if self.workers.writes:
+            self.last_saved = checkpoint.save(self.config.save_dir, self.task.net, self.trainer, self.state,
+                                              average=self._average)
         self._saved_at = time.monotonic()
 
-    def _stop(self, signals):
+    def _save_or_stop(self, signals):
+        """A checkpoint within the training, and the end of it where a signal came, to any of the workers."""
         self._check_parameters()
         self._save()
-        raise Interrupted(signals[0], self.last_saved)
+        if self.workers.any(bool(signals)):
+            raise Interrupted(signals[0] if signals else signal.SIGTERM, self.last_saved)
 
 
 class _Clock:
@@ -362,8 +392,17 @@ def _make_trainer(task, config):
     options = dict(learning_rate=config.lr, wd=config.wd, multi_precision=config.dtype == 'float16')
     if config.optimizer == 'sgd':
         options['momentum'] = config.momentum
-    return gluon.Trainer(parameters, config.optimizer, options,
-                         kvstore='device' if len(task.contexts) > 1 else None, update_on_kvstore=False)
+    kvstore = task.workers.engine or (DEVICE if len(task.contexts) > 1 else None)
+    return gluon.Trainer(parameters, config.optimizer, options, kvstore=kvstore, update_on_kvstore=False)
+
+
+def _have_no_gradients(net):
+    for parameter in net.collect_params().values():
+        if parameter.grad_req != 'null':
+            parameter.zero_grad()
+            for data in parameter.list_data():
+                # Else the trainer refuses to update it.
+                data._fresh_grad = True
 
 
 def _records(data):

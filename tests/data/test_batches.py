@@ -168,7 +168,7 @@ def test_validation_is_the_center_crop_of_the_resized_image(shared_data):
     reader = mx.recordio.MXIndexedRecordIO(str(rec.with_suffix('.idx')), str(rec), 'r')
     _, image = mx.recordio.unpack_img(reader.read_idx(0), cv2.IMREAD_COLOR)
     config = dict(input_size=24, crop_ratio=0.5, rgb_mean=RAW.mean, rgb_std=RAW.std)
-    batches = validation_batches(check_records(rec, content=False), config, 4, 1)
+    batches = validation_batches(check_records(rec, data_check='structure'), config, 4, 1)
     data = next(iter(batches.epoch(0))).data[0].asnumpy().transpose(1, 2, 0)
     expected = cv2.resize(image[..., ::-1], (48, 48), interpolation=cv2.INTER_LINEAR)[12:36, 12:36]
     assert np.abs(data - expected).max() <= 1

@@ -312,7 +312,7 @@ def test_a_side_that_opencv_does_not_warp_is_found_where_packing_did_not_look(tm
 
 def test_content_false_skips_the_images(tmp_path):
     path = write(tmp_path, [(0, b'no image')])
-    assert check_records(path, content=False).verified == 'not verified'
+    assert check_records(path, data_check='structure').verified == 'not verified'
     assert '1 of 1 images' in fault_of(path)
 
 
@@ -421,7 +421,7 @@ def test_the_command_fails_with_the_message_alone(tmp_path, capsys):
 
 
 def test_cifar10_is_sound(shared_data):
-    summary = check_records(shared_data / 'cifar10' / 'test.rec', num_classes=10, content=False)
+    summary = check_records(shared_data / 'cifar10' / 'test.rec', num_classes=10, data_check='structure')
     assert summary.count == 10000
     assert set(summary.class_counts.values()) == {1000}
 
@@ -437,7 +437,7 @@ def test_the_structure_of_a_large_file_takes_little_memory(tmp_path):
         rec.truncate()
 
     tracemalloc.start()
-    summary = check_records(tmp_path / 'large.rec', content=False)
+    summary = check_records(tmp_path / 'large.rec', data_check='structure')
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert summary.count == count and summary.size > 2**32

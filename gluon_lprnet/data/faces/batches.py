@@ -132,13 +132,17 @@ class FaceBatches:
     seed : int
     two_jaws : bool
         Labels of :func:`gluon_lprnet.data.faces.landmarks.to_two_jaws`, for which each face must say which jaw it has.
+    part : tuple of (int, int)
+        Of each epoch's faces in their order: the number of the first one, from 0, and the step to the next. The batches
+        of all parts together are those of the whole.
     """
 
     def __init__(self, faces: Sequence[FaceRecord], input_size: int, crop_scale: float, batch_size: int,
                  normalization: Normalization, augmentation: Optional[FaceAugmentation] = None, threads: int = 2,
-                 seed: int = 0, two_jaws: bool = False) -> None:
+                 seed: int = 0, two_jaws: bool = False, part: tuple[int, int] = (0, 1)) -> None:
         self.faces = faces
-        self.batch_size = min(batch_size, len(faces))
+        self._part = slice(part[0], None, part[1])
+        self.batch_size = min(batch_size, len(faces[self._part]))
         self._input_size = input_size
         self._crop_scale = crop_scale
         self._mean, self._std = (np.float32(values) for values in normalization)
@@ -149,7 +153,7 @@ class FaceBatches:
 
     def __len__(self) -> int:
         """Batches an epoch, a short last one included."""
-        return math.ceil(len(self.faces) / self.batch_size)
+        return math.ceil(len(self.faces[self._part]) / self.batch_size)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Yield the epoch's batches from number ``start`` on.
@@ -164,7 +168,7 @@ class FaceBatches:
         order = np.arange(len(self.faces))
         if self._augmentation:
             np.random.default_rng((self._seed, epoch)).shuffle(order)
-        samples = gluon.data.SimpleDataset(order[start * self.batch_size:]).transform(
+        samples = gluon.data.SimpleDataset(order[self._part][start * self.batch_size:]).transform(
             lambda index: self._sample(index, epoch))
         for data, label in gluon.data.DataLoader(samples, self.batch_size, num_workers=self._threads,
                                                  thread_pool=True):

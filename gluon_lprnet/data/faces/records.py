@@ -170,11 +170,11 @@ def read_face_records(rec_path: PathLike) -> Iterator[FaceRecord]:
                              '"python -m gluon_lprnet pack faces".') from None
 
 
-def check_face_records(rec_path: PathLike) -> RecordSummary:
+def check_face_records(rec_path: PathLike, data_check: str = 'full') -> RecordSummary:
     """Like :func:`gluon_lprnet.data.integrity.check_records`, for a ``.rec`` file of faces."""
     # First check that it has faces, since a file of classes is valid too, with another label width.
     next(read_face_records(rec_path))
-    return check_records(rec_path, label_width=LABEL_WIDTH)
+    return check_records(rec_path, label_width=LABEL_WIDTH, data_check=data_check)
 
 
 def pack_faces(sources: Union[PathLike, Sequence[PathLike]], layout: str, prefix: PathLike, size: int = 224,
