@@ -31,7 +31,7 @@ from .blocks import plain_form
 from .formats.symbol_files import read_symbol
 from .utils.errors import InputError
 from .utils.flags import Commands, add_parser
-from .utils.text import FORMATS, integer, render_table
+from .utils.text import FORMATS, integer, paragraph, render_table
 from .zoo import get_model
 
 __all__ = ['Complexity', 'Layer', 'count', 'render_table', 'FORMATS']
@@ -100,7 +100,7 @@ class Complexity(NamedTuple):
                  f'Auxiliary states (running means and variances), not among the parameters: {self.auxiliary:,}.']
         notes += [f'WARNING: unknown operator {kind}, not counted: {", ".join(names)}'
                   for kind, names in self.unknown.items()]
-        return '\n\n'.join([render_table(columns, rows, format), *notes])
+        return '\n\n'.join([render_table(columns, rows, format), *(paragraph(note, format) for note in notes)])
 
 
 def count(network: Union[HybridBlock, mx.sym.Symbol, str, os.PathLike],

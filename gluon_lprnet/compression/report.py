@@ -2,7 +2,7 @@
 from typing import NamedTuple, Optional
 
 from ..complexity import Complexity
-from ..utils.text import render_table
+from ..utils.text import paragraph, render_table
 
 __all__ = ['Report', 'LayerReport']
 
@@ -60,12 +60,23 @@ class Report(NamedTuple):
         """The layers and the totals, as ``'text'`` or ``'markdown'``."""
         rows: list[tuple] = [
             (layer.name, '{1} -> {0}'.format(*layer.shape), layer.rank, layer.params_before, layer.params_after,
-             layer.multiply_adds_before, layer.multiply_adds_after, _error(layer.error_before), _error(layer.error),
-             layer.skipped) for layer in self.layers]
-        rows.append(('whole network', None, None, self.before.params, self.after.params, self.before.multiply_adds,
-                     self.after.multiply_adds, None, None, None))
-        return render_table(('layer', 'width', 'rank', 'parameters', 'after', 'multiply-adds', 'after',
-                             'error before', 'error after', 'stays because'), rows, format)
+             _thousands(layer.multiply_adds_before), _thousands(layer.multiply_adds_after), _error(layer.error_before),
+             _error(layer.error)) for layer in self.layers]
+        rows.append(('whole network', None, None, self.before.params, self.after.params,
+                     _thousands(self.before.multiply_adds), _thousands(self.after.multiply_adds), None, None))
+        table = render_table(('layer', 'width', 'rank', 'params', 'after', 'kMAdd', 'after', 'error before', 'after'),
+                             rows, format)
+        staying: dict[str, list[str]] = {}
+        for layer in self.layers:
+            if layer.skipped:
+                staying.setdefault(layer.skipped, []).append(layer.name)
+        notes = ['kMAdd: thousands of multiply-adds.',
+                 *(f'As before, because {reason}: {", ".join(names)}.' for reason, names in staying.items())]
+        return '\n\n'.join([table, *(paragraph(note, format) for note in notes)])
+
+
+def _thousands(value):
+    return round(value / 1000)
 
 
 def _error(value):

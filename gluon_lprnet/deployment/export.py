@@ -34,7 +34,7 @@ from ..graph import as_block, trace
 from ..utils.errors import InputError
 from ..utils.files import PathLike, write_errors
 from ..utils.flags import Commands, add_parser, positive_float, positive_int
-from ..utils.text import render_table
+from ..utils.text import paragraph, render_table
 from ..utils.timing import interleaved_milliseconds
 from .onnx import run_onnx, write_onnx
 from .quantize import (
@@ -317,10 +317,11 @@ def _int8_lines(format, facts):
                f'float32 ({layer["left_out"]})' if layer['left_out'] else 'int8') for layer in found['layers']]
     floating, int8 = found['milliseconds'].values()
     lines = [render_table((f'int8 ({format})', 'noise alone', 'in'), layers, 'text'),
-             f'int8 ({format}): {sum(not layer["left_out"] for layer in found["layers"])} of {len(layers)} layers, '
-             f'calibrated ({facts["calibration"]}) on {facts["images"]} images; noise {found["noise"]:.4f} of the '
-             f"outputs' variance there (at most {facts['tolerance']:g})"
-             + (f', the same class for {100 * found["agreement"]:.1f}%' if 'agreement' in found else '')]
+             paragraph(f'int8 ({format}): {sum(not layer["left_out"] for layer in found["layers"])} of {len(layers)} '
+                       f'layers, calibrated ({facts["calibration"]}) on {facts["images"]} images; noise '
+                       f"{found['noise']:.4f} of the outputs' variance there (at most {facts['tolerance']:g})"
+                       + (f', the same class for {100 * found["agreement"]:.1f}%' if 'agreement' in found else ''),
+                       'text')]
     lines += [f'{name}: {value:.4f} in float32, {found[name]:.4f} in int8 ({found[name] - value:+.4f})'
               for name, value in facts['float'].items()]
     return '\n'.join(lines + [f'milliseconds for one image: {floating:.2f} in float32, {int8:.2f} in int8 '

@@ -8,7 +8,7 @@ from typing import Any, Optional
 from ..data.faces.landmarks import JAWS
 from ..data.integrity import add_check_flag
 from ..utils.flags import add_parser, positive_float
-from ..utils.text import FORMATS, render_table
+from ..utils.text import FORMATS, paragraph, render_table
 from .figures import draw_all
 from .landmarks import (
     BIN_NAMES,
@@ -36,18 +36,20 @@ def nme_table(results: Mapping[str, Mapping[str, FaceErrors]], threshold: float 
     if format == 'json':
         # As fractions, the unit of the functions.
         return json.dumps({'protocol': PROTOCOL, 'yaw_bins': BIN_NAMES, 'rows': rows}, indent=1)
-    columns = ('set', 'network', 'faces', *BIN_NAMES, 'mean of bins', 'mean of faces', 'median', '95th percentile',
+    columns = ('network', 'set', *BIN_NAMES, 'mean of bins', 'of faces', 'median', 'p95',
                f'failures > {100 * threshold:g}', 'AUC')
-    cells = [(row['set'], row['network'], row['faces'], *map(percent, row['bin_nme']), percent(row['mean_of_bins']),
+    cells = [(row['network'], row['set'], *map(percent, row['bin_nme']), percent(row['mean_of_bins']),
               percent(row['mean']), percent(row['median']), percent(row['percentile_95']), percent(row['failure_rate']),
               f'{row["auc"]:.4f}') for row in rows]
-    counts = {row['set']: row['bin_faces'] for row in rows}
+    counts = {row['set']: (row['faces'], row['bin_faces']) for row in rows}
+    protocol = (f'{PROTOCOL} p95: the error that 95% of the faces are below. AUC: area under the cumulative error '
+                f'distribution from 0 to {100 * threshold:g}%, at most 1.')
     return '\n\n'.join([
         'NME and failures in percent; [0,30] and so on: |yaw| in degrees', render_table(columns, cells, format),
-        PROTOCOL + f' AUC: area under the cumulative error distribution from 0 to {100 * threshold:g}%, at most 1.',
-        '\n'.join(f'Faces by yaw in {name}: '
+        paragraph(protocol, format),
+        '\n'.join(f'Faces in {name}: {faces:,}, by yaw '
                   + (', '.join(f'{bin_name} {count}' for bin_name, count in zip(BIN_NAMES, bins)) if any(bins)
-                     else 'unknown') + '.' for name, bins in counts.items())])
+                     else 'unknown') + '.' for name, (faces, bins) in counts.items())])
 
 
 def add_commands(commands: Any) -> None:

@@ -7,7 +7,7 @@ from ..data.integrity import add_check_flag, check_records
 from ..utils.errors import InputError
 from ..utils.files import PathLike, write_file
 from ..utils.flags import Commands, add_parser, add_record_flags, non_negative_int, positive_float, positive_int
-from ..utils.text import render_table
+from ..utils.text import paragraph, render_table
 from . import networks  # noqa: F401  registers the networks of the rows
 from .grid import ExperimentRow, Grid, Result, mean_and_deviation
 
@@ -109,9 +109,10 @@ def accuracy_table(experiment: Experiment, results: dict[str, Result], format: s
     columns = ('', *(('printed %', 'printed params') if printed else ()), 'top-1 %', 'against the reference', 'seeds',
                'parameters', 'multiply-adds', 'images/s')
     title = next(row.title for row in experiment.rows if row.name == experiment.reference)
-    return '\n\n'.join([experiment.title, render_table(columns, cells, format),
-                        f'Reference, seed by seed: {title}. Mean ± standard deviation over the seeds. Images/s: in '
-                        'training, along with whatever else ran.'])
+    note = (f'Reference, seed by seed: {title}. Mean ± standard deviation over the seeds. Images/s: in training, along '
+            'with whatever else ran.')
+    return '\n\n'.join([paragraph(experiment.title, format), render_table(columns, cells, format),
+                        paragraph(note, format)])
 
 
 def draw_accuracies(experiment: Experiment, results: dict[str, Result], path: PathLike) -> None:

@@ -26,7 +26,7 @@ from ..graph import trace
 from ..utils.errors import InputError
 from ..utils.files import PathLike
 from ..utils.flags import Commands, add_parser
-from ..utils.text import FORMATS, render_table
+from ..utils.text import FORMATS, paragraph, render_table
 from ..utils.timing import interleaved_milliseconds
 
 # Timing of each network: rounds in turn with the others, and passes per round.
@@ -181,7 +181,7 @@ def alignment_table(rows: list[dict[str, Any]], format: str = 'text', rounds: in
         return json.dumps({'title': _TITLE, 'notes': _notes(rows, rounds), 'rows': [
             {**row, 'printed': PRINTED[row['model']]._asdict() if row['model'] in PRINTED else None}
             for row in rows], 'printed': {model: row._asdict() for model, row in PRINTED.items()}}, indent=1)
-    columns = ('network', '', *BIN_NAMES, 'mean of bins', 'mean of faces', 'FPS', 'params', 'zipped')
+    columns = ('network', '', *BIN_NAMES, 'mean of bins', 'of faces', 'FPS', 'params', 'zipped')
     cells = []
     for model, printed in PRINTED.items():
         cells.append((printed.name, 'printed', *(f'{nme:.2f}' for nme in printed.bin_nme), f'{printed.mean:.2f}', None,
@@ -190,7 +190,8 @@ def alignment_table(rows: list[dict[str, Any]], format: str = 'text', rounds: in
             if row['model'] == model:
                 cells += [_measured(row), _deviation(row, printed)]
     cells += [_measured(row) for row in rows if row['model'] not in PRINTED]
-    return '\n\n'.join([_TITLE, render_table(columns, cells, format), *_notes(rows, rounds)])
+    notes = [paragraph(note, format) for note in _notes(rows, rounds)]
+    return '\n\n'.join([paragraph(_TITLE, format), render_table(columns, cells, format), *notes])
 
 
 def _measured(row: dict[str, Any]) -> tuple:

@@ -10,7 +10,7 @@ from ..blocks import DSC, LPR, InvertedResidual, SConv, ShuffleNetV2Unit
 from ..complexity import Complexity, count
 from ..utils.errors import InputError
 from ..utils.flags import Commands, add_parser
-from ..utils.text import FORMATS, integer, render_table
+from ..utils.text import FORMATS, integer, paragraph, render_table
 from ..zoo import get_model
 from ..zoo.shufflenetv2 import CHANNELS as SHUFFLENETV2_CHANNELS
 
@@ -269,8 +269,12 @@ def complexity_table(number: int, format: str = 'text') -> str:
                'params printed', 'parameters', 'deviation', 'follows', 'note')
     cells = [(row['name'], row['model'] or 'not built', *_cells(row['multiply_adds']), *_cells(row['params']),
               f'[{notes.index(row["note"]) + 1}]' if row['note'] else '') for row in compared]
-    return '\n\n'.join([title, render_table(columns, cells, format), _LEGEND]
-                       + [f'[{index}] {note}' for index, note in enumerate(notes, 1)])
+    # As text in two tables: multiply-adds, parameters.
+    parts = [range(6), [0, *range(6, 11)]] if format == 'text' else [range(11)]
+    tables = [render_table([columns[column] for column in part], [[row[column] for column in part] for row in cells],
+                           format) for part in parts]
+    notes = [_LEGEND, *(f'[{index}] {note}' for index, note in enumerate(notes, 1))]
+    return '\n\n'.join([title, *tables, *(paragraph(note, format) for note in notes)])
 
 
 def _cells(comparison: Comparison) -> tuple:

@@ -172,8 +172,8 @@ def test_the_command_prints_a_row_for_each_network_and_set(network, face_set, tm
     command(nme, *argv, '--format', 'markdown')
     text = capsys.readouterr().out
     assert f'| {100 * np.mean(errors):.2f} ' in text and 'failures > 30' in text
-    assert "true landmarks' box" in text and 'Faces by yaw in posed: [0,30] 4, (30,60] 3, >60 2.' in text
-    assert 'Faces by yaw in plain: unknown.' in text
+    assert "true landmarks' box" in text and 'Faces in posed: 10, by yaw [0,30] 4, (30,60] 3, >60 2.' in text
+    assert 'Faces in plain: 3, by yaw unknown.' in text
 
 
 def test_what_is_no_landmark_network_is_named(face_set, tmp_path):
