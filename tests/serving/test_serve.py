@@ -152,20 +152,26 @@ def test_json(server, photos):
 
 
 def test_fields_in_the_query(server, photos):
-    """Only this address of the server hands its query on."""
+    """Two addresses of the server hand their query on; to /predictions, the handler cannot see that there was one."""
+    def ask(path):
+        connection = server_module.HTTPConnection(*server.address)
+        connection.request('POST', path, photos[0], {'Content-Type': 'image/jpeg'})
+        response = connection.getresponse()
+        answer = json.loads(response.read())
+        connection.close()
+        return response.status, answer
+
     for model, query, status, reason in (
             (CLASSIFICATION, 'top_k=1', 200, None), (CLASSIFICATION, 'top_k=4', 400, 'from 1 to 3'),
             (CLASSIFICATION, 'boxes=[]', 400, 'boxes is not for this network'),
             (LANDMARKS, 'top_k=1', 400, 'top_k is not for this network'), (LANDMARKS, 'boxes=[]', 200, None),
             (LANDMARKS, 'limit=3', 400, "no field 'limit'")):
-        connection = server_module.HTTPConnection(*server.address)
-        connection.request('POST', f'/models/{model}/invoke?{query}', photos[0], {'Content-Type': 'image/jpeg'})
-        response = connection.getresponse()
-        answer = json.loads(response.read())
-        connection.close()
-        assert response.status == status
-        assert reason in answer['error'] if reason else [len(each) for each in answer.values()
-                                                         if isinstance(each, list)] == [int(query == 'top_k=1')]
+        for path in (f'/models/{model}/invoke', f'/{model}/predict'):
+            found, answer = ask(f'{path}?{query}')
+            assert found == status, path
+            assert reason in answer['error'] if reason else [len(each) for each in answer.values()
+                                                             if isinstance(each, list)] == [int(query == 'top_k=1')]
+    assert [len(ask(f'/predictions/{CLASSIFICATION}{query}')[1]['classes']) for query in ('', '?top_k=1')] == [3, 3]
 
 
 def assert_unharmed(server, model, workers, photo):
