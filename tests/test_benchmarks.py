@@ -1,6 +1,7 @@
 """The benchmarks of inference run and print what they promise; times are not looked at."""
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from reference.landmark_networks import ANSWER, expected_points, loop_errors, make_network, write_faces
+
+from gluon_lprnet.deployment.export import export
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / 'benchmarks'
 RUNTIMES = ['fused', 'operators'] if shutil.which('g++') else ['fused']
@@ -33,6 +36,16 @@ def test_inference():
     aims = [row for row in rows if row[-1] in ('met', 'missed')]
     # Speed in each runtime, and time over ONNX Runtime's in each of MXNet.
     assert len(aims) == 2 * len(RUNTIMES) + 1
+
+
+def test_onnx_runtimes(tmp_path):
+    pytest.importorskip('onnxruntime')
+    files = export(make_network(tmp_path / 'network'), tmp_path / 'out', ('deployed',), ('onnx',))
+    output = run('onnx_runtimes.py', next(str(file) for file in files if file.suffix == '.onnx'), '--batch-sizes', '1',
+                 '3')
+    opencv, = (line for line in output.splitlines() if line.startswith('cv2.dnn'))
+    differences = [float(each) for each in re.findall(r'\d\.\de-\d\d', opencv)]
+    assert len(differences) == 2 and max(differences) < 1e-4
 
 
 def test_faces(tmp_path):

@@ -81,7 +81,10 @@ def test_errors_of_landmarks():
 def test_experiments(name):
     experiment = EXPERIMENTS[name](1.0)
     result = Result({0: 78.91, 1: 79.32, 2: 79.0}, 12_345_678, 1_234_567_890, 1234.5)
-    assert_fits(accuracy_table(experiment, {row.name: result for row in experiment.rows}))
+    text = accuracy_table(experiment, {row.name: result for row in experiment.rows})
+    assert_fits(text)
+    # In one table.
+    assert text.count('top-1') == 1
 
 
 def test_accuracy_by_class():

@@ -105,12 +105,13 @@ def accuracy_table(experiment: Experiment, results: dict[str, Result], format: s
         speed = result.images_per_second
         cells.append((row.title, *((row.printed or (None, None)) if printed else ()),
                       mean_and_deviation(list(result.accuracies.values()), '.2f'), difference,
-                      len(result.accuracies), result.params, result.multiply_adds, speed and f'{speed:.0f}'))
+                      len(result.accuracies), result.params, round(result.multiply_adds / 1000),
+                      speed and f'{speed:.0f}'))
     columns = ('', *(('printed %', 'printed params') if printed else ()), 'top-1 %', 'against the reference', 'seeds',
-               'parameters', 'multiply-adds', 'images/s')
+               'params', 'kMAdd', 'img/s')
     title = next(row.title for row in experiment.rows if row.name == experiment.reference)
-    note = (f'Reference, seed by seed: {title}. Mean ± standard deviation over the seeds. Images/s: in training, along '
-            'with whatever else ran.')
+    note = (f'Reference, seed by seed: {title}. Mean ± standard deviation over the seeds. kMAdd: thousands of '
+            'multiply-adds. img/s: images per second in training, along with whatever else ran.')
     return '\n\n'.join([paragraph(experiment.title, format), render_table(columns, cells, format),
                         paragraph(note, format)])
 

@@ -16,6 +16,7 @@ from ..data.integrity import DATA_CHECK_HELP, DATA_CHECKS
 from ..utils.errors import InputError
 from ..utils.files import write_file
 from ..utils.flags import HelpFormatter, examples
+from ..zoo.pretrained import find_card, split_tag
 
 PathLike = Union[str, 'os.PathLike[str]']
 _Config = TypeVar('_Config', bound='TrainingConfig')
@@ -258,6 +259,8 @@ class NetworkTrainingConfig(TrainingConfig):
     def from_preset(cls: type[_NetworkConfig], preset: Optional[str] = None, **values: Any) -> _NetworkConfig:
         """A recipe with some values replaced.
 
+        Where ``model`` is a trained network of the package, size, mean and deviation of the input are its own.
+
         Parameters
         ----------
         preset : str, optional
@@ -268,7 +271,8 @@ class NetworkTrainingConfig(TrainingConfig):
         preset = preset or cls.preset_for(values.get('model', cls.model))
         if preset not in cls.PRESETS:
             raise InputError(f'`preset` {preset}: there are {", ".join(cls.PRESETS)}.')
-        return cls._of({**cls._for_workers(cls.PRESETS[preset], values), **values, 'preset': preset})
+        return cls._of({**cls._for_workers(cls.PRESETS[preset], values),
+                        **_input_of(values.get('model', cls.model)), **values, 'preset': preset})
 
     @classmethod
     def _for_workers(cls, recipe, given):
@@ -287,6 +291,12 @@ class NetworkTrainingConfig(TrainingConfig):
             epochs = given.get('num_epochs', recipe['num_epochs'])
             scaled['warmup_epochs'] = max(recipe['warmup_epochs'], min(_WARMUP_OF_LARGE_BATCHES, epochs - 1))
         return {**recipe, **scaled}
+
+
+def _input_of(model):
+    """The settings of the input that a trained network of the package has; none of another name."""
+    description = find_card(model).description if split_tag(model)[1] else {}
+    return {key: description[key] for key in ('input_size', 'rgb_mean', 'rgb_std') if key in description}
 
 
 def make_parser(config_class: type[NetworkTrainingConfig], description: Optional[str],

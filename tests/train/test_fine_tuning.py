@@ -158,6 +158,19 @@ def test_a_network_of_the_package_is_trained_by_its_name(flags, tmp_path):
             np.testing.assert_array_equal(value.data().asnumpy(), saved[parameter].asnumpy().astype('float32'))
 
 
+def test_a_network_of_the_package_sees_its_input_as_it_did():
+    name = 'compressed_mobilenet_x0.5.imagenet'
+    config = ClassificationConfig.from_preset(model=name)
+    description = find_card(name).description
+    assert (config.input_size, *config.rgb_mean, *config.rgb_std) == (160, *description['rgb_mean'],
+                                                                      *description['rgb_std'])
+    assert config.rgb_mean != ClassificationConfig.from_preset().rgb_mean
+    own = ClassificationConfig.from_preset(model=name, input_size=128, rgb_mean=(1, 2, 3))
+    assert (own.input_size, own.rgb_mean, own.rgb_std) == (128, (1, 2, 3), config.rgb_std)
+    with pytest.raises(InputError, match='no trained weights'):
+        ClassificationConfig.from_preset(model='lprnet_mobilenet_x0.5.nothing')
+
+
 def test_the_form_of_a_network_is_asked_for_by_its_name():
     net = get_model('lprnet_mobilenet_x1.0', classes=3)
     net.initialize()
