@@ -96,11 +96,10 @@ def test_an_empty_bin_is_a_dash(measured):
 
 def test_the_command(networks, aflw, capsys, monkeypatch):
     monkeypatch.setattr(table6, 'frames_per_second', lambda paths, rounds: [100.0, 50.0])
-    command(table6, 'table6', *networks, '--rec', aflw[0])
-    # Lines are broken where they would be too long.
-    text = ' '.join(capsys.readouterr().out.split())
+    command(table6, 'table6', aflw[0], '--network', *networks, '--format', 'markdown')
+    text = capsys.readouterr().out
     # A network that the paper's table lacks comes without printed numbers, at the end.
-    assert text.index('lprnet_mobilenet_x1') > text.index('MobileNetv1 x0.5')
+    assert text.index('lprnet_mobilenet_x1.0') > text.index('MobileNetv1 x0.5')
     for words in ('4 faces, [0,30] 2, (30,60] 1, >60 1', 'OMP_NUM_THREADS=1', '3.89, bins 3.907', '32x32'):
         assert words in text
     command(table6, 'table6', *networks, '--rec', aflw[0], '--format', 'json')
