@@ -110,3 +110,11 @@ def test_profile():
     assert ['L2Normalization', '8'] in rows
     assert rows.count(['low-rank P1, P2', '16']) == 2
     assert (['LPR module', '8'] in rows) == ('operators' in RUNTIMES)
+
+
+@pytest.mark.slow
+def test_scale(tmp_path):
+    output = run('scale.py', '--counts', '70', '--folder', str(tmp_path))
+    jobs = [line.split('|')[1].strip() for line in output.splitlines() if '| 70' in line]
+    assert jobs == ['pack', 'im2rec', 'start, structure', 'start, first', 'start, second', 'check']
+    assert not list(tmp_path.iterdir())
