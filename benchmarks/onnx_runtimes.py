@@ -7,11 +7,14 @@ it runs by default and asked for float32. Each number is the largest difference 
 """
 import argparse
 import importlib.util
+import sys
+from pathlib import Path
 
 import cv2
 import numpy as np
 import onnxruntime
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from gluon_lprnet.artifact import relative_difference
 from gluon_lprnet.utils.text import render_table
 
