@@ -33,6 +33,9 @@ _HTML = Path(__file__).with_name('page.html').read_text(encoding='utf-8')
 # Seconds: of a client that neither sends nor goes, and of a request that the server lost with a killed worker.
 _IDLE_SECONDS = 60
 _ANSWER_SECONDS = 60
+# Of a client that was refused and still sends, and what is read of it at a time, in bytes.
+_FAREWELL_SECONDS = 2
+_PART = 1 << 16
 # Connections at a time, each of which is a thread and may hold a request in memory.
 MAX_CONNECTIONS = 64
 
@@ -160,29 +163,39 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_error(421, f'this page is not reached as {host[:100]!r}: use the IP address of the machine')
         return False
 
+    def handle_expect_100(self):
+        """A client that asks before it sends a body is told at once what would be refused."""
+        return self._is_taken() and super().handle_expect_100()
+
     def do_POST(self):
+        if self._is_taken():
+            self._hand_on(self._model(), self.path.partition('?')[2], self.headers.get('Content-Type', ''),
+                          self.rfile.read(int(self.headers['Content-Length'])))
+
+    def _is_taken(self):
+        """Whether a request's head is one of a prediction; if not, it is refused, and its body is not kept."""
         if not self._is_for_this_machine():
-            return
+            return False
         length, most = self.headers.get('Content-Length', ''), self.server.max_request_bytes
+        kind = self.headers.get('Content-Type', '').split(';')[0].strip().lower()
         if not re.fullmatch('[0-9]{1,15}', length):
             self.send_error(411, 'the request does not say how long it is: send a Content-Length')
-            return
-        if int(length) > most:
+        elif int(length) > most:
             self.send_error(413, f'the request has {int(length):,} bytes, at most {most:,} are taken: send a smaller '
                                  'picture')
-            return
-        # Also of what is refused: a client that is cut off while it sends does not see why.
-        body = self.rfile.read(int(length))
-        kind = self.headers.get('Content-Type', '')
-        path, _, query = self.path.partition('?')
-        model = unquote(path[len('/predictions/'):]) if path.startswith('/predictions/') else None
-        if model not in self.server.tasks:
+        elif self._model() not in self.server.tasks:
             self.send_error(404, f'no such network: POST to /predictions/ and one of {", ".join(self.server.tasks)}')
-        elif kind.split(';')[0].strip().lower() == 'application/x-www-form-urlencoded':
+        elif kind == 'application/x-www-form-urlencoded':
             self.send_error(415, 'application/x-www-form-urlencoded holds no image: send a picture as the body '
                                  '(Content-Type: image/jpeg), or as the field "data" of a multipart form')
         else:
-            self._hand_on(model, query, kind, body)
+            return True
+        return False
+
+    def _model(self):
+        """The network that the address names; None if it names none."""
+        path = self.path.partition('?')[0]
+        return unquote(path[len('/predictions/'):]) if path.startswith('/predictions/') else None
 
     def _hand_on(self, model, query, kind, body):
         # The server hands no query of /predictions on to its workers.
@@ -201,9 +214,22 @@ class _Handler(BaseHTTPRequestHandler):
 
     def send_error(self, code, message=None, explain=None):
         """A refusal, as the handler in the archive words it; also those that the base class sends, in HTML."""
-        # What the client may still send is not read.
         self.close_connection = True
         self._answer(code, json.dumps({'error': message or HTTPStatus(code).phrase}).encode())
+        self._let_finish()
+
+    def _let_finish(self):
+        """Drop what the client still sends: one that is cut off while it sends does not see why."""
+        self.wfile.flush()
+        self.connection.settimeout(_FAREWELL_SECONDS)
+        left = self.server.max_request_bytes
+        with contextlib.suppress(OSError):
+            self.connection.shutdown(socket.SHUT_WR)
+            while left > 0:
+                part = self.connection.recv(_PART)
+                if not part:
+                    break
+                left -= len(part)
 
     def _answer(self, status, body, kind='application/json'):
         self.send_response(status)

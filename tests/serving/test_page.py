@@ -162,6 +162,37 @@ def test_refusals_say_why(page, method, path, body, headers, status, reason):
     assert answered['Content-Type'] == 'application/json' and answered['X-Content-Type-Options'] == 'nosniff'
 
 
+@pytest.mark.parametrize('path, kind, length, status', [
+    ('/predictions/none', 'image/png', 500, 404), ('/models', 'image/png', 500, 404),
+    ('/predictions/net', 'application/x-www-form-urlencoded', 500, 415),
+    ('/predictions/net', 'image/png', 10 ** 9, 413)])
+@pytest.mark.parametrize('asks', ['', 'Expect: 100-continue\r\n'])
+def test_what_is_refused_is_refused_before_its_body_is_sent(page, path, kind, length, status, asks):
+    with socket.create_connection(page.server_address, timeout=SECONDS) as connection:
+        connection.sendall(f'POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\n{asks}'
+                           f'Content-Length: {length}\r\n\r\n'.encode())
+        with connection.makefile('rb') as file:
+            assert file.readline().startswith(f'HTTP/1.1 {status} '.encode())
+            # The end of the answer, not of the patience.
+            assert b'"error"' in file.read()
+
+
+def test_a_body_that_is_sent_all_the_same_does_not_hide_the_reason(page):
+    for _ in range(20):
+        status, _, answer = request(page, 'POST', '/predictions/none', bytes(MAX_BYTES), {'Content-Type': 'image/png'})
+        assert status == 404 and 'no such network' in json.loads(answer)['error']
+
+
+def test_a_body_that_is_asked_for_is_taken(page):
+    with socket.create_connection(page.server_address, timeout=SECONDS) as connection:
+        connection.sendall(b'POST /predictions/net HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\n'
+                           b'Expect: 100-continue\r\nConnection: close\r\nContent-Length: 4\r\n\r\n')
+        with connection.makefile('rb') as file:
+            assert file.readline().startswith(b'HTTP/1.1 100 ') and file.readline() == b'\r\n'
+            connection.sendall(b'body')
+            assert file.readline().startswith(b'HTTP/1.1 418 ')
+
+
 def test_a_port_in_use_is_named(page, tmp_path, monkeypatch):
     monkeypatch.setattr(server_module, 'find_java', lambda: 'java')
     monkeypatch.setattr(server_module.importlib.util, 'find_spec', lambda name: True)
