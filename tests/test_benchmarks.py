@@ -76,6 +76,73 @@ def test_faces(tmp_path):
     assert f'{100 * np.mean(errors):.2f}' in table and 'turned' not in table.split('set', 1)[1]
 
 
+FAKE_DLIB = """
+import numpy as np
+print('words on standard output')
+class rectangle:
+    def __init__(self, left, top, right, bottom):
+        self.edges = left, top, right, bottom
+class Point:
+    def __init__(self, x, y):
+        self.x, self.y = x, y
+class shape_predictor:
+    def __init__(self, path):
+        assert path.endswith('models/shape_predictor_68_face_landmarks.dat'), path
+    def __call__(self, picture, box):
+        # A pixel's color, and the box.
+        left, top, right, bottom = box.edges
+        points = [Point(left + number, int(picture[3, 5, number % 3])) for number in range(67)] + [Point(right, bottom)]
+        return type('Shape', (), {'parts': lambda self: points})()
+"""
+
+
+def test_a_peer_beside_ours(tmp_path):
+    """A stand-in for dlib in an environment of its own: what it is asked, and the NME of what it answers."""
+    packages = tmp_path / 'packages'
+    for name, version in (('dlib_bin', '20.0'), ('face_recognition_models', '0.3')):
+        (packages / f'{name}-{version}.dist-info').mkdir(parents=True)
+        (packages / f'{name}-{version}.dist-info' / 'METADATA').write_text(f'Name: {name}\nVersion: {version}\n')
+    (packages / 'dlib.py').write_text(FAKE_DLIB)
+    (packages / 'face_recognition_models').mkdir()
+    (packages / 'face_recognition_models' / '__init__.py').touch()
+    python = tmp_path / 'python'
+    python.write_text(f'#!/bin/sh\nPYTHONPATH={packages} exec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    network = make_network(tmp_path / 'network')
+    rec, faces = write_faces(tmp_path / 'faces', [0, 20, -40, None])
+    arguments = ['faces.py', str(network), '--rec', rec, '--faces', '3', '--peer', 'dlib', str(python)]
+    label, flipped, peer = rows = json.loads(run(*arguments, '--format', 'json'))
+    name = 'lprnet_mobilenet_x0.25'
+    assert [row['aligner'] for row in rows] == [name, f'{name}, flip', 'dlib-bin 20.0']
+    answers = []
+    for face in faces[:3]:
+        left, top, right, bottom = face.box
+        side = max(right - left, bottom - top)
+        x, y = (left + right) / 2, (top + bottom) / 2 - 0.05 * side
+        left, top, right, bottom = (round(edge) for edge in (
+            x - 0.55 * side, y - 0.55 * side, x + 0.55 * side, y + 0.55 * side))
+        answers.append([[left + number, face.pixels()[3, 5, number % 3]] for number in range(67)] + [[right, bottom]])
+    errors = loop_errors(answers, [face.landmarks for face in faces[:3]])
+    assert peer['mean'] == pytest.approx(np.mean(errors), rel=1e-5)
+    assert peer['bin_nme'] == [pytest.approx(np.mean(errors[:2]), rel=1e-5), pytest.approx(errors[2], rel=1e-5), None]
+    truth = [face.to_original(face.landmarks) for face in faces[:3]]
+    assert label['mean'] == pytest.approx(np.mean(loop_errors(expected_points(faces[:3]), truth)), rel=1e-4)
+    assert flipped['answered'] == peer['answered'] == 1 and min(row['milliseconds'] for row in rows) > 0
+    table = run(*arguments)
+    assert 'dlib-bin 20.0' in table and f'{100 * np.mean(errors):.2f}' in table
+
+
+def test_a_peer_that_is_not_installed_is_left_out(tmp_path):
+    rec, _ = write_faces(tmp_path / 'faces', [0])
+    network = make_network(tmp_path / 'network')
+    done = subprocess.run([sys.executable, str(BENCHMARKS / 'faces.py'), str(network), '--rec', rec, '--peer', 'dlib',
+                           str(tmp_path / 'none'), '--peer', 'mediapipe', '/bin/false'],
+                          check=True, capture_output=True, text=True)
+    assert 'dlib is left out' in done.stderr and 'cannot be run' in done.stderr
+    assert 'mediapipe is left out: it ended with status 1.' in done.stderr
+    assert 'lprnet_mobilenet_x0.25' in done.stdout and 'dlib' not in done.stdout
+
+
 def test_video(shared_data):
     faces = shared_data / '300w' / 'test'
     if not faces.is_dir():

@@ -153,7 +153,10 @@ class VideoFile:
         self._shown = shown
         duration = (decoded.duration or 0) * decoded.time_base
         self._end = max(self._end, shown + (duration or 1 / self.rate))
-        return Frame(_upright(decoded.to_ndarray(format='bgr24'), self._orientation(decoded)), shown, duration)
+        picture = decoded.to_ndarray(format='bgr24')
+        if decoded.interlaced_frame:
+            picture = _upper_field(picture)
+        return Frame(_upright(picture, self._orientation(decoded)), shown, duration)
 
     def _note_end(self, packet):
         if packet.pts is not None:
@@ -393,6 +396,14 @@ def _is_encoder(name):
 
 def _reason(error):
     return getattr(error, 'strerror', None) or str(error)
+
+
+def _upper_field(picture):
+    """Of a picture whose even and odd rows were taken at two times, the even ones, with their means between them."""
+    upper = picture[::2]
+    picture = np.repeat(upper, 2, axis=0)[:len(picture)]
+    picture[1:-1:2] = cv2.addWeighted(upper[:-1], 0.5, upper[1:], 0.5, 0)
+    return picture
 
 
 def _upright(picture, orientation):

@@ -202,6 +202,29 @@ def test_interlaced_video_stays_at_its_times(tmp_path):
         assert not next(container.decode(video=0)).interlaced_frame
 
 
+def test_fields_are_not_mixed(tmp_path):
+    """Of a picture that moves 40 pixels from one field to the next, a frame shows the first one."""
+    gray = cv2.cvtColor(smooth_pictures(1, 96, 160)[0], cv2.COLOR_BGR2GRAY)
+    firsts = [np.repeat(np.roll(gray, 80 * number, axis=1)[..., None], 3, axis=2) for number in range(4)]
+    mixed = []
+    for first in firsts:
+        mixed.append(first.copy())
+        mixed[-1][1::2] = np.roll(first, 40, axis=1)[1::2]
+    assert min(cv2.absdiff(both, first).mean() for both, first in zip(mixed, firsts)) > 15
+    write_video(tmp_path / 'a.mp4', mixed, rate=25, options={'x264-params': 'tff=1', 'crf': '5'})
+    assert_alike([frame.picture for frame in read(tmp_path / 'a.mp4')], firsts, tolerance=5)
+
+
+@pytest.mark.parametrize('height', [5, 6])
+def test_the_upper_field_by_rows(height):
+    picture = np.random.default_rng(0).integers(0, 256, (height, 3, 3), 'uint8')
+    found = video._upper_field(picture)
+    for row in range(height):
+        above = picture[row - row % 2].astype(float)
+        below = picture[row + 1] if row % 2 and row + 1 < height else above
+        assert abs(found[row] - (above + below) / 2).max() <= 0.5
+
+
 def test_recordings_joined_end_to_end(tmp_path):
     """The second one begins at its own time, and has another resolution."""
     pictures = smooth_pictures(8, 96, 128)
