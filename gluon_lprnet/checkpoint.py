@@ -143,7 +143,8 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 # What a training goes on from, where it is there.
-_TYPES = {'step': int, 'epoch': int, 'step_in_epoch': int, 'sums': dict, 'reached': bool, 'config': dict, 'data': dict}
+_TYPES = {'step': int, 'epoch': int, 'step_in_epoch': int, 'sums': dict, 'interval': dict, 'reached': bool,
+          'config': dict, 'data': dict}
 
 
 def _check_state(state: dict[str, Any]) -> None:
@@ -151,8 +152,9 @@ def _check_state(state: dict[str, Any]) -> None:
         value: Any = state.get(name, kind())
         if type(value) is not kind or type(value) is int and value < 0:
             raise ValueError(f'its {name} is {str(value)[:50]}')
-    if not all(type(value) in (int, float) and math.isfinite(value) for value in state.get('sums', {}).values()):
-        raise ValueError('its sums are not finite numbers')
+    for name in ('sums', 'interval'):
+        if not all(type(value) in (int, float) and math.isfinite(value) for value in state.get(name, {}).values()):
+            raise ValueError(f'its {name} are not finite numbers')
 
 
 def make_ready(trainer: gluon.Trainer) -> None:

@@ -1,5 +1,8 @@
 """Batches of labeled images from RecordIO, through MXNet's native ``ImageRecordIter``."""
+import datetime
+import logging
 import math
+import time
 from collections import namedtuple
 from collections.abc import Iterator
 from typing import Any, Optional
@@ -16,6 +19,9 @@ from .integrity import RecordSummary
 # Those of ImageNet in 8-bit RGB, as used by GluonCV and MXNet's examples.
 IMAGENET_MEAN = (123.68, 116.779, 103.939)
 IMAGENET_STD = (58.393, 57.12, 57.375)
+_LOGGER = logging.getLogger(__name__)
+# Seconds between two reports where there is no terminal for a bar.
+_REPORT_SECONDS = 60
 Batch = namedtuple('Batch', 'data label')
 Normalization = namedtuple('Normalization', 'mean std')
 
@@ -109,16 +115,29 @@ class ImageBatches:
         """
         seed = (self._seed + 1000003 * epoch) % 2 ** 31
         iterator = mx.io.ImageRecordIter(seed=seed, seed_aug=seed, **self._arguments)
-        skipped = tqdm(total=start, desc='to the place of the checkpoint', unit='batch', leave=False,
-                       disable=None if start else True)
-        for number, batch in enumerate(iterator):
-            if number < start:
-                skipped.update()
-            else:
-                skipped.close()
-                rows = self.batch_size - batch.pad
-                label = batch.label[0][:rows]
-                yield Batch(batch.data[0][:rows], label if self._labels is None else self._labels.take(label))
+        if start:
+            self._skip(iterator, start)
+        for batch in iterator:
+            rows = self.batch_size - batch.pad
+            label = batch.label[0][:rows]
+            yield Batch(batch.data[0][:rows], label if self._labels is None else self._labels.take(label))
+
+    def _skip(self, iterator, batches):
+        """Read so many batches, and say how long that takes: ImageRecordIter begins with the first one only."""
+        images = batches * self.batch_size
+        _LOGGER.info('%s images of the epoch are decoded once more, to come to the place of the checkpoint',
+                     f'{images:,}')
+        begin = reported = time.monotonic()
+        bar = tqdm(total=images, desc='to the place of the checkpoint', unit='image', leave=False, disable=None)
+        for done in range(1, batches + 1):
+            next(iterator)
+            bar.update(self.batch_size)
+            now = time.monotonic()
+            if bar.disable and (done == 1 or now - reported > _REPORT_SECONDS):
+                reported, left = now, (now - begin) / done * (batches - done)
+                _LOGGER.info('%s of %s decoded, ETA %s', f'{done * self.batch_size:,}', f'{images:,}',
+                             datetime.timedelta(seconds=round(left)))
+        bar.close()
 
 
 def paper_augmentation(pad: int = 0, min_random_scale: float = 1.0, max_random_scale: float = 1.0,

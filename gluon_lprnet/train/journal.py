@@ -3,12 +3,13 @@ import contextlib
 import json
 import logging
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Optional, Union
 
 from ..utils.errors import InputError
-from ..utils.files import write_file
+from ..utils.files import write_errors, write_file
 from ..utils.flags import add_parser
 
 PathLike = Union[str, 'os.PathLike[str]']
@@ -29,23 +30,31 @@ class Journal:
     run_dir : path
     tensorboard : bool
         Write TensorBoard events as well.
-    step : int
-        Of the checkpoint that the run goes on from: whatever an earlier process recorded of later steps is dropped.
+    step, epoch : int
+        Of the checkpoint that the run goes on from: whatever an earlier process recorded of later steps is dropped, and
+        so is the end of that epoch, whose validation comes once more.
     """
 
-    def __init__(self, run_dir: PathLike, tensorboard: bool = False, step: int = 0) -> None:
+    def __init__(self, run_dir: PathLike, tensorboard: bool = False, step: int = 0, epoch: int = 0) -> None:
         self.run_dir = Path(run_dir)
         self.metrics_path = self.run_dir / 'metrics.jsonl'
         self._board = _summary_writer(self.run_dir / 'tensorboard', step) if tensorboard else None
-        self._rewind(step)
+        self._rewind(step, epoch)
 
-    def _rewind(self, step):
-        kept = [record for record in read_metrics(self.metrics_path) if record['step'] <= step]
+    def _rewind(self, step, epoch):
+        kept = [record for record in read_metrics(self.metrics_path)
+                if record['step'] <= step and (record['kind'] != 'epoch' or record['epoch'] < epoch)]
         write_file(self.metrics_path, ''.join(json.dumps(record) + '\n' for record in kept))
 
     def add(self, kind: str, step: int, epoch: int, **values: Any) -> None:
-        """Append one record of numbers."""
-        with self.metrics_path.open('a') as file:
+        """Append one record of numbers.
+
+        Raises
+        ------
+        InputError
+            If it cannot be written.
+        """
+        with write_errors(self.metrics_path), self.metrics_path.open('a') as file:
             file.write(json.dumps(dict(kind=kind, step=step, epoch=epoch, **values)) + '\n')
         if self._board:
             for name, value in values.items():
@@ -56,11 +65,30 @@ class Journal:
     def __enter__(self):
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, error, *_):
         if self._board:
             self._board.close()
-        if read_epochs(self.run_dir):
-            draw_curves([self.run_dir], self.run_dir / 'curves.png')
+        # An error is what is to be told, even where the disk has no room for the curves either.
+        with contextlib.suppress(*(InputError,) if error else ()):
+            if read_epochs(self.run_dir):
+                draw_curves([self.run_dir], self.run_dir / 'curves.png')
+
+
+class _LogFile(logging.FileHandler):
+    """A log that ends the training with one sentence where it cannot be written, and not with a traceback a line."""
+
+    def handleError(self, record):
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+            return
+        with write_errors(self.baseFilename):
+            raise error
+
+    def close(self):
+        # What could not be written is still in its buffer.
+        with contextlib.suppress(OSError):
+            super().close()
 
 
 class NoJournal(contextlib.nullcontext[None]):
@@ -83,7 +111,9 @@ def start_log(run_dir: Optional[PathLike]) -> logging.Logger:
     formatter = logging.Formatter('%(asctime)s %(message)s', '%Y-%m-%d %H:%M:%S')
     handlers: list[logging.Handler] = [console]
     if run_dir:
-        handlers.append(logging.FileHandler(Path(run_dir) / 'train.log', encoding='utf-8'))
+        path = Path(run_dir) / 'train.log'
+        with write_errors(path):
+            handlers.append(_LogFile(path, encoding='utf-8'))
     for handler in handlers:
         handler.setFormatter(formatter)
         LOGGER.addHandler(handler)

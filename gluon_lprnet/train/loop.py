@@ -154,8 +154,8 @@ class Run:
         # Plain values only: this is what a checkpoint holds.
         described = {**config.to_dict(), **task.description}
         self.workers = task.workers
-        self.state: dict[str, Any] = dict(step=0, epoch=0, step_in_epoch=0, sums={}, reached=False, config=described,
-                                          data=task.data, workers=self.workers.count)
+        self.state: dict[str, Any] = dict(step=0, epoch=0, step_in_epoch=0, sums={}, interval={}, reached=False,
+                                          config=described, data=task.data, workers=self.workers.count)
         self._average = WeightAverage(task.net, config.ema_decay) if config.ema_decay else None
         self._saved_at = time.monotonic()
         if resume_from:
@@ -172,20 +172,18 @@ class Run:
             self.last_saved = resume_from.path
             logger.info('resumed from %s: epoch %d, step %d', resume_from.path, self.state['epoch'] + 1,
                         self.state['step'])
-            if self.state['step_in_epoch'] % self.schedule.steps_per_epoch:
-                logger.info('the %d steps of the epoch that are done are read once more, to come to the next',
-                            self.state['step_in_epoch'])
-                if self.state['workers'] != self.workers.count:
-                    logger.info('they were made by %d workers and not by %d, which divide the records in another way: '
-                                'the rest of the epoch has some twice and lacks others', self.state['workers'],
-                                self.workers.count)
+            if (self.state['step_in_epoch'] % self.schedule.steps_per_epoch
+                    and self.state['workers'] != self.workers.count):
+                logger.info('the steps of the epoch that are done were made by %d workers and not by %d, which divide '
+                            'the records in another way: the rest of the epoch has some twice and lacks others',
+                            self.state['workers'], self.workers.count)
             self.state['workers'] = self.workers.count
         self.workers.agree(configuration=shaping(config), records=list(task.data.values()),
                            checkpoint=self.state['step'])
         checkpoint.make_ready(self.trainer)
         self.journal: Union[Journal, NoJournal] = NoJournal()
         if self.workers.writes:
-            self.journal = Journal(config.save_dir, config.tensorboard, self.state['step'])
+            self.journal = Journal(config.save_dir, config.tensorboard, self.state['step'], self.state['epoch'])
         self._clock = _Clock(self.schedule.epochs * self.schedule.steps_per_epoch - self.state['step'])
 
     def fit(self) -> dict[str, float]:
@@ -228,8 +226,7 @@ class Run:
         bar = tqdm(range(begin, schedule.steps_per_epoch), f'epoch {state["epoch"] + 1}/{schedule.epochs}',
                    schedule.steps_per_epoch, initial=begin, unit='step', leave=False,
                    disable=None if self.workers.writes else True)
-        interval = Counter()
-        state['sums'] = Counter(state['sums'])
+        state['sums'], state['interval'] = Counter(state['sums']), Counter(state['interval'])
         self._clock.start_epoch()
         for _ in bar:
             rate = schedule.learning_rate(state['step'])
@@ -240,11 +237,11 @@ class Run:
             state['step_in_epoch'] += 1
             # Counter.update and not +, which drops sums that are not positive.
             state['sums'].update(sums)
-            interval.update(sums)
+            state['interval'].update(sums)
             if state['step_in_epoch'] % config.log_interval == 0:
                 self._check_parameters()
-                means = _means(interval)
-                interval.clear()
+                means = _means(state['interval'])
+                state['interval'].clear()
                 self.journal.add('interval', state['step'], state['epoch'], learning_rate=rate, **means)
                 bar.set_postfix_str(f'{metrics_text(means)}, total ETA {self._clock.eta()}')
                 if bar.disable:
@@ -312,7 +309,7 @@ class Run:
         self.logger.info('epoch %d/%d (%s) done: %s; validation %s; %.0f images/s, ETA %s', epoch + 1,
                          schedule.epochs, phase, metrics_text(means), metrics_text(metrics),
                          self._clock.images_per_second(), self._clock.eta())
-        state.update(epoch=epoch + 1, step_in_epoch=0, sums={}, reached=self.task.reached(metrics))
+        state.update(epoch=epoch + 1, step_in_epoch=0, sums={}, interval={}, reached=self.task.reached(metrics))
         if (state['epoch'] % self.config.save_frequency == 0 or state['epoch'] == schedule.epochs
                 or state['reached']):
             self._save()

@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 
@@ -6,6 +7,7 @@ import numpy as np
 import pytest
 from conftest import encode
 
+from gluon_lprnet.data import batches as batches_module
 from gluon_lprnet.data.batches import ImageBatches, Normalization, paper_augmentation, validation_batches
 from gluon_lprnet.data.integrity import check_records, class_names
 from gluon_lprnet.data.recordio import write_records
@@ -79,6 +81,16 @@ for epoch in range(35):
             data.wait_to_read()
     print(int(open('/proc/self/statm').read().split()[1]) * resource.getpagesize() / 1e6)
 '''
+
+
+def test_a_resume_says_how_many_images_it_decodes_and_how_long_that_takes(tiny_records, monkeypatch):
+    said = []
+    monkeypatch.setattr(batches_module._LOGGER, 'info', lambda text, *values: said.append(text % values))
+    next(batches_of(tiny_records, 8).epoch(0))
+    assert not said
+    next(batches_of(tiny_records, 8).epoch(0, 3))
+    assert said[0].startswith('24 images of the epoch are decoded once more')
+    assert re.fullmatch(r'8 of 24 decoded, ETA \d:\d\d:\d\d', said[1])
 
 
 def test_memory_does_not_grow_by_epochs(tmp_path):

@@ -1,5 +1,9 @@
 """What a training that is killed or spoiled loses: no more than --save-interval, and no whole checkpoint."""
 import logging
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import mxnet as mx
 import numpy as np
@@ -10,9 +14,11 @@ from test_train import linear_task, settings
 from gluon_lprnet import checkpoint
 from gluon_lprnet.data.recordio import write_records
 from gluon_lprnet.train import imagenet, loop
+from gluon_lprnet.train.journal import LOGGER, Journal, read_metrics, start_log, stop_log
 from gluon_lprnet.train.loop import NonFiniteLoss, Run
 from gluon_lprnet.utils.errors import InputError
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / 'benchmarks'))
 STEPS = 5
 
 
@@ -87,6 +93,85 @@ def test_what_was_trained_is_saved_before_the_validation(linear, tmp_path, monke
     resumed.fit()
     np.testing.assert_array_equal(weights(resumed), weights(straight))
     assert len((tmp_path / 'metrics.jsonl').read_text().splitlines()) == 3 * (1 + STEPS // 2)
+
+
+def journal_of(folder):
+    return [{name: value for name, value in record.items() if name != 'images_per_second'}
+            for record in read_metrics(folder / 'metrics.jsonl')]
+
+
+@pytest.mark.parametrize('killed_after, in_validation', [(3, False), (4, False), (STEPS + 1, False), (None, True)])
+def test_the_journal_of_a_resumed_training_is_that_of_the_undisturbed_one(linear, tmp_path, killed_after,
+                                                                          in_validation):
+    """With a kill within an interval of two steps; and at the end of a validation, before its checkpoint."""
+    linear().fit()
+    expected = journal_of(tmp_path)
+    (tmp_path / 'checkpoints').rename(tmp_path / 'undisturbed')
+    (tmp_path / 'metrics.jsonl').unlink()
+    run = linear(save_interval=1e-9)
+    if in_validation:
+        def reached(metrics):
+            raise Killed
+        run.task.reached = reached
+        with pytest.raises(Killed):
+            run.fit()
+        assert [record['kind'] for record in journal_of(tmp_path)][-1] == 'epoch'
+    else:
+        kill_after(run, killed_after)
+    linear(resume=True).fit()
+    assert journal_of(tmp_path) == expected
+
+
+def test_a_full_disk_ends_the_log_and_the_journal_with_a_sentence(tmp_path, capsys):
+    (tmp_path / 'train.log').symlink_to('/dev/full')
+    (tmp_path / 'metrics.jsonl').symlink_to('/dev/full')
+    start_log(tmp_path)
+    try:
+        with pytest.raises(InputError, match=r'train.log cannot be written: No space left'):
+            LOGGER.info('a line')
+    finally:
+        stop_log(LOGGER)
+    (tmp_path / 'metrics.jsonl').unlink()
+    with Journal(tmp_path) as journal:
+        (tmp_path / 'metrics.jsonl').unlink()
+        (tmp_path / 'metrics.jsonl').symlink_to('/dev/full')
+        with pytest.raises(InputError, match=r'metrics.jsonl cannot be written: No space left'):
+            journal.add('interval', 1, 0, loss=1.0)
+        (tmp_path / 'metrics.jsonl').unlink()
+    assert 'Traceback' not in capsys.readouterr().err
+
+
+@pytest.fixture
+def kill_training(monkeypatch):
+    """``benchmarks/kill_training.py``, which sets variables for processes of its own when it is imported."""
+    for name, value in ('MXNET_ENGINE_TYPE', 'NaiveEngine'), ('OMP_NUM_THREADS', '1'):
+        monkeypatch.setenv(name, value)
+    import kill_training
+    return kill_training
+
+
+def test_kills_and_full_disks_change_nothing():
+    """A part of what the command does."""
+    script = Path(loop.__file__).parents[2] / 'benchmarks' / 'kill_training.py'
+    done = subprocess.run([sys.executable, str(script), '--kills', '10', '--disks', '4', '--seed', '1'],
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    assert re.search(r'^10 kills, 5 at a random time and 5 at 5 of the \d+ steps of a save; [1-4] full disks; \d+ '
+                     r'trainings compared with undisturbed ones; 0 findings$', done.stdout, re.MULTILINE)
+
+
+def test_the_kill_command_finds_what_there_is(kill_training, linear, tmp_path):
+    linear().fit()
+    newest = checkpoint.newest(tmp_path).path
+    assert kill_training.lost(tmp_path, [newest.name]) is None
+    assert 'step-99999999 was complete' in kill_training.lost(tmp_path, ['step-99999999'])
+    (tmp_path / 'export').mkdir()
+    expected = kill_training.end_of(tmp_path)
+    assert {'state', 'journal', 'net.params weight', 'optimizer.npz weight'} <= set(expected)
+    assert kill_training.differences(kill_training.end_of(tmp_path), expected) == []
+    mx.nd.save(str(newest / 'net.params'), {'weight': mx.nd.ones(3)})
+    assert 'a damaged checkpoint' in kill_training.lost(tmp_path, [])
+    assert kill_training.messages('2026-01-01 00:00:00 a line\n\nOSError\n') == ['OSError']
 
 
 def test_a_weight_that_is_nan_is_named_at_the_next_report(linear):
