@@ -51,7 +51,7 @@ class ImageError(ValueError):
 
 
 class ImageTooLarge(ImageError):
-    """A picture of more than MAX_PIXELS, or with a side above MAX_SIDE."""
+    """A picture of more pixels than are taken, or with a side above MAX_SIDE."""
 
 
 def is_image_file(path: PathLike) -> bool:
@@ -72,7 +72,7 @@ def is_image_file(path: PathLike) -> bool:
     return True
 
 
-def read_image(source: Union[PathLike, bytes], upright: bool = True) -> np.ndarray:
+def read_image(source: Union[PathLike, bytes], upright: bool = True, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Read a picture.
 
     The first frame of an animation; 16 bits scaled to 8; transparency laid on white; other color spaces (gray, palette,
@@ -84,6 +84,8 @@ def read_image(source: Union[PathLike, bytes], upright: bool = True) -> np.ndarr
         A file's name, of any bytes, or its content.
     upright : bool
         Turn it as the orientation in its EXIF says, of every format.
+    max_pixels : int
+        Larger ones are refused; at most MAX_PIXELS.
 
     Returns
     -------
@@ -97,7 +99,7 @@ def read_image(source: Union[PathLike, bytes], upright: bool = True) -> np.ndarr
     ImageTooLarge
         It has too many pixels, which its header tells before anything is decoded.
     """
-    picture = decode_image(source if isinstance(source, bytes) else read_file(source))
+    picture = decode_image(source if isinstance(source, bytes) else read_file(source), max_pixels)
     return np.asarray(rgb(turned_upright(picture) if upright else picture))
 
 
@@ -115,12 +117,14 @@ def read_file(path: PathLike) -> bytes:
         raise ImageError(f'cannot be read: {error.strerror or error}') from None
 
 
-def decode_image(image: bytes) -> Image.Image:
+def decode_image(image: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decode a picture completely, or not at all.
 
     Parameters
     ----------
     image : bytes
+    max_pixels : int
+        Larger ones are refused before they are decoded; at most MAX_PIXELS.
 
     Returns
     -------
@@ -133,14 +137,14 @@ def decode_image(image: bytes) -> Image.Image:
     """
     if not image:
         raise ImageError('is empty (0 bytes)')
-    picture = _open(io.BytesIO(image))
+    picture = _open(io.BytesIO(image), max_pixels)
     # Some packages, GluonCV among them, make Pillow accept what is cut off, for the whole process.
     accepts_truncated, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
     try:
         if picture.format == 'PNG':
             # Reading alone does not look at the checksums of the pixels.
             picture.verify()
-            picture = _open(io.BytesIO(image))
+            picture = _open(io.BytesIO(image), max_pixels)
             _scale_transparent_color(picture)
         picture.load()
         if _END.get(picture.format, b'') not in image:
@@ -153,12 +157,12 @@ def decode_image(image: bytes) -> Image.Image:
     return picture
 
 
-def _open(file):
+def _open(file, max_pixels=MAX_PIXELS):
     """A Pillow picture of which the header is read."""
     try:
         picture = Image.open(file, formats=_FORMATS)
     except Image.DecompressionBombError:
-        raise ImageTooLarge(f'has more than {MAX_PIXELS:,} pixels: shrink it first') from None
+        raise ImageTooLarge(f'has more than {max_pixels:,} pixels: shrink it first') from None
     except Image.UnidentifiedImageError:
         file.seek(0)
         start = file.read(12)
@@ -168,7 +172,7 @@ def _open(file):
         raise ImageError('is not an image of a known format') from None
     except Exception as error:
         raise ImageError(f'does not decode (damaged or cut off): {error}') from error
-    _check_size(*picture.size)
+    _check_size(*picture.size, max_pixels)
     return picture
 
 
@@ -186,9 +190,9 @@ def check_image_size(image: bytes) -> None:
     _open(io.BytesIO(image))
 
 
-def _check_size(width, height):
-    if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
-        raise ImageTooLarge(f'is {width}x{height} pixels: at most {MAX_PIXELS:,} pixels and {MAX_SIDE:,} a side are '
+def _check_size(width, height, max_pixels):
+    if width * height > max_pixels or max(width, height) > MAX_SIDE:
+        raise ImageTooLarge(f'is {width}x{height} pixels: at most {max_pixels:,} pixels and {MAX_SIDE:,} a side are '
                             'taken, shrink it first')
 
 

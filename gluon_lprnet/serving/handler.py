@@ -162,6 +162,7 @@ class _Service:
         self._net = net
         self._description = description
         self._size = description['input_size']
+        self._max_pixels = description.get('max_pixels', images.MAX_PIXELS)
 
     def answer(self, requests: list[dict[str, Any]],
                types: list[dict[str, str]]) -> list[tuple[int, dict[str, Any]]]:
@@ -238,7 +239,7 @@ class Classification(_Service):
 
     def prepare(self, fields: Mapping[str, Any], types: Mapping[str, str]) -> tuple[np.ndarray, int]:
         top_k = _read_top_k(fields.get('top_k'), len(self._names))
-        image = decode(find_image(fields, types))
+        image = decode(find_image(fields, types), self._max_pixels)
         try:
             crop = images.center_crop(image, self._description)
         except images.ImageError as error:
@@ -265,7 +266,7 @@ class Landmarks(_Service):
 
     def prepare(self, fields: Mapping[str, Any], types: Mapping[str, str]) -> tuple[np.ndarray, Optional[list]]:
         boxes = _read_boxes(fields.get('boxes'))
-        image = decode(find_image(fields, types))
+        image = decode(find_image(fields, types), self._max_pixels)
         height, width = image.shape[:2]
         for left, top, right, bottom in boxes or ():
             if right < 0 or bottom < 0 or left > width - 1 or top > height - 1:
@@ -357,10 +358,10 @@ def _from_base64(text):
     return data
 
 
-def decode(data: bytes) -> np.ndarray:
+def decode(data: bytes, max_pixels: int = images.MAX_PIXELS) -> np.ndarray:
     """The pixels (height, width, 3) uint8, RGB, of a picture's bytes; or BadRequest."""
     try:
-        return images.read_image(data)
+        return images.read_image(data, max_pixels=max_pixels)
     except images.ImageError as error:
         raise BadRequest(f'the image {error}', 413 if isinstance(error, images.ImageTooLarge) else 400) from error
 

@@ -13,7 +13,6 @@ import sys
 import tempfile
 import time
 import zipfile
-import zlib
 from collections.abc import Callable, Sequence
 from http.client import HTTPConnection, HTTPException
 from itertools import combinations
@@ -21,12 +20,13 @@ from pathlib import Path
 from typing import Any, NoReturn, Optional, Union
 from urllib.parse import quote, urlencode
 
+from ..data.images import MAX_PIXELS
 from ..evaluate.network_flag import DEFAULTS
 from ..utils.errors import InputError
 from ..utils.files import PathLike, lock, make_folder, write_errors, write_file
 from ..utils.flags import Commands, add_parser, non_negative_int, positive_int
 from ..utils.processes import available_cpus
-from .archive import archive
+from .archive import add_max_pixels_flag, archive, read_task, unpack_archive
 from .page import Page
 
 __all__ = ['Server']
@@ -102,6 +102,8 @@ class Server:
         Milliseconds that a request waits for others; of no effect with a batch size of 1.
     page_port : int, optional
         Where to listen for browsers, too, at the same host: a page to try the networks.
+    max_pixels : int
+        Of a picture, as of :func:`gluon_lprnet.serving.archive.archive`; archives have a limit of their own.
 
     Attributes
     ----------
@@ -117,7 +119,8 @@ class Server:
 
     def __init__(self, networks: Sequence[PathLike], run_dir: PathLike, host: str = LOOPBACK, port: int = 8080,
                  management_host: str = LOOPBACK, management_port: Optional[int] = None, workers: Optional[int] = None,
-                 batch_size: int = 1, max_batch_delay: int = 10, page_port: Optional[int] = None) -> None:
+                 batch_size: int = 1, max_batch_delay: int = 10, page_port: Optional[int] = None,
+                 max_pixels: int = MAX_PIXELS) -> None:
         self.run_dir = Path(run_dir).absolute()
         self.address = host, port
         self._management = (management_host, management_port) if management_port else None
@@ -126,6 +129,7 @@ class Server:
         self._loading = {'batch_size': batch_size, 'max_batch_delay': max_batch_delay, 'initial_workers': self.workers,
                          'synchronous': 'true'}
         self._networks = networks
+        self._max_pixels = max_pixels
         self.models: list[str] = []
         # Networks that have had a loader, and those of them that had none at the last look.
         self._loaded: set[str] = set()
@@ -150,7 +154,7 @@ class Server:
         try:
             self._folder = Path(tempfile.mkdtemp(prefix='serving-', dir=self.run_dir))
             archives = [self._store(network) for network in self._networks]
-            self._listen({path.stem: _read_task(path) for path in archives})
+            self._listen({path.stem: read_task(path) for path in archives})
             for network in self._networks:
                 if Path(network).suffix == '.mar':
                     self._check_archive(network)
@@ -317,7 +321,10 @@ class Server:
         path = Path(network)
         with tempfile.TemporaryDirectory(dir=self._folder) as scratch:
             if path.suffix != '.mar':
-                archived = archive(network, scratch)
+                archived = archive(network, scratch, self._max_pixels)
+            elif self._max_pixels != MAX_PIXELS:
+                raise InputError(f'`max_pixels` is not for {path}, which has a limit of its own: give the network, or '
+                                 'archive it again.')
             elif zipfile.is_zipfile(path):
                 archived = Path(shutil.copyfile(path, Path(scratch) / path.name))
             else:
@@ -330,15 +337,7 @@ class Server:
     def _check_archive(self, path):
         """Load an archive as a worker does: where it does not load, the server would only say that no worker starts."""
         with tempfile.TemporaryDirectory(dir=self._folder) as folder:
-            try:
-                with zipfile.ZipFile(path) as mar:
-                    mar.extractall(folder)
-                    handler = json.loads(mar.read('MAR-INF/MANIFEST.json'))['model']['handler']
-            except (zipfile.BadZipFile, zlib.error) as error:
-                raise InputError(f'{path} is damaged: {error}.') from error
-            except (ValueError, LookupError, TypeError):
-                raise InputError(f'{path} is not a model archive: its MAR-INF/MANIFEST.json is missing or names no '
-                                 'handler.') from None
+            handler = unpack_archive(path, folder)
             try:
                 loaded = subprocess.run([sys.executable, '-c', _LOAD, folder, handler], cwd=folder, capture_output=True,
                                         text=True, timeout=_START_SECONDS, env={**os.environ, 'OMP_NUM_THREADS': '1'})
@@ -444,13 +443,6 @@ class Server:
             connection.close()
 
 
-def _read_task(path):
-    """The task that an archive's description names; None in an archive of another program."""
-    with zipfile.ZipFile(path) as mar, contextlib.suppress(KeyError, ValueError, AttributeError):
-        return json.loads(mar.read('description.json')).get('task')
-    return None
-
-
 class _SocketConnection(HTTPConnection):
     """HTTP over a socket of the file system; the host is its path."""
 
@@ -520,6 +512,7 @@ def add_commands(commands: Commands) -> None:
     parser.add_argument('--management-host', default=LOOPBACK, help='address of that port (default: %(default)s)')
     parser.add_argument('--max-batch-delay', type=non_negative_int, default=10, metavar='MS',
                        help='how long a request waits for others of its batch (default: %(default)s)')
+    add_max_pixels_flag(parser)
     add_server_flags(parser, 'runs/serve')
     parser.set_defaults(run=_run)
 
@@ -555,7 +548,7 @@ def _run(args):
     networks = networks or list(DEFAULTS.values())
     print(f'Starting the server with {", ".join(map(str, networks))} ...', file=sys.stderr, flush=True)
     with Server(networks, args.run_dir, args.host, args.port, args.management_host, args.management_port,
-                args.workers, args.batch_size, args.max_batch_delay, page_port) as server, \
+                args.workers, args.batch_size, args.max_batch_delay, page_port, args.max_pixels) as server, \
             _ready_file(args.ready_file) as on_ready:
         for model in server.models:
             print(f'{server.url(model)}\n  curl -F data=@photo.jpg {server.url(model)}')

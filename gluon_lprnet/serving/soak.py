@@ -39,10 +39,7 @@ def soak(network: PathLike, run_dir: PathLike, images: Sequence[bytes], requests
     list of str
         The expectations that were not met.
     """
-    good = [Request(f'image {number}', image, 'image/jpeg') for number, image in enumerate(images)]
-    good.append(Request('image 0 in JSON', json.dumps({'data': base64.b64encode(images[0]).decode()}).encode(),
-                        'application/json'))
-    bad = bad_requests(cv2.imencode('.jpg', np.full((64, 64, 3), 128, 'uint8'))[1].tobytes())
+    good, bad = mixed_requests(images)
 
     def plan(count):
         return [bad[number // 5 % len(bad)] if number % 5 == 4 else good[number % len(good)]
@@ -97,6 +94,14 @@ def soak(network: PathLike, run_dir: PathLike, images: Sequence[bytes], requests
         expect(seconds <= 5, f'after SIGKILL of a worker: all back and right in {seconds:.2f} s (at most 5); requests '
                f'lost meanwhile: {lost}')
     return failed
+
+
+def mixed_requests(images: Sequence[bytes]) -> tuple[list[Request], list[Request]]:
+    """The valid requests of a soak test, with these pictures, and the invalid ones."""
+    good = [Request(f'image {number}', image, 'image/jpeg') for number, image in enumerate(images)]
+    good.append(Request('image 0 in JSON', json.dumps({'data': base64.b64encode(images[0]).decode()}).encode(),
+                        'application/json'))
+    return good, bad_requests(cv2.imencode('.jpg', np.full((64, 64, 3), 128, 'uint8'))[1].tobytes())
 
 
 class Resources(NamedTuple):

@@ -1,6 +1,9 @@
 """What is read of files by MXNet's readers and by the package's, and what of damaged ones."""
 import os
+import re
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import mxnet as mx
@@ -8,7 +11,6 @@ import numpy as np
 import pytest
 from mxnet.contrib.amp.amp import bfloat16
 
-from gluon_lprnet.artifact import load_network
 from gluon_lprnet.formats.symbol_files import latest_params, read_params, read_symbol
 from gluon_lprnet.utils.errors import InputError
 
@@ -122,37 +124,40 @@ def test_old_symbols_are_upgraded(tmp_path):
 
 
 @pytest.fixture
-def fuzz_networks(monkeypatch):
-    """``benchmarks/fuzz_networks.py``, which sets a variable for processes of its own when it is imported."""
+def fuzz_files(monkeypatch):
+    """``benchmarks/fuzz_files.py``, which sets a variable for processes of its own when it is imported."""
     monkeypatch.setenv('MXNET_ENGINE_TYPE', 'NaiveEngine')
-    import fuzz_networks
-    return fuzz_networks
+    import fuzz_files
+    return fuzz_files
 
 
-def test_damaged_files_end_in_a_sentence_or_the_same_answers(fuzz_networks):
+def test_damaged_files_end_in_a_sentence_or_the_same_answers():
     """A part of what the command does."""
-    counts, findings = fuzz_networks.run(60, seed=1)
-    assert not findings
-    outcomes = {found for _, found in counts}
-    assert {'refused', 'the same answer'} <= outcomes, counts
+    script = Path(__file__).resolve().parents[2] / 'benchmarks' / 'fuzz_files.py'
+    done = subprocess.run([sys.executable, str(script), '--cases', '500', '--seed', '1'], capture_output=True,
+                          text=True)
+    assert done.returncode == 0 and done.stdout.endswith('500 cases, 0 findings\n'), done.stdout
+    for kind in ('.rec', '.idx', 'PNG', '.t7', '.npz', 'XML', '.mar', 'params', 'state.json of a checkpoint'):
+        assert re.search(f'^{re.escape(kind)}: refused: ', done.stdout, re.MULTILINE), kind
+    assert ': the same answer: ' in done.stdout
 
 
-def test_the_fuzz_command_finds_what_there_is(fuzz_networks, monkeypatch, tmp_path):
-    symbol = fuzz_networks.write_network(tmp_path)
-    images = np.zeros((1, 3, fuzz_networks.SIZE, fuzz_networks.SIZE), 'float32')
-    expected = load_network(symbol)[0](mx.nd.array(images)).asnumpy()
-
-    def found(act):
-        monkeypatch.setattr(fuzz_networks, 'load_network', act)
-        return fuzz_networks.outcome(symbol, images, expected)[0]
-
+def test_the_fuzz_command_finds_what_there_is(fuzz_files):
     def raises(error):
         raise error
 
-    assert found(load_network) == 'the same answer'
-    assert found(lambda path: os.kill(os.getpid(), 11)) == 'death by signal'
-    assert found(lambda path: os.kill(os.getpid(), 14)) == 'hang'
-    assert found(lambda path: raises(KeyError('x'))) == 'traceback'
-    assert found(lambda path: raises(InputError('two\nlines'))) == 'traceback'
-    assert found(lambda path: raises(InputError('one'))) == 'refused'
-    assert found(lambda path: (lambda x: load_network(path)[0](x) + 1, {})) == 'another answer'
+    answer = [np.ones((2, 3))]
+    acts = {'the same answer': lambda path: answer, 'refused': lambda path: raises(InputError('one')),
+            'traceback': lambda path: raises(KeyError('x')), 'another answer': lambda path: [np.ones((2, 3)) + 1e-3],
+            'death by signal': lambda path: os.kill(os.getpid(), 11)}
+    assert fuzz_files.outcome(lambda path: raises(InputError('two\nlines')), '', [answer])[0] == 'traceback'
+    # The worker dies in the middle, and another one goes on.
+    order = ['refused', 'death by signal', 'the same answer', 'another answer', 'death by signal', 'traceback']
+    found = fuzz_files.outcomes(len(order), lambda case: ['kind', *fuzz_files.outcome(acts[order[case]], '', [answer])])
+    assert [(case, what) for case, (_, what, _) in found] == list(enumerate(order))
+
+
+def test_the_fuzz_command_finds_a_hang(fuzz_files, monkeypatch):
+    monkeypatch.setattr(fuzz_files, 'SECONDS', 1)
+    found = list(fuzz_files.outcomes(2, lambda case: time.sleep(60 * (1 - case)) or ['kind', 'refused', '']))
+    assert [what for _, (_, what, _) in found] == ['hang', 'refused']

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -11,6 +12,7 @@ import sys
 import threading
 import time
 import zipfile
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import urlencode
@@ -418,6 +420,75 @@ def test_what_the_management_changes_stays_and_what_died_comes_back(artifacts, p
             server.java.kill()
             waiting.join(60)
         assert not waiting.is_alive()
+
+
+def test_a_rolling_update_loses_no_request(artifacts, photos, tmp_path):
+    """The new archive is added, 20 clients change to it, and the old one goes; meanwhile `serve` watches."""
+    old, new, errors, counts = CLASSIFICATION, 'second', [], Counter()
+    with zipfile.ZipFile(archive(artifacts[0], tmp_path)) as before, \
+            zipfile.ZipFile(tmp_path / f'{new}.mar', 'w') as changed:
+        for name in before.namelist():
+            content = before.read(name)
+            if name == 'description.json':
+                description = json.loads(content)
+                description['class_names'] = [f'new {label}' for label in description['class_names']]
+                content = json.dumps(description)
+            changed.writestr(name, content)
+    with Server([artifacts[0]], tmp_path / 'run', port=server_module.free_port(), workers=1) as server:
+        waiting = threading.Thread(target=lambda: pytest.raises(InputError, server.wait))
+        waiting.start()
+        serving, stopped = [old], threading.Event()
+
+        def client():
+            while not stopped.is_set():
+                model = serving[-1]
+                status, answer = post(server, model, photos[0])
+                are_new = [entry['label'].startswith('new ') for entry in answer.get('classes', ())]
+                if status != 200 or are_new != [model == new] * 3:
+                    errors.append((model, status, answer))
+                counts[model] += 1
+
+        clients = [threading.Thread(target=client) for _ in range(20)]
+        for each in clients:
+            each.start()
+        try:
+            until(lambda: counts[old] > 40)
+            shutil.copy(tmp_path / f'{new}.mar', server._folder)
+            server._load(new, f'{new}.mar', server._loading)
+            serving.append(new)
+            # Each client has had an answer to what it asked for before it changed.
+            until(lambda: counts[new] > 40 + len(clients))
+            assert server._manage('DELETE', f'/models/{old}')[1] == 200
+            seen = counts[new]
+            until(lambda: counts[new] > seen + 40)
+            # Longer than it takes to see that a network is missing.
+            time.sleep(5)
+            assert [entry['modelName'] for entry in server._manage('GET', '/models')[0]['models']] == [new]
+        finally:
+            stopped.set()
+            for each in clients:
+                each.join()
+            assert waiting.is_alive()
+            server.java.kill()
+            waiting.join(60)
+    assert not errors and min(counts.values()) > 40
+
+
+def test_pictures_of_more_pixels_than_the_flag_allows_are_refused(artifacts, photos, tmp_path, capsys):
+    height, width = cv2.imdecode(np.frombuffer(photos[0], 'uint8'), 1).shape[:2]
+    with Server([artifacts[0]], tmp_path / 'run', port=server_module.free_port(), workers=1,
+                max_pixels=width * height) as server:
+        assert post(server, CLASSIFICATION, photos[0])[0] == 200
+        larger = cv2.imencode('.png', np.zeros((height, width + 1, 3), 'uint8'))[1].tobytes()
+        status, answer = post(server, CLASSIFICATION, larger)
+        assert status == 413 and f'at most {width * height:,} pixels' in answer['error']
+        assert post(server, CLASSIFICATION, json.dumps({'data': base64.b64encode(larger).decode()}).encode(),
+                    'application/json')[0] == 413
+    with pytest.raises(InputError, match='`max_pixels` is 0: give a number from 1 to 89478485'):
+        archive(artifacts[0], tmp_path, 0)
+    mar = archive(artifacts[0], tmp_path)
+    assert main(['serve', str(mar), '--run-dir', str(tmp_path / 'run'), '--max-pixels', '1000']) == 2
+    assert f'--max-pixels is not for {mar}, which has a limit of its own' in capsys.readouterr().err
 
 
 def until(condition):
