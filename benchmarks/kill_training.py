@@ -317,7 +317,7 @@ def main(argv=None):
     parser.add_argument('--seed', type=int, default=0, help='of the moments (default: %(default)s)')
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(prefix='kill-') as scratch:
-        trial = Trial(scratch, args.seed, print)
+        trial = Trial(scratch, args.seed, lambda line: print(line, flush=True))
         trial.kills(args.kills)
         trial.disks(args.disks)
     counts = trial.counts

@@ -168,8 +168,8 @@ def add_commands(commands: Commands) -> None:
 
 def add_max_pixels_flag(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--max-pixels', type=positive_int, default=MAX_PIXELS, metavar='N',
-                        help='refuse pictures of more pixels, before they are decoded, which takes some 7 bytes each '
-                             '(default and most: %(default)s)')
+                        help='refuse pictures of more pixels, before they are decoded (default, and the most: '
+                             '%(default)s)')
 
 
 def _run(args):

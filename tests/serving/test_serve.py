@@ -447,6 +447,8 @@ def test_a_rolling_update_loses_no_request(artifacts, photos, tmp_path):
                 if status != 200 or are_new != [model == new] * 3:
                     errors.append((model, status, answer))
                 counts[model] += 1
+                # 20 that never pause would leave the loading no processor.
+                stopped.wait(0.2)
 
         clients = [threading.Thread(target=client) for _ in range(20)]
         for each in clients:
@@ -454,7 +456,10 @@ def test_a_rolling_update_loses_no_request(artifacts, photos, tmp_path):
         try:
             until(lambda: counts[old] > 40)
             shutil.copy(tmp_path / f'{new}.mar', server._folder)
-            server._load(new, f'{new}.mar', server._loading)
+            server._manage('POST', '/models?' + urlencode({**server._loading, 'url': f'{new}.mar', 'model_name': new,
+                                                           'synchronous': 'false'}))
+            until(lambda: any(worker['status'] == 'READY'
+                              for worker in server._manage('GET', f'/models/{new}')[0].get('workers', ())))
             serving.append(new)
             # Each client has had an answer to what it asked for before it changed.
             until(lambda: counts[new] > 40 + len(clients))
