@@ -122,7 +122,7 @@ class ImageBatches:
             label = batch.label[0][:rows]
             yield Batch(batch.data[0][:rows], label if self._labels is None else self._labels.take(label))
 
-    def _skip(self, iterator, batches):
+    def _skip(self, iterator: Any, batches: int) -> None:
         """Read so many batches, and say how long that takes: ImageRecordIter begins with the first one only."""
         images = batches * self.batch_size
         _LOGGER.info('%s images of the epoch are decoded once more, to come to the place of the checkpoint',
