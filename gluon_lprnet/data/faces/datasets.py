@@ -15,7 +15,6 @@ from typing import Callable, NamedTuple, Optional
 from xml.etree import ElementTree
 
 import numpy as np
-import scipy.io
 from PIL import Image
 
 from ...utils.errors import InputError
@@ -23,6 +22,7 @@ from ...utils.files import PathLike
 from ...utils.text import integer, real
 from ..images import EXTENSIONS
 from .landmarks import POINTS, landmark_box, mirror
+from .matlab5 import read_matrices
 from .torch7 import read_tensor
 
 # The coordinates of the center of the top left pixel in the files of a layout.
@@ -286,12 +286,11 @@ def _pose(file, parameters):
 
 def _load_mat(file, *keys):
     try:
-        content = scipy.io.loadmat(file, variable_names=keys)
+        content = read_matrices(file, keys)
     except FileNotFoundError:
         raise _Fault(file, 'does not exist') from None
-    except Exception as error:
-        # SciPy can raise almost any exception on damaged data.
-        raise _Fault(file, f'is not a readable MATLAB file: {error}') from error
+    except (ValueError, OSError) as error:
+        raise _Fault(file, f'is not a readable MATLAB file: it {error}') from error
     for key in keys:
         if key not in content:
             raise _Fault(file, f'has no {key}')
