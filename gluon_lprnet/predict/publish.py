@@ -172,12 +172,12 @@ def add_commands(commands: Commands) -> None:
     parser.add_argument('--tag', required=True, help="the data set's name, as cifar10")
     parser.add_argument('--rec-test', required=True, nargs='+', metavar='REC',
                         help='RecordIO files to measure the accuracy on')
-    parser.add_argument('--data', required=True, help='what it was trained on, in words')
-    parser.add_argument('--command', required=True, help='the command that trained it')
-    parser.add_argument('--license', required=True, help='on what terms the pictures, and so the weights, may be used')
+    parser.add_argument('--data', help='what it was trained on, in words')
+    parser.add_argument('--command', help='the command that trained it')
+    parser.add_argument('--license', help='on what terms the pictures, and so the weights, may be used')
     parser.add_argument('--machine', help='where it was trained, in words (default: the processor of this machine)')
     parser.add_argument('--names', metavar='FILE', help='names of the classes, as of predict')
-    parser.add_argument('--facts', metavar='FILE', help='JSON of further entries of the card')
+    parser.add_argument('--facts', metavar='FILE', help='JSON of entries of the card, these or others')
     parser.add_argument('--out', default=str(FOLDER), metavar='DIR',
                         help='folder to write to (default: that of the package)')
     parser.set_defaults(run=_run, flags={'tag': '--tag'})
@@ -187,4 +187,7 @@ def _run(args):
     args = with_network('publish', args)
     facts = read_json(args.facts, 'further entries of a card') if args.facts else {}
     facts |= {key: getattr(args, key) for key in ('data', 'command', 'license', 'machine') if getattr(args, key)}
+    missing = [f'--{key}' for key in ('data', 'command', 'license') if key not in facts]
+    if missing:
+        raise InputError(f'the card needs {", ".join(missing)}: give the flag, or the entry in the file of --facts.')
     print(publish(args.network, args.tag, args.rec_test, facts, args.names, args.out))
