@@ -8,6 +8,7 @@ import itertools
 import math
 import os
 import re
+import sys
 import zipfile
 from collections import Counter
 from collections.abc import Iterator
@@ -354,6 +355,11 @@ def _load_npz(path, keys):
             raise ValueError(f'they announce {size:,} bytes, more than {_MOST_BYTES:,}')
         with np.load(path) as archive:
             arrays = [archive[key] for key in keys]
+        for array in arrays:
+            # Of others Python makes strings that it cannot use.
+            characters = np.frombuffer(array.tobytes(), 'uint32') if array.dtype.kind == 'U' else ()
+            if np.max(characters, initial=0) > sys.maxunicode:
+                raise ValueError('they have characters that do not exist')
         lengths = [len(array) for array in arrays]
     except Exception as error:
         # NumPy can raise almost any exception on damaged data.

@@ -482,3 +482,12 @@ def test_mirrored_landmarks_keep_their_roles(shared_data):
     assert (distance < wrong)[turned < 0.25].all() and (turned < 0.25).sum() > 400
     for faces in (points, flipped):
         assert (faces[:, 36:42, 0].mean(axis=1) < faces[:, 42:48, 0].mean(axis=1)).all()
+
+
+def test_texts_of_characters_that_there_are_not(tmp_path):
+    """NumPy reads them, and Python's own error names no file."""
+    names = np.array(['a.jpg', 'b.jpg'])
+    names.view('uint32')[3] = 0x7fffffff
+    np.savez(tmp_path / 'set.npz', names=names, landmarks=np.zeros((2, 68, 2)), identity=np.array(['p', 'q']))
+    with pytest.raises(InputError, match='set.npz is not an archive .*: they have characters that do not exist'):
+        list(read_faces(tmp_path / 'set.npz', 'ytf68', []))
