@@ -51,12 +51,14 @@ def answer_alone(connection, folder, image):
     """
     cv2.setNumThreads(1)
     service = handler.load(folder)
-    inputs, _ = service.prepare({'body': image}, {})
+    net, inputs = service._net, []
+    service._net = lambda data: inputs.append(data) or net(data)
+    service.answer([{'body': image}], [{}])
+    service._net = net
     connection.send(len(inputs))
     if not inputs:
         return
-    data = np.stack(inputs)
-    steps = {'network': lambda: service.forward(data),
+    steps = {'network': lambda: [net(data).asnumpy() for data in inputs],
              'handler': lambda: json.dumps(service.answer([{'body': image}], [{}]))}
     for name, count in iter(connection.recv, None):
         times = []

@@ -68,7 +68,7 @@ def test_the_number_of_classes_is_that_of_the_names(flags, tiny_records, tmp_pat
     without = [flag for number, flag in enumerate(flags) if number not in (at, at + 1, preset, preset + 1)]
     assert imagenet.main([*without, '--lr', '0.01', '--small-image']) == 0
     log = (tmp_path / 'run' / 'train.log').read_text()
-    assert ' parameters: 3 classes, 50 images, 4 steps an epoch, 2 epochs\n' in log.splitlines(True)[0]
+    assert ' parameters: 3 classes, 50 images, 4 steps an epoch, 2 epochs\n' in log.splitlines(True)[1]
     printed = capsys.readouterr().err
     assert 'num_data_workers' in log and 'num_data_workers' not in printed
     # On a file of the same classes in another order, and on one of others.

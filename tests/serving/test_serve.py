@@ -139,7 +139,8 @@ def test_answers_of_any_length_in_a_batch(server, photos):
 
 def test_json(server, photos):
     data = [base64.b64encode(photo).decode() for photo in photos]
-    for model, field, value in (CLASSIFICATION, 'top_k', 2), (LANDMARKS, 'boxes', BOXES):
+    # A box that has a face: where there is none, the least difference can turn the answer.
+    for model, field, value in (CLASSIFICATION, 'top_k', 2), (LANDMARKS, 'boxes', [[45, 50, 195, 200]]):
         expected = [post(server, model, *form(photo, **{field: json.dumps(value)})) for photo in photos]
         assert {status for status, _ in expected} == {200}
         assert [post(server, model, json.dumps({'data': each, field: value}).encode(), 'application/json')
