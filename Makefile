@@ -24,7 +24,7 @@ train: $(VENV)/installed
 
 # Faces drawn by program, not photographs.
 face: $(VENV)/installed
-	@echo "Draws 1,800 faces and trains on 1,500 of them: some minutes; the training shows how many are left."
+	@echo "Draws 1,800 faces and trains on 1,500 of them: about four minutes on four cores; the training shows how many are left."
 	rm -rf $(FACES)
 	$(RUN) -m gluon_lprnet draw-faces $(FACES)/drawn --count 1500
 	for part in train test; do \
