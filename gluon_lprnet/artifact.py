@@ -224,7 +224,8 @@ def load_network(path: PathLike,
         If it is none of these, or is incomplete, damaged, or not a network of one image and one row of numbers.
     """
     context = context or mx.cpu()
-    path, kind = Path(path), _kind(path)
+    path = Path(path)
+    kind = _kind(path)
     if kind == 'symbol':
         symbol, params, description = read_network(path)
         net = as_block(symbol, {name: mx.nd.array(value, context, value.dtype) for name, value in params.items()})
@@ -235,7 +236,7 @@ def load_network(path: PathLike,
         description = _checked_classes(path, {**facts, **described}, facts)
         _try_out(net, path, description, context)
     elif kind == 'run':
-        found = _found(path)
+        found = checkpoint.find(path)
         config = found.state['config']
         net = get_model(config['model'], **model_arguments(config))
         net.load_parameters(found.params, ctx=context, cast_dtype=True)
@@ -256,9 +257,10 @@ def task_of(path: PathLike) -> Optional[str]:
     path : path
         As of :func:`load_network`, which raises InputError for the same faults and more.
     """
-    path, kind = Path(path), _kind(path)
+    path = Path(path)
+    kind = _kind(path)
     if kind == 'run':
-        return _describe(_found(path).state['config']).get('task')
+        return _describe(checkpoint.find(path).state['config']).get('task')
     if kind == 'package':
         return find_card(str(path)).description.get('task')
     return _read_description(path, path.stem if kind == 'onnx' else path.name[:-len('-symbol.json')]).get('task')
@@ -266,7 +268,6 @@ def task_of(path: PathLike) -> Optional[str]:
 
 def _kind(path):
     """What :func:`load_network` takes: 'symbol', 'onnx', 'run' or 'package'; InputError for anything else."""
-    path = Path(path)
     if path.name.endswith('-symbol.json'):
         return 'symbol'
     if path.suffix == '.onnx':
@@ -278,14 +279,6 @@ def _kind(path):
     raise InputError(f'{path}: give the folder of a run or of a checkpoint, a -symbol.json or .onnx file, or one '
                      f'of {", ".join(list_models(pretrained=True)) or "the trained networks (there are none)"}'
                      f'{"" if path.exists() else " (the path does not exist)"}.')
-
-
-def _found(folder):
-    """The checkpoint in a folder."""
-    found = checkpoint.find(folder)
-    if found is None:
-        raise InputError(f'{folder} is neither a checkpoint nor a run with checkpoints.')
-    return found
 
 
 def _describe(config):

@@ -267,15 +267,18 @@ def only_user(run_dir: PathLike) -> Iterator[None]:
         yield
 
 
-def find(path: PathLike) -> Optional[Checkpoint]:
-    """The :class:`Checkpoint` in the folder ``path``, or the newest whole one if it is a run's; None if it is neither.
+def find(path: PathLike) -> Checkpoint:
+    """The :class:`Checkpoint` in the folder ``path``, or the newest whole one if it is a run's.
 
     Raises
     ------
     InputError
-        If it is a checkpoint and not whole.
+        If it is neither, or is a checkpoint and not whole.
     """
-    return Checkpoint(path) if (Path(path) / 'state.json').exists() else newest(path)
+    found = Checkpoint(path) if (Path(path) / 'state.json').exists() else newest(path)
+    if found is None:
+        raise InputError(f'{path} is neither a checkpoint nor a run with checkpoints.')
+    return found
 
 
 def newest(run_dir: PathLike, report: Callable[[str], object] = print) -> Optional[Checkpoint]:

@@ -13,7 +13,7 @@ from ..artifact import load_network, relative_difference
 from ..deployment.reparametrize import reparametrize
 from ..evaluate.network_flag import add_network_alone, with_network
 from ..graph import trace
-from ..predict.publish import check_tag, write_card
+from ..predict.publish import add_card_flags, check_tag, facts_in_words, write_card
 from ..utils.errors import InputError
 from ..utils.flags import Commands, add_parser
 from ..zoo import get_model
@@ -123,19 +123,11 @@ def add_commands(commands: Commands) -> None:
                 "    --command 'gluon-lprnet compress ...' --license free --machine 'two cores' --out weights",
         description='Write compressed_MODEL.TAG.params, in float16, and its card, with the accuracy on --rec-test.')
     add_network_alone(parser, 'the -symbol.json that compress wrote')
-    parser.add_argument('--tag', required=True, help="the data set's name, as imagenet")
-    parser.add_argument('--rec-test', required=True, nargs='+', metavar='REC',
-                        help='RecordIO files to measure the accuracy on')
-    parser.add_argument('--data', required=True, help='what it was trained and tuned on, in words')
-    parser.add_argument('--command', required=True, help='the command that made it')
-    parser.add_argument('--license', required=True, help='on what terms the weights may be used')
-    parser.add_argument('--machine', required=True, help='where it was made, in words')
-    parser.add_argument('--out', default=str(FOLDER), metavar='DIR',
-                        help='folder to write to (default: that of the package)')
+    add_card_flags(parser, in_words_required=True)
     parser.set_defaults(run=_run, flags={'tag': '--tag'})
 
 
 def _run(args):
-    facts = {key: getattr(args, key) for key in ('data', 'command', 'license', 'machine')}
+    facts = facts_in_words(args)
     args = with_network('publish-compressed', args)
     print(publish_compressed(args.network, args.tag, args.rec_test, facts, args.out))

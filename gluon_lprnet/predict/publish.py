@@ -1,4 +1,5 @@
 """``gluon-lprnet publish``: a trained network as weights with a card, as the package carries them."""
+import argparse
 import datetime
 import hashlib
 import json
@@ -28,6 +29,10 @@ from .classification import read_names
 
 # Of a configuration: where files were.
 _PLACES = ('save_dir', 'rec_train', 'rec_train_idx', 'rec_val', 'rec_val_idx', 'resume', 'init_from')
+# Entries of a card that flags give.
+_IN_WORDS = {'data': 'what it was trained on, in words', 'command': 'the command that made it',
+             'license': 'on what terms the pictures, and so the weights, may be used',
+             'machine': 'where it was made, in words (publish: the processor of this machine unless it is given)'}
 
 
 def publish(run: Union[str, Path], tag: str, rec_tests: Sequence[str], facts: dict[str, Any],
@@ -62,8 +67,6 @@ def publish(run: Union[str, Path], tag: str, rec_tests: Sequence[str], facts: di
     """
     check_tag(tag)
     found = find(run)
-    if found is None:
-        raise InputError(f'{run} is neither a checkpoint nor a run with checkpoints.')
     net, description = load_network(found.path)
     if description.get('task') == 'landmarks':
         if names:
@@ -169,24 +172,32 @@ def add_commands(commands: Commands) -> None:
                 '    --out weights',
         description='Write MODEL.TAG.params and MODEL.TAG.json, the card, with the accuracy or the NME on --rec-test.')
     add_network_alone(parser, 'folder of a run or of a checkpoint')
+    add_card_flags(parser)
+    parser.add_argument('--names', metavar='FILE', help='names of the classes, as of predict')
+    parser.add_argument('--facts', metavar='FILE', help='JSON of entries of the card, these or others')
+    parser.set_defaults(run=_run, flags={'tag': '--tag'})
+
+
+def add_card_flags(parser: argparse.ArgumentParser, in_words_required: bool = False) -> None:
+    """Add the flags of a command that writes a card; :func:`facts_in_words` takes what they say of the network."""
     parser.add_argument('--tag', required=True, help="the data set's name, as cifar10")
     parser.add_argument('--rec-test', required=True, nargs='+', metavar='REC',
                         help='RecordIO files to measure the accuracy on')
-    parser.add_argument('--data', help='what it was trained on, in words')
-    parser.add_argument('--command', help='the command that trained it')
-    parser.add_argument('--license', help='on what terms the pictures, and so the weights, may be used')
-    parser.add_argument('--machine', help='where it was trained, in words (default: the processor of this machine)')
-    parser.add_argument('--names', metavar='FILE', help='names of the classes, as of predict')
-    parser.add_argument('--facts', metavar='FILE', help='JSON of entries of the card, these or others')
+    for flag, text in _IN_WORDS.items():
+        parser.add_argument(f'--{flag}', required=in_words_required, help=text)
     parser.add_argument('--out', default=str(FOLDER), metavar='DIR',
                         help='folder to write to (default: that of the package)')
-    parser.set_defaults(run=_run, flags={'tag': '--tag'})
+
+
+def facts_in_words(args: argparse.Namespace) -> dict[str, str]:
+    """The entries of a card that flags give."""
+    return {key: getattr(args, key) for key in _IN_WORDS if getattr(args, key)}
 
 
 def _run(args):
     args = with_network('publish', args)
     facts = read_json(args.facts, 'further entries of a card') if args.facts else {}
-    facts |= {key: getattr(args, key) for key in ('data', 'command', 'license', 'machine') if getattr(args, key)}
+    facts |= facts_in_words(args)
     missing = [f'--{key}' for key in ('data', 'command', 'license') if key not in facts]
     if missing:
         raise InputError(f'the card needs {", ".join(missing)}: give the flag, or the entry in the file of --facts.')
