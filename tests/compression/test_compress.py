@@ -938,9 +938,18 @@ def test_command_refuses(trained, records, tmp_path):
 @pytest.mark.parametrize('flags, expected', [
     ([], {2: 4, 12: 32}), (['--rank', '5'], {2: 5, 12: 5}), (['--rank', '*dsc2_*=1/4'], {2: 8}),
     (['--rank', '1/8', '--rank', '*dsc2_*=7'], {2: 7, 12: 32}), (['--latency', '0.9'], {2: 8, 12: 32})])
-def test_ranks_of_the_command(trained, tmp_path, monkeypatch, flags, expected):
+def test_ranks_of_the_command(trained, tmp_path, monkeypatch, capsys, flags, expected):
     clock(monkeypatch, lambda network: network.multiply_adds / 1e6)
     assert not run(trained, '--layers', '*dsc2_*', '*dsc12_*', '--out', tmp_path / 'out', *flags)
     report = json.loads((tmp_path / 'out' / 'mobilenetv1_x0.25-compressed-report.json').read_text())
     assert {int(layer['name'].split('_')[1][len('dsc'):]): layer['rank'] for layer in report['layers']
             if layer['rank']} == expected
+    warned = capsys.readouterr().err
+    assert ('not multiples of 8' in warned) == any(rank % 8 for rank in expected.values())
+    assert 'fewer multiply-adds alone are not faster' not in warned
+
+
+def test_a_network_that_did_not_get_faster_is_named(trained, tmp_path, monkeypatch, capsys):
+    clock(monkeypatch, lambda network: 5.0)
+    assert not run(trained, '--layers', '*dsc12_*', '--out', tmp_path / 'out')
+    assert 'the compressed network takes 5.00 ms for an image and the original 5.00 ms' in capsys.readouterr().err
