@@ -11,7 +11,7 @@ landmarks have is marked with a star. Turned and dark faces are the first ones o
 ``--peer mediapipe mp/bin/python`` measures an aligner of another package beside them, on the first faces of each set
 and in the same boxes: its NME, and the time of the processor for one face, in turn with ours. ``benchmarks/peers.py``
 says how to install them; one that is not installed is left out with a message. Each has points of its own convention,
-so its NME has a part that is no error.
+so a part of its NME is not an error.
 """
 import argparse
 import base64

@@ -74,7 +74,7 @@ PEERS = {'mediapipe': (mediapipe, ('mediapipe',)), 'dlib': (dlib, ('dlib-bin', '
 
 
 def main():
-    # What the packages print is no answer.
+    # Keeps what the packages print out of the answers.
     answers = os.fdopen(os.dup(1), 'w')
     os.dup2(2, 1)
 

@@ -20,7 +20,7 @@ from .integrity import RecordSummary
 IMAGENET_MEAN = (123.68, 116.779, 103.939)
 IMAGENET_STD = (58.393, 57.12, 57.375)
 _LOGGER = logging.getLogger(__name__)
-# Seconds between two reports where there is no terminal for a bar.
+# Seconds between two lines of the log where no progress bar is shown.
 _REPORT_SECONDS = 60
 Batch = namedtuple('Batch', 'data label')
 Normalization = namedtuple('Normalization', 'mean std')

@@ -40,7 +40,7 @@ def with_network(command: str, args: argparse.Namespace, default: Optional[str] 
     Raises
     ------
     InputError
-        If there is no network, nor a ``default``, or it is given twice.
+        If no network is given and there is no ``default``, or if it is given in both forms.
     """
     former = args.former
     if former and args.network:

@@ -104,7 +104,7 @@ class Aligner:
     Raises
     ------
     InputError
-        If there is no such jaw.
+        If the jaw is neither of these.
     """
 
     def __init__(self, forward: Callable[[np.ndarray], np.ndarray], description: Mapping[str, Any],
@@ -230,7 +230,7 @@ class Aligner:
         # The head's jaw places crops and gives the pose, whichever is asked for.
         first = predict([crop.points for crop in crops], [crop.angle for crop in crops])[:, 0]
         angles = upright_angles(estimate_poses(first).matrices)
-        # Of landmarks in one place there is no crop.
+        # Landmarks that coincide have no box to crop by.
         around = [points if np.ptp(points, axis=0).min() > 1 else crop.points for points, crop in zip(first, crops)]
         upright, mirrored = predict(around, angles), predict(around, angles, mirrored=True)
         landmarks = (upright + mirrored) / 2

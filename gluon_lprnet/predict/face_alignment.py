@@ -83,7 +83,7 @@ def make_aligner(network: Union[str, Path], detect: Optional[Detector] = None, j
     Raises
     ------
     InputError
-        If it is not a network for 68 landmarks, or there is no such jaw.
+        If it is not a network for 68 landmarks, or the jaw is unknown.
     """
     net, description = load_landmark_network(network)
     detector = detect or make_detector()

@@ -217,8 +217,8 @@ class NetworkTrainingConfig(TrainingConfig):
     # The recipe that it was made from.
     preset: Optional[str] = None
     model: str = setting(
-        'lprnet_mobilenet_x1.0', 'name in gluon_lprnet.list_models(), or in list_models(pretrained=True): of the same '
-        'form, beginning with those weights', group='network')
+        'lprnet_mobilenet_x1.0', 'name in gluon_lprnet.list_models(), or in list_models(pretrained=True) to begin with '
+        'those weights', group='network')
     input_size: int = setting(224, 'height and width of the crop, in pixels', 8, 1024, group='network')
     init_from: Optional[str] = setting(
         None, 'begin with trained weights, as far as their names and shapes fit: the folder of a run or of a '

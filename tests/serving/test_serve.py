@@ -397,7 +397,7 @@ def test_what_the_management_changes_stays_and_what_died_comes_back(artifacts, p
             assert reports == [f'{LANDMARKS}: its process died, and it was loaded again.']
             assert post(server, LANDMARKS, photos[0])[0] == 200
             until(lambda: ready == [True, False, True])
-            # It dies, and is taken away while it is loaded again. That is no reason to end, nor to bring it back. (On a
+            # It dies, and is taken away while it is loaded again. The server neither ends nor brings it back. (On a
             # busy machine it is taken away before it is seen to have died, and there is nothing to report.)
             dead = server.loader_of(LANDMARKS)
             dead.kill()
