@@ -54,6 +54,8 @@ def main():
     steps = {
         'LPRNet, over the channels (plain)': make_step('lprnet_mobilenet', args),
         'LPRNet, in rank space': make_step('lprnet_mobilenet', args, rank_space=True),
+        'LPRNet, in rank space, learned scale': make_step('lprnet_mobilenet', args, rank_space=True,
+                                                          l2_norm_scale='one'),
         'LPRNet, no normalization': make_step('lprnet_mobilenet', args, l2_norm=False),
         'MobileNetV1': make_step('mobilenetv1', args),
     }

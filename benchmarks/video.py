@@ -7,11 +7,16 @@ Each annotated picture of one face becomes two videos at 30 frames per second, w
 which it is still, and one in which it swings half its size to each side and turns by 15 degrees, once in two seconds.
 Jitter is the standard deviation of a still face's points, error is the NME, both in percent of sqrt(width * height) of
 the box of the true landmarks. Lag is the time by which a face as a whole is behind its true motion.
+
+With ``--memory MINUTES`` it measures the peak memory of ``align`` instead, on videos of these lengths at five frames a
+second, in which the first face moves.
 """
 import argparse
 import json
 import os
+import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -19,6 +24,7 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import gluon_lprnet  # noqa: F401  before MXNet
+import av
 import cv2
 import numpy as np
 
@@ -30,15 +36,16 @@ from gluon_lprnet.predict.detector_boxes import read_picture
 from gluon_lprnet.predict.detectors import make_detector
 from gluon_lprnet.predict.face_alignment import make_aligner
 from gluon_lprnet.predict.tracking import FaceTracker
-from gluon_lprnet.utils.flags import non_negative_float, positive_int
+from gluon_lprnet.utils.flags import non_negative_float, positive_float, positive_int
 from gluon_lprnet.utils.text import FORMATS, render_table
 
 RATE = 30
+SLOW_RATE = 5
 SIDE = 384
 SWING, TURN, PERIOD = 0.5, 15, 2
 
 
-def draw(picture, landmarks, moving, seconds, noise, seed):
+def draw(picture, landmarks, moving, seconds, noise, seed, rate=RATE):
     """The frames of a video of a face, with true landmarks (68, 2) and their velocity in pixels per second."""
     rng = np.random.default_rng(seed)
     box = landmark_box(landmarks)
@@ -52,8 +59,8 @@ def draw(picture, landmarks, moving, seconds, noise, seed):
         matrix[:, 2] += SIDE / 2 - center + [SWING * SIDE / 3 * np.sin(phase) * moving, 0]
         return matrix
 
-    for frame in range(RATE * seconds):
-        moment = frame / RATE
+    for frame in range(rate * seconds):
+        moment = frame / rate
         drawn = cv2.warpAffine(picture, place(moment), (SIDE, SIDE), borderMode=cv2.BORDER_REPLICATE)
         noisy = drawn + rng.normal(0, noise, drawn.shape)
         before, after = (transform(place(moment + step), landmarks) for step in (-1e-4, 1e-4))
@@ -108,6 +115,37 @@ def measure(align, faces, seconds, noise, **options):
             'milliseconds': float(np.median(found['milliseconds']))}
 
 
+def write_video(path, frames, rate):
+    """Write the pictures of `draw` as H.264 as they come."""
+    with av.open(str(path), 'w') as container:
+        stream = container.add_stream('h264', rate=rate, options={'preset': 'ultrafast'})
+        stream.width = stream.height = SIDE
+        stream.pix_fmt = 'yuv420p'
+        for picture, *_ in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format='bgr24')))
+        container.mux(stream.encode())
+
+
+def peak_memory(face, network, minutes, noise):
+    """Peak memory in MB of ``align`` on a video of a face that moves, and the frames in which it was found."""
+    # In a process of its own, whose peak is that of its child alone.
+    measured = """
+import json, resource, subprocess, sys
+subprocess.run([sys.executable, "-m", "gluon_lprnet", "align", *sys.argv[1:]], check=True, stdout=subprocess.DEVNULL)
+print(json.dumps(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss))
+"""
+    with tempfile.TemporaryDirectory() as folder:
+        video = Path(folder) / 'face.mp4'
+        picture = read_picture(face.image, upright=False)
+        write_video(video, draw(picture, face.landmarks, True, round(60 * minutes), noise, 0, SLOW_RATE), SLOW_RATE)
+        kilobytes = json.loads(subprocess.run(
+            [sys.executable, '-c', measured, str(video), '--network', network, '--out', f'{folder}/out'],
+            check=True, stdout=subprocess.PIPE, cwd=Path(__file__).resolve().parents[1]).stdout)
+        with open(f'{folder}/out/landmarks.jsonl', encoding='utf-8') as lines:
+            found = sum(bool(json.loads(line)['faces']) for line in lines)
+    return kilobytes / 1024, found
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('folder', help='pictures with landmarks (.pts) beside them')
@@ -117,12 +155,24 @@ def main():
     parser.add_argument('--seconds', type=positive_int, default=3, metavar='S', help='of each (default: %(default)s)')
     parser.add_argument('--noise', type=non_negative_float, default=8, metavar='LEVELS',
                         help='standard deviation of the noise, of 255 (default: %(default)s)')
+    parser.add_argument('--memory', type=positive_float, nargs='+', metavar='MINUTES',
+                        help='measure the peak memory of align on videos of these lengths')
     parser.add_argument('--format', choices=FORMATS, default='text')
     args = parser.parse_args()
     faces = list(read_faces(Path(args.folder), 'pts', []))
     if not faces:
         sys.exit(f'{sys.argv[0]}: {args.folder} has no pictures with landmarks (.pts) beside them.')
     faces = faces[::max(1, len(faces) // args.faces)][:args.faces]
+    if args.memory:
+        rows = [(minutes, SLOW_RATE * round(60 * minutes), *peak_memory(faces[0], args.network, minutes, args.noise))
+                for minutes in args.memory]
+        if args.format == 'json':
+            print(json.dumps([dict(zip(('minutes', 'frames', 'peak_mb', 'frames_with_face'), row)) for row in rows]))
+            return
+        print(render_table(('minutes', 'frames', 'peak memory, MB', 'frames with a face'),
+                           [(f'{minutes:g}', str(frames), f'{peak:.0f}', str(found))
+                            for minutes, frames, peak, found in rows], args.format))
+        return
     align = make_aligner(args.network, make_detector())
     ways = {'smoothed': {}, 'as found': {'smooth': False},
             'detected in every frame': {'smooth': False, 'detect_every': 1}}

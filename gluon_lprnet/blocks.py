@@ -198,12 +198,14 @@ class LPR(HybridBlock):
         d = self.depthwise(x)
         q = self.p1(d)
         if self._l2_norm and self._rank_space and not self._half:
-            y = self.p2(q * self._inverse_norm(F, q))
+            y = self.p2(q * self._scaled_inverse_norm(F, q))
         else:
             y = self.p2(q)
             if self._l2_norm:
                 y = self._normalize(F, y)
-        return self._output(F, self.scale(y) if self.scale else y, d)
+            if self.scale:
+                y = self.scale(y)
+        return self._output(F, y, d)
 
     def _output(self, F: Any, y: Any, d: Any) -> Any:
         return self.activation(y + d if self._residual else y)
@@ -215,8 +217,8 @@ class LPR(HybridBlock):
         y = F.L2Normalization(F.cast(y, 'float32'), mode='channel', eps=self.EPSILON)
         return F.cast(y, 'float16')
 
-    def _inverse_norm(self, F: Any, q: Any) -> Any:
-        """``1 / ||P2 q||`` at each position, as (N, rank, H, W), from ``||P2 q||^2 = q' (P2' P2) q``."""
+    def _scaled_inverse_norm(self, F: Any, q: Any) -> Any:
+        """``s / ||P2 q||`` at each position, as (N, rank, H, W), from ``||P2 q||^2 = q' (P2' P2) q``."""
         weight = self.p2.weight.var() if F is mx.sym else self.p2.weight.data(q.context)
         matrix = F.reshape(weight, shape=(self._channels, self._rank))
         gram = F.reshape(F.dot(matrix, matrix, transpose_a=True), shape=(self._rank, self._rank, 1, 1))
@@ -225,7 +227,9 @@ class LPR(HybridBlock):
         squares = _pointwise(F, q * _pointwise(F, q, gram, self._rank), ones, 1)
         # Rounding can take a sum of squares that is nearly 0 below it.
         inverse = F.rsqrt(F.relu(squares) + self.EPSILON)
-        return _pointwise(F, inverse, F.swapaxes(ones, 0, 1), self._rank)
+        # The gradient of s on the feature map, a sum over all of it, would take a third of a training step.
+        spread = F.swapaxes(ones, 0, 1)
+        return _pointwise(F, inverse, self.scale(spread) if self.scale else spread, self._rank)
 
 
 def _pointwise(F: Any, x: Any, weight: Any, channels: int) -> Any:
@@ -237,9 +241,9 @@ def normalize_in_rank_space(net: HybridBlock, active: bool) -> None:
 
     Over the m channels of P2's output MXNet's normalization takes as long as the rest of the network,
     forward and backward. In rank space the same norm is computed on r = m/8 channels, from the Gram matrix
-    of P2, and applied before P2. Training uses it; the plain form, which is equation (6) as it stands, is
-    the one that is exported and counted. In float32 the two agree up to rounding, except where P2 q is a
-    thousandth of ``||P2|| ||q||`` or less.
+    of P2, and applied before P2, with the learned scale where there is one. Training uses it; the plain
+    form, which is equation (6) as it stands, is the one that is exported and counted. In float32 the two
+    agree up to rounding, except where P2 q is a thousandth of ``||P2|| ||q||`` or less.
 
     Hybridize a hybridized network again afterwards, to drop its old graph.
     """

@@ -154,6 +154,8 @@ def test_video(shared_data):
     assert abs(found['lag']) < smoothed['lag'] < 0.033
     for way in results.values():
         assert way['followed'] == way['numbers_per_video'] == 1
+    (row,) = json.loads(run('video.py', str(faces), '--memory', '0.05', '--format', 'json'))
+    assert row['frames'] == row['frames_with_face'] == 15 and row['peak_mb'] > 50
 
 
 def test_aligning(tmp_path):

@@ -136,14 +136,14 @@ def test_learned_scale_of_the_norm(name, first):
 
 
 @pytest.mark.parametrize('residual', [True, False])
-@pytest.mark.parametrize('l2_norm', [True, False])
-def test_norm_in_rank_space_is_the_same_function(residual, l2_norm):
+@pytest.mark.parametrize('l2_norm, scale', [(True, None), (True, 'one'), (False, None)])
+def test_norm_in_rank_space_is_the_same_function(residual, l2_norm, scale):
     net = nn.HybridSequential()
-    net.add(blocks.DSC(6, 16), blocks.LPR(16, 1 / 4, residual, l2_norm))
+    net.add(blocks.DSC(6, 16), blocks.LPR(16, 1 / 4, residual, l2_norm, scale))
     random_parameters(net)
     x = random_input(2, 6, 5, 7)
     layers = Layers(net)
-    expected = lpr_reference(layers, dsc_reference(layers, x), residual, l2_norm)
+    expected = lpr_reference(layers, dsc_reference(layers, x), residual, l2_norm, scaled=bool(scale))
     x = mx.nd.array(x, dtype='float64')
     blocks.normalize_in_rank_space(net, True)
     np.testing.assert_allclose(net(x).asnumpy(), expected, rtol=1e-9, atol=1e-10)
@@ -193,10 +193,11 @@ def test_rank_that_does_not_fit(rank):
 
 
 @pytest.mark.parametrize('residual', [True, False])
-@pytest.mark.parametrize('l2_norm, rank_space', [(True, False), (True, True), (False, False)])
-def test_gradient_of_lpr(residual, l2_norm, rank_space):
+@pytest.mark.parametrize('l2_norm, rank_space, scale', [
+    (True, False, None), (True, False, 'one'), (True, True, None), (True, True, 'one'), (False, False, None)])
+def test_gradient_of_lpr(residual, l2_norm, rank_space, scale):
     """Against finite differences along a random direction, for the input and each parameter, in training."""
-    block = random_parameters(blocks.LPR(8, 1 / 4, residual, l2_norm))
+    block = random_parameters(blocks.LPR(8, 1 / 4, residual, l2_norm, scale))
     blocks.normalize_in_rank_space(block, rank_space)
     random = np.random.default_rng(2)
     x = mx.nd.array(random_input(2, 8, 5, 4), dtype='float64')
@@ -212,7 +213,7 @@ def test_gradient_of_lpr(residual, l2_norm, rank_space):
 
     variables = {name: (p.data(), p.grad().asnumpy()) for name, p in block.collect_params().items()
                  if p.grad_req != 'null'}
-    assert len(variables) == 5
+    assert len(variables) == 5 + bool(scale)
     variables['x'] = (x, x.grad.asnumpy())
     step = 1e-6
     for name, (value, gradient) in variables.items():
