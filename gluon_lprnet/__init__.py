@@ -1,13 +1,16 @@
 """LPRNet: lightweight deep networks by low-rank pointwise residual convolution, in MXNet Gluon."""
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
-from ._compat import import_mxnet
+from ._compat import WITHOUT_MXNET, import_mxnet
 
-import_mxnet()
+if WITHOUT_MXNET not in os.environ:
+    import_mxnet()
 
-from .blocks import LPR  # noqa: E402  MXNet must have been imported through _compat first
-from .zoo import get_model, list_models  # noqa: E402
+    # MXNet must have been imported through _compat first.
+    from .blocks import LPR
+    from .zoo import get_model, list_models
 
 if TYPE_CHECKING:
     from .compression import compress

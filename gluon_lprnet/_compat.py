@@ -12,6 +12,10 @@ from types import ModuleType
 
 import numpy as np
 
+# In the environment of processes that the package starts for work on files. MXNet takes 260 MB and 1.6 s in each, and
+# most of that work does without it: what needs it there imports it by `import_mxnet`.
+WITHOUT_MXNET = 'GLUON_LPRNET_WITHOUT_MXNET'
+
 _REMOVED_ALIASES = {'bool': bool, 'int': int, 'float': float, 'object': object}
 
 

@@ -185,5 +185,6 @@ def test_profile():
 def test_scale(tmp_path):
     output = run('scale.py', '--counts', '70', '--folder', str(tmp_path))
     jobs = [line.split('|')[1].strip() for line in output.splitlines() if '| 70' in line]
-    assert jobs == ['pack', 'im2rec', 'start, structure', 'start, first', 'start, second', 'check']
+    assert jobs == ['pack', 'im2rec', 'start, by the index', 'start, all read', 'start, by the stamp', 'check',
+                    'start, by headers']
     assert not list(tmp_path.iterdir())

@@ -1,11 +1,11 @@
 """``python -m gluon_lprnet compress``: from a trained network to a smaller one, measured and written as files."""
 import argparse
-import itertools
 import json
 import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
@@ -18,6 +18,7 @@ from ..data.batches import ImageBatches, Normalization, paper_augmentation, vali
 from ..data.classes import labels_of
 from ..data.images import BILINEAR, shorter_side
 from ..data.integrity import add_check_flag, check_records
+from ..data.sample import sampled
 from ..deployment.reparametrize import deploy
 from ..evaluate.classification import (
     add_description_flags,
@@ -189,15 +190,11 @@ def _run(args):
     shape = (1, 3, size, size)
     classes = original(mx.nd.zeros(shape)).shape[1]
     teacher = _teacher(args, dict(description, num_classes=classes)) if args.teacher else original
-    # Of photos alone, labels mean nothing.
-    records = {flag: getattr(args, flag) and check_records(
-        getattr(args, flag), num_classes=classes if flag == 'rec_val' or args.labels and flag == 'rec_train' else None,
-        data_check=args.data_check)
-               for flag in ('calibrate', 'rec_train', 'held_out', 'rec_val')}
+    records = _checked(args, classes)
 
     # Measured again, ranks by latency might differ from the tuned ones.
     ranks = ByLayer(found.state['config']['ranks']) if found else _ranks_of(args)
-    net, report = _compressed(original, ranks, args, description, records['calibrate'], shape)
+    net, report = _compressed(original, ranks, args, description, shape)
     chosen = {layer.name: layer.rank for layer in report.layers if layer.rank}
     print(report)
     if not chosen:
@@ -231,6 +228,17 @@ def _run(args):
            recipe={key: value for key, value in recipe.items() if key not in _PLACES})
 
 
+def _checked(args, classes):
+    """What is known of the records that are read whole, by their flags; a file of two flags is read once."""
+    given = {flag: getattr(args, flag) for flag in ('rec_train', 'held_out', 'rec_val') if getattr(args, flag)}
+    # Of photos alone, labels mean nothing.
+    labeled = {path for flag, path in given.items() if flag == 'rec_val' or args.labels and flag == 'rec_train'}
+    whole = [*given.values(), *([args.calibrate] if args.calibrate and args.data_check == 'full' else [])]
+    found = {path: check_records(path, num_classes=classes if path in labeled else None, data_check=args.data_check)
+             for path in dict.fromkeys(whole)}
+    return {flag: found[given[flag]] if flag in given else None for flag in ('rec_train', 'held_out', 'rec_val')}
+
+
 def _teacher(args, student):
     if not args.tune_epochs:
         raise InputError('--teacher is for tuning: give --tune-epochs too.')
@@ -247,14 +255,11 @@ def _tuning_config(args, ranks):
                                   ranks=ranks, optimizer='adam')
 
 
-def _compressed(original, ranks, args, description, records, shape):
-    images = None
-    if records:
-        batches = validation_batches(records, description, args.batch_size, args.num_data_workers, shuffle=True,
-                                     seed=args.seed)
-        images = itertools.islice(batches.epoch(0), math.ceil(args.images / batches.batch_size))
-    return compress(original, ranks, args.layers, args.exclude, args.l2_norm, not args.no_residual, images, shape,
-                    args.any_width)
+def _compressed(original, ranks, args, description, shape):
+    with sampled(args.calibrate, args.images, args.seed) if args.calibrate else nullcontext() as records:
+        images = records and validation_batches(records, description, args.batch_size, args.num_data_workers).epoch(0)
+        return compress(original, ranks, args.layers, args.exclude, args.l2_norm, not args.no_residual, images, shape,
+                        args.any_width)
 
 
 def _accuracy(net, validation):

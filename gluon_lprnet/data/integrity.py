@@ -6,16 +6,19 @@ accepted silently, and the format has no checksum. :func:`check_records` finds t
 and names the record.
 """
 import argparse
+import contextlib
 import json
 import math
 import os
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
-import mxnet as mx
 import numpy as np
 from tqdm import tqdm
 
+from .._compat import import_mxnet
 from ..utils.errors import InputError
 from ..utils.files import PathLike, write_file
 from ..utils.processes import default_workers, map_in_processes
@@ -26,10 +29,12 @@ from .recordio import (
     MANIFEST_FORMAT,
     MANIFEST_VERSION,
     Damage,
+    InOrder,
     beside,
     damaged,
     file_crc32,
     read_record,
+    reader_of,
     size_of,
     split_payload,
 )
@@ -38,7 +43,12 @@ from .stamp import read_stamp, signature, write_stamp
 # What commands verify before they read records; the first is their default.
 DATA_CHECKS = ('stamp', 'full', 'structure')
 DATA_CHECK_HELP = ('what is verified of records; stamp: every byte, but once, until the file changes; full: every '
-                   'byte; structure: structure, index and labels alone')
+                   'byte; structure: sizes, index and labels alone')
+_NOT_VERIFIED = 'not verified'
+# As MXNet and this package write it.
+_USUAL_INDEX = re.compile(rb'(?:\d{1,18}\t\d{1,18}\n)+')
+# Spread over a file whose index and labels are those of its manifest.
+_HEADERS_READ = 1000
 # Of the path, which may be another the next time.
 _NOT_STAMPED = ('path', 'index_path', 'size')
 _IMAGES_PER_TASK = 32
@@ -85,8 +95,8 @@ def check_records(rec_path: PathLike, idx_path: Optional[PathLike] = None, num_c
                   write_index: bool = False) -> RecordSummary:
     """Check a ``.rec`` file of images, its index and its labels, without MXNet's native reader.
 
-    The structure of every record, the index and the labels are always checked. The content is
-    checked against the CRC-32 of a manifest that ``pack`` wrote beside the file (which finds any
+    The content is checked with the structure of every record, the index and the labels, in one reading of the file:
+    against the CRC-32 of a manifest that ``pack`` wrote beside the file (which finds any
     changed bit) or, without a manifest, by decoding every image completely: with Pillow,
     which refuses a truncated JPEG that MXNet accepts, and with MXNet's decoder, which knows fewer
     formats (JPEG, PNG, BMP and TIFF) and drops transparency. Both must give the same pixels, so that
@@ -104,11 +114,11 @@ def check_records(rec_path: PathLike, idx_path: Optional[PathLike] = None, num_c
         Numbers in each record's label; labels of width 1 must be non-negative integers.
     data_check : {'full', 'stamp', 'structure'}
         ``full`` reads every byte, and leaves a stamp beside the file (see :mod:`gluon_lprnet.data.stamp`). ``stamp``
-        does so unless there is a stamp and the file has not changed since; ``structure`` leaves out the content. With a
-        stamp both read nothing but the stamp.
+        does so unless there is a stamp and the file has not changed since. ``structure`` leaves out the content: where
+        sizes and index are those of the manifest, it reads the index and the headers of 1,000 records, and otherwise
+        the headers of all, in their order. With a stamp both read nothing but the stamp.
     workers : int, optional
-        Processes that decode; by default as many as CPUs, fewer for a small file. More than one
-        needs the caller's main module to be importable (``if __name__ == '__main__':``).
+        Processes that decode; by default as many as CPUs, fewer for a small file.
     write_index : bool
         If there is no index, write one, with the keys 0, 1, ..., once the structure was found to be sound.
 
@@ -135,33 +145,33 @@ def check_records(rec_path: PathLike, idx_path: Optional[PathLike] = None, num_c
     if not write_index:
         size_of(idx_path, 'every .rec needs its .idx: copy it too, or have "check" write it anew with `write_index`')
     before = signature(rec_path)
-    stamp = read_stamp(rec_path) if data_check != 'full' and idx_path == own_idx_path else None
-    if stamp:
-        summary = _stamped(rec_path, idx_path, size, stamp)
-        if _fits(summary, label_width, num_classes):
-            return summary
+    # The labels are known of the file's own index alone.
+    summary = _known(rec_path, size, data_check) if idx_path == own_idx_path and data_check != 'full' else None
+    if summary and _fits(summary, label_width, num_classes):
+        return summary
     try:
-        with open(rec_path, 'rb') as file:
-            offsets, labels = _scan(file.fileno(), rec_path, size, label_width)
+        manifest = None if data_check == 'structure' else load_manifest(rec_path)
+        with open(rec_path, 'rb', buffering=0) as file:
+            whole = InOrder(file)
+            offsets, labels = _scan(whole if manifest else reader_of(file), rec_path, size, label_width)
+            crc32 = manifest and whole.crc32()
         if write_index:
             # As MXNet's tools/rec2idx.py numbers records, and as they were packed here.
             write_file(idx_path, ''.join(f'{key}\t{offset}\n' for key, offset in enumerate(offsets)))
         keys = _check_index(idx_path, rec_path, offsets)
         _check_labels(rec_path, keys, labels, num_classes)
-        verified = 'not verified'
-        if data_check != 'structure':
-            manifest = load_manifest(rec_path)
-            if manifest is None:
-                _check_images(_image_fault, rec_path, offsets, keys, workers)
-                verified = 'every image decoded alike by Pillow and by MXNet'
-            else:
-                _check_checksum(rec_path, manifest['rec'])
-                verified = 'CRC-32 of the .rec equals the manifest\'s'
-                if idx_path == own_idx_path:
-                    _check_checksum(idx_path, manifest['idx'])
-                    verified = 'CRC-32 of the .rec and the .idx equal the manifest\'s'
-                if manifest.get('max_side', math.inf) > MAX_SIDE:
-                    _check_images(_size_fault, rec_path, offsets, keys, workers)
+        verified = _NOT_VERIFIED
+        if manifest:
+            _check_checksum(rec_path, manifest['rec'], size, crc32)
+            verified = 'CRC-32 of the .rec equals the manifest\'s'
+            if idx_path == own_idx_path:
+                _check_checksum(idx_path, manifest['idx'], os.path.getsize(idx_path), file_crc32(idx_path))
+                verified = 'CRC-32 of the .rec and the .idx equal the manifest\'s'
+            if manifest.get('max_side', math.inf) > MAX_SIDE:
+                _check_images(_size_fault, rec_path, offsets, keys, workers)
+        elif data_check != 'structure':
+            _check_images(image_fault, rec_path, offsets, keys, workers)
+            verified = 'every image decoded alike by Pillow and by MXNet'
     except OSError as error:
         raise InputError(f'{error.filename or rec_path} cannot be read: '
                          f'{error.strerror or error}.') from error
@@ -169,7 +179,7 @@ def check_records(rec_path: PathLike, idx_path: Optional[PathLike] = None, num_c
     summary = RecordSummary(rec_path, idx_path, len(offsets), size, label_width, float(labels.min()),
                             float(labels.max()), {int(label): int(count) for label, count in zip(classes, counts)},
                             verified)
-    if data_check != 'structure' and idx_path == own_idx_path:
+    if idx_path == own_idx_path:
         write_stamp(rec_path, before, {name: value for name, value in summary._asdict().items()
                                        if name not in _NOT_STAMPED})
     return summary
@@ -181,10 +191,43 @@ def add_check_flag(parser: 'argparse._ActionsContainer') -> None:
                         help=f'{DATA_CHECK_HELP} (default: %(default)s)')
 
 
-def _stamped(rec_path, idx_path, size, stamp):
-    return RecordSummary(rec_path, idx_path, stamp['count'], size, stamp['label_width'], stamp['label_min'],
-                         stamp['label_max'], {int(label): count for label, count in stamp['class_counts'].items()},
-                         f'unchanged since {stamp["when"]}, when it was checked: {stamp["verified"]}')
+def _known(rec_path, size, data_check):
+    """What is known of a file, with its own index, without reading its records; None if that is not enough."""
+    stamp = read_stamp(rec_path)
+    manifest = load_manifest(rec_path) if data_check == 'structure' else None
+    try:
+        if stamp and (data_check == 'structure' or stamp['verified'] != _NOT_VERIFIED):
+            return _summary(rec_path, size, stamp, f'unchanged since {stamp["when"]}, when it was checked: '
+                                                   f'{stamp["verified"]}')
+        if manifest and manifest['rec']['bytes'] == size and _has_index(rec_path, size, manifest):
+            return _summary(rec_path, size, manifest, _NOT_VERIFIED)
+    except (LookupError, TypeError, ValueError, AttributeError, OSError):
+        # Of a version before, or damaged: the records themselves tell.
+        pass
+    return None
+
+
+def _summary(rec_path, size, known, verified):
+    """A summary from what a stamp or a manifest says."""
+    classes = {int(label): count for label, count in known['class_counts'].items()}
+    return RecordSummary(rec_path, beside(rec_path, '.idx'), known['count'], size, known['label_width'],
+                         float(known['label_min']), float(known['label_max']), classes, verified)
+
+
+def _has_index(rec_path, size, manifest):
+    """Whether the index is that of the manifest, and headers spread over the file are where it says."""
+    idx_path = beside(rec_path, '.idx')
+    if file_crc32(idx_path) != manifest['idx']['crc32']:
+        return False
+    offsets = read_index(idx_path)[1]
+    ends = np.append(offsets[1:], size)
+    if len(offsets) != manifest['count'] or offsets[0] or (offsets >= ends).any():
+        return False
+    spread = np.unique(np.linspace(0, len(offsets) - 1, _HEADERS_READ).round().astype(int))
+    with open(rec_path, 'rb', buffering=0) as file, contextlib.suppress(Damage):
+        pread, wanted = reader_of(file), HEADER.size
+        return all(read_record(pread, size, int(offsets[number]), wanted)[2] == ends[number] for number in spread)
+    return False
 
 
 def _fits(summary, label_width, num_classes):
@@ -243,16 +286,16 @@ def class_names(rec_path: PathLike) -> Optional[list[str]]:
     return [name.encode('utf-8', 'surrogateescape').decode('utf-8', 'replace') for name in names]
 
 
-def _scan(fd, rec_path, size, label_width):
+def _scan(pread, rec_path, size, label_width):
     """Walk over all records; returns their byte offsets (n,) and labels (n, label_width)."""
     offsets, labels = [], []
     wanted = HEADER.size + 4 * label_width
     offset = 0
-    with tqdm(desc='structure', total=size, unit='B', unit_scale=True, disable=None,
+    with tqdm(desc='records', total=size, unit='B', unit_scale=True, disable=None,
               leave=False) as bar:
         while offset < size:
             try:
-                head, length, following = read_record(fd, size, offset, wanted)
+                head, length, following = read_record(pread, size, offset, wanted)
                 if length < HEADER.size:
                     raise Damage(f'it is too short for a header ({length} bytes)')
                 flag = int.from_bytes(head[:4], 'little')
@@ -276,22 +319,31 @@ def _scan(fd, rec_path, size, label_width):
             np.frombuffer(b''.join(labels), '<f4').reshape(len(offsets), label_width))
 
 
-def _check_index(idx_path, rec_path, offsets):
-    """Compare the index with the records' byte offsets; returns the records' keys, in the file's order."""
-    keys, listed = [], []
-    with open(idx_path, 'rb') as file:
-        for number, line in enumerate(file, 1):
-            try:
-                key, offset = map(integer, line.split())
-            except ValueError:
-                raise InputError(f'{idx_path}: line {number} is not "key<TAB>byte offset", two integers: '
-                                 f'{line[:60]!r}. Copy or pack the file again.') from None
-            keys.append(key)
-            listed.append(offset)
+def read_index(idx_path: str) -> tuple[np.ndarray, np.ndarray]:
+    """The keys and the byte offsets of an index, int64 each, in the order of its lines; or InputError."""
+    content = Path(idx_path).read_bytes()
+    if _USUAL_INDEX.fullmatch(content):
+        # Ten times as fast.
+        usual = np.fromstring(content, np.int64, sep=' ')
+        return usual[::2], usual[1::2]
+    keys, offsets = [], []
+    for number, line in enumerate(content.splitlines(), 1):
+        try:
+            key, offset = map(integer, line.split())
+        except ValueError:
+            raise InputError(f'{idx_path}: line {number} is not "key<TAB>byte offset", two integers: '
+                             f'{line[:60]!r}. Copy or pack the file again.') from None
+        keys.append(key)
+        offsets.append(offset)
     try:
-        keys, listed = np.array(keys, dtype=np.int64), np.array(listed, dtype=np.int64)
+        return np.array(keys, dtype=np.int64), np.array(offsets, dtype=np.int64)
     except OverflowError:
         raise InputError(f'{idx_path} holds a number beyond 64 bits. Copy or pack the file again.') from None
+
+
+def _check_index(idx_path, rec_path, offsets):
+    """Compare the index with the records' byte offsets; returns the records' keys, in the file's order."""
+    keys, listed = read_index(idx_path)
     other = (f'The index belongs to another file or is incomplete ({rec_path} holds {len(offsets)} '
              f'records, the index lists {len(listed)}): copy both files again, or pack again.')
     strangers = np.flatnonzero(~np.isin(listed, offsets))
@@ -356,13 +408,11 @@ def load_manifest(rec_path: PathLike) -> Optional[dict[str, Any]]:
     return manifest
 
 
-def _check_checksum(path, expected):
+def _check_checksum(path, expected, size, crc):
     remedy = ('Copy the file again; if it was changed on purpose, remove the manifest '
               f'{beside(path, ".json")} to have every image decoded instead.')
-    size = os.path.getsize(path)
     if size != expected['bytes']:
         raise InputError(f'{path} has {size} bytes, and had {expected["bytes"]} when it was packed. {remedy}')
-    crc = file_crc32(path)
     if crc != expected['crc32']:
         raise InputError(f'{path} is damaged: its CRC-32 is {crc}, and was {expected["crc32"]} when it was '
                          f'packed. {remedy}')
@@ -402,7 +452,7 @@ def image_faults(rec_path: str, offsets: np.ndarray, workers: Optional[int] = No
         workers = default_workers(os.path.getsize(rec_path) // _BYTES_OF_A_PHOTO)
     if workers < 1:
         raise InputError(f'`workers` is {workers}: it must be 1 or more.')
-    tasks = ((fault_of or _image_fault, rec_path, first, offsets[first:first + _IMAGES_PER_TASK])
+    tasks = ((fault_of or image_fault, rec_path, first, offsets[first:first + _IMAGES_PER_TASK])
              for first in range(0, len(offsets), _IMAGES_PER_TASK))
     faults = []
     with tqdm(desc='images', total=len(offsets), unit='image', unit_scale=True,
@@ -419,19 +469,21 @@ def _find_faults(task):
     with open(rec_path, 'rb') as file:
         size = os.fstat(file.fileno()).st_size
         for number, offset in enumerate(offsets.tolist(), first):
-            fault = fault_of(split_payload(read_record(file.fileno(), size, offset)[0])[1])
+            fault = fault_of(split_payload(read_record(reader_of(file), size, offset)[0])[1])
             if fault is not None:
                 faults.append((number, fault))
     return len(offsets), faults
 
 
-def _image_fault(image):
+def image_fault(image: bytes) -> Optional[str]:
+    """What is wrong with a record's image, or None: it must decode, and alike by Pillow and by MXNet."""
     try:
         picture = decode_image(image)
         # ImageRecordIter follows the EXIF of JPEGs and of nothing else, mx.image that of nothing.
         pixels = np.asarray(rgb(picture if picture.format == 'JPEG' else turned_upright(picture)))
     except ImageError as error:
         return str(error)
+    mx = import_mxnet()
     try:
         decoded = mx.image.imdecode(image).asnumpy()
     except mx.base.MXNetError:

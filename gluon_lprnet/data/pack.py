@@ -88,8 +88,7 @@ def pack_images(source: PathLike, prefix: PathLike, resize: int = 480, quality: 
     quality : int
         JPEG quality, 1 to 100, of the images that are encoded again.
     workers : int, optional
-        Processes; by default as many as CPUs, fewer for few images. More than one needs the
-        caller's main module to be importable (``if __name__ == '__main__':``).
+        Processes; by default as many as CPUs, fewer for few images.
     skip_bad : bool
         Skip missing or damaged images, and report them in the summary and the manifest, instead of
         failing.

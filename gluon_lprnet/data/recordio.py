@@ -9,20 +9,22 @@ id (uint64), id2 (uint64)``, then `flag` labels (float32), then the image file; 
 the label is that of the header. An ``.idx`` is text: a line ``key<TAB>byte offset`` per record.
 """
 import contextlib
+import functools
 import json
 import math
 import os
 import struct
 import warnings
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, Optional, Union
+from typing import IO, Any, NamedTuple, Optional, Union
 
-import mxnet as mx
 import numpy as np
 from tqdm import tqdm
 
+from .._compat import import_mxnet
 from ..utils.errors import InputError
 from ..utils.files import PathLike, folder_aside, make_folder, put_in_place, write_errors
 from ..utils.signals import exit_on_sigterm
@@ -40,6 +42,9 @@ MANIFEST_VERSION = 1
 
 # A class, or the numbers of a label.
 Label = Union[float, np.ndarray]
+
+# (length, offset) to the bytes there, fewer at the end of the file, as os.pread gives them.
+Reader = Callable[[int, int], bytes]
 
 
 class Damage(Exception):
@@ -68,10 +73,11 @@ def read_records(rec_path: PathLike) -> Iterator[tuple[Label, bytes]]:
     rec_path = os.fspath(rec_path)
     size = size_of(rec_path)
     with open(rec_path, 'rb') as file:
+        pread = reader_of(file)
         offset = number = 0
         while offset < size:
             try:
-                payload, _, following = read_record(file.fileno(), size, offset)
+                payload, _, following = read_record(pread, size, offset)
                 yield split_payload(payload)
             except Damage as damage:
                 raise damaged(rec_path, number, offset, damage) from None
@@ -137,8 +143,48 @@ def damaged(rec_path: PathLike, number: int, offset: int, damage: Damage) -> Inp
                       'Copy or pack the file again.')
 
 
-def read_record(fd: int, size: int, offset: int, wanted: Optional[int] = None) -> tuple[bytes, int, int]:
-    """Read the record at a byte offset.
+def reader_of(file: IO[bytes]) -> Reader:
+    """Reads anywhere in a file, and no more than is asked for."""
+    return functools.partial(os.pread, file.fileno())
+
+
+class InOrder:
+    """Reads all of a file once, from its beginning to its end, and computes its CRC-32.
+
+    Parameters
+    ----------
+    file : binary file
+        Unbuffered.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._held = b''
+        self._begin = self._end = self._crc = 0
+
+    def __call__(self, length: int, offset: int) -> bytes:
+        """The bytes at ``offset``, which must not be before that of the last call."""
+        while self._end < offset + length and self._read_on(offset):
+            pass
+        return self._held[offset - self._begin:offset - self._begin + length]
+
+    def crc32(self) -> str:
+        """Of the whole file, as :func:`file_crc32` has it."""
+        while self._read_on(self._end):
+            pass
+        return f'{self._crc:08x}'
+
+    def _read_on(self, offset: int) -> int:
+        block = self._file.read(_BLOCK)
+        self._crc = zlib.crc32(block, self._crc)
+        # What is asked for may lie across two blocks.
+        kept = self._held[max(0, offset - self._begin):]
+        self._begin, self._held, self._end = self._end - len(kept), kept + block, self._end + len(block)
+        return len(block)
+
+
+def read_record(pread: Reader, size: int, offset: int, wanted: Optional[int] = None) -> tuple[bytes, int, int]:
+    """Read the record at a byte offset of a file of ``size`` bytes.
 
     Returns its data (only the first `wanted` bytes, if given), the data's whole length, and the
     offset of the next record.
@@ -148,7 +194,7 @@ def read_record(fd: int, size: int, offset: int, wanted: Optional[int] = None) -
     parts, total = [], 0
     while True:
         # Most reads need only the first few bytes: one system call per part.
-        part = os.pread(fd, _PART.size + (wanted or 0), offset)
+        part = pread(_PART.size + (wanted or 0), offset)
         if len(part) < _PART.size:
             raise Damage('the file ends inside it (truncated)')
         magic, word = _PART.unpack_from(part)
@@ -166,7 +212,7 @@ def read_record(fd: int, size: int, offset: int, wanted: Optional[int] = None) -
             parts.append(_MAGIC_BYTES)
             total += len(_MAGIC_BYTES)
         if wanted is None or total < wanted:
-            parts.append(os.pread(fd, length, data) if wanted is None else part[_PART.size:_PART.size + length])
+            parts.append(pread(length, data) if wanted is None else part[_PART.size:_PART.size + length])
         total += length
         if kind in (_WHOLE, _LAST):
             return b''.join(parts)[:wanted], total, offset
@@ -244,7 +290,7 @@ def write_records(prefix: PathLike, samples: Iterable[tuple[Label, bytes]], clas
     folder, name = os.path.split(prefix)
     with exit_on_sigterm(), folder_aside(folder or '.', name) as aside:
         part = str(aside / name)
-        count, label_width, size = _write_rec(part, prefix, samples)
+        count, labels, size = _write_rec(part, prefix, samples)
         with write_errors(f'{prefix}.rec'):
             length = os.path.getsize(f'{part}.rec')
             # MXNet does not notice when the last buffered bytes cannot be written.
@@ -256,7 +302,7 @@ def write_records(prefix: PathLike, samples: Iterable[tuple[Label, bytes]], clas
                 with open(f'{part}.classes.txt', 'w', encoding='utf-8', errors='surrogateescape') as file:
                     file.writelines(f'{name}\n' for name in classes)
             manifest = {'format': MANIFEST_FORMAT, 'version': MANIFEST_VERSION,
-                        'count': count, 'label_width': label_width,
+                        'count': count, **labels._asdict(),
                         'classes': None if classes is None else list(classes), **(details or {})}
             for kind in ('rec', 'idx'):
                 path = f'{part}.{kind}'
@@ -273,9 +319,30 @@ def write_records(prefix: PathLike, samples: Iterable[tuple[Label, bytes]], clas
     return f'{prefix}.rec', count, size
 
 
+class Labels(NamedTuple):
+    """What a manifest says of the labels of all records.
+
+    Attributes
+    ----------
+    label_width : int
+        Numbers in each.
+    label_min, label_max : float
+        Over all records and numbers.
+    class_counts : dict of int to int
+        Number of records by label; empty if `label_width` is not 1.
+    """
+
+    label_width: int
+    label_min: float
+    label_max: float
+    class_counts: dict[int, int]
+
+
 def _write_rec(part, prefix, samples):
-    """Write ``part.rec`` and ``part.idx``; returns the count, the label width and the size of the .rec."""
+    """Write ``part.rec`` and ``part.idx``; returns the count, the labels and the size of the .rec."""
+    mx = import_mxnet()
     count, width, size = 0, None, 0
+    low, high, classes = math.inf, -math.inf, Counter()
     with write_errors(f'{prefix}.rec'):
         writer = mx.recordio.MXIndexedRecordIO(f'{part}.idx', f'{part}.rec', 'w')
     try:
@@ -288,8 +355,12 @@ def _write_rec(part, prefix, samples):
                 raise InputError(f'Sample {count} (counted from 0) has {np.size(label)} label(s), those '
                                  f'before it {width}: all need the same number.')
             width = np.size(label)
+            smallest, largest = np.min(label), np.max(label)
+            low, high = min(low, smallest), max(high, largest)
+            if width == 1:
+                classes[int(largest)] += 1
             with write_errors(f'{prefix}.rec'):
-                writer.write_idx(count, _pack(label, count, image))
+                writer.write_idx(count, _pack(mx.recordio, label, count, image))
                 size = writer.tell()
             count += 1
     finally:
@@ -297,13 +368,13 @@ def _write_rec(part, prefix, samples):
             writer.close()
     if not count:
         raise InputError(f'{prefix}.rec: there are no images to pack.')
-    return count, width, size
+    return count, Labels(width, float(low), float(high), dict(sorted(classes.items()))), size
 
 
-def _pack(label, key, image):
+def _pack(recordio, label, key, image):
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', DeprecationWarning)  # MXNet calls ndarray.tostring
-        return mx.recordio.pack(mx.recordio.IRHeader(0, label, key, 0), image)
+        return recordio.pack(recordio.IRHeader(0, label, key, 0), image)
 
 
 def check_prefix(prefix: PathLike, overwrite: bool) -> str:

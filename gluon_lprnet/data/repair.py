@@ -6,10 +6,20 @@ import numpy as np
 
 from ..utils.errors import InputError
 from .integrity import class_names, image_faults, load_manifest
-from .recordio import Damage, label_fault, next_magic, read_record, size_of, split_payload, write_records
+from .recordio import (
+    Damage,
+    Labels,
+    label_fault,
+    next_magic,
+    read_record,
+    reader_of,
+    size_of,
+    split_payload,
+    write_records,
+)
 
 # Of a manifest: what write_records says of the new file itself.
-_OF_THE_FILE = ('format', 'version', 'count', 'label_width', 'classes', 'rec', 'idx')
+_OF_THE_FILE = ('format', 'version', 'count', *Labels._fields, 'classes', 'rec', 'idx')
 
 
 class Loss(NamedTuple):
@@ -80,9 +90,10 @@ def _sound_records(rec_path):
     size, offset = size_of(rec_path), 0
     offsets, ends, lost, width = [], [], [], None
     with open(rec_path, 'rb') as file:
+        pread = reader_of(file)
         while offset < size:
             try:
-                payload, _, following = read_record(file.fileno(), size, offset)
+                payload, _, following = read_record(pread, size, offset)
                 label, image = split_payload(payload)
                 reason = _fault(label, image, width)
             except Damage as damage:
@@ -111,9 +122,9 @@ def _fault(label, image, width):
 
 def _read(rec_path, offsets):
     with open(rec_path, 'rb') as file:
-        size = os.fstat(file.fileno()).st_size
+        pread, size = reader_of(file), os.fstat(file.fileno()).st_size
         for offset in offsets.tolist():
-            yield split_payload(read_record(file.fileno(), size, offset)[0])
+            yield split_payload(read_record(pread, size, offset)[0])
 
 
 def _classes(rec_path):

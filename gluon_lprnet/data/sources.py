@@ -86,7 +86,7 @@ def _read_folder(folder, class_file):
     if strange:
         raise InputError(f'{folder} has {len(strange)} class folder(s) that are not in {class_file}: '
                          f'{listing(strange, 5).strip()}\nAdd them there, or move them away.')
-    for name in classes:
+    for name in tqdm(classes, 'reading the folders', unit='class', disable=None, leave=False):
         before, folders = len(paths), 0
         for entry in _entries(os.path.join(folder, name)):
             path = os.path.join(name, entry.name)
@@ -110,7 +110,7 @@ def _read_list(path, root, class_file):
     parse = _parse_lst_line if path.endswith('.lst') else _parse_text_line
     images, lines_of, labels = [], {}, []
     # Each picture is looked for, which takes a while where there are a million.
-    lines = tqdm(_lines(path), 'reading the list', unit='line', unit_scale=True, disable=None, leave=False)
+    lines = tqdm(list(_lines(path)), 'reading the list', unit='line', unit_scale=True, disable=None, leave=False)
     for line_number, line in enumerate(lines, 1):
         if not line.strip():
             continue

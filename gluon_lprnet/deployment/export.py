@@ -1,7 +1,6 @@
 """``python -m gluon_lprnet export``: a trained network as files that do not need this package."""
 import argparse
 import itertools
-import math
 import os
 import re
 import statistics
@@ -26,6 +25,7 @@ from ..data.faces.batches import FaceBatches
 from ..data.faces.landmarks import CROP_SCALE
 from ..data.faces.records import check_face_records, read_face_records
 from ..data.integrity import DATA_CHECK_HELP, DATA_CHECKS, check_records
+from ..data.sample import sampled
 from ..evaluate.classification import add_description_flags, described, evaluate_classification, flags_of_description
 from ..evaluate.landmarks import evaluate_landmarks
 from ..evaluate.network_flag import add_network_alone, with_network
@@ -75,13 +75,13 @@ class Int8(NamedTuple):
     calibrate : path
         RecordIO file of images or faces like those of the training.
     images : int
-        Number of images taken from it.
+        Number of images taken from it, which alone are read and checked.
     calibration, exclude, tolerance
         As in :mod:`gluon_lprnet.deployment.quantize`; by default the tolerance is 0.01, and 0.002 for landmarks.
     rec_val : path, optional
         RecordIO file for measuring the accuracy of the network and of the exported one.
     data_check : str
-        As of :func:`gluon_lprnet.data.integrity.check_records`.
+        As of :func:`gluon_lprnet.data.integrity.check_records`; ``full`` reads all of ``calibrate`` too.
     """
 
     calibrate: str
@@ -161,6 +161,7 @@ def export(path: PathLike, out: PathLike, forms: Sequence[str] = FORMS, formats:
         raise InputError(f'{path}: the network returns NaN or infinite outputs; export an earlier checkpoint.')
     described_files = _describe(description, image_shape, normalize_input)
     records = int8 and _checked_records(int8, description, expected.shape[1])
+    images = int8 and _calibration_images(int8, described_files)
 
     def in_form(form):
         symbol, params = reparametrize(*trained) if form == 'deployed' else trained
@@ -190,7 +191,7 @@ def export(path: PathLike, out: PathLike, forms: Sequence[str] = FORMS, formats:
         if int8:
             symbol, params, _ = in_form('deployed')
             _write_int8(symbol, params, described_files, scratch / f'{name}{_SUFFIXES["int8"]}', formats, int8, records,
-                        report)
+                        images, report)
     return written
 
 
@@ -260,8 +261,8 @@ def _write(symbol, params, image_shape, prefix, formats, data):
 
 
 def _checked_records(int8, description, outputs):
-    """What :func:`check_records` found, by path, of the files of an :class:`Int8`."""
-    paths = [int8.calibrate] + ([int8.rec_val] if int8.rec_val else [])
+    """What :func:`check_records` found, by path, of the files of an :class:`Int8` that are read whole."""
+    paths = [path for path in (int8.rec_val, int8.data_check == 'full' and int8.calibrate) if path]
     return {path: check_face_records(path, int8.data_check) if _has_landmarks(description) else check_records(
         path, num_classes=outputs, data_check=int8.data_check) for path in dict.fromkeys(paths)}
 
@@ -270,9 +271,8 @@ def _has_landmarks(description):
     return description.get('task') == 'landmarks'
 
 
-def _write_int8(symbol, params, description, prefix, formats, int8, records, report):
+def _write_int8(symbol, params, description, prefix, formats, int8, records, images, report):
     """Quantize for each format, write, read back, measure and report."""
-    images = _calibration_images(int8, description, records[int8.calibrate])
     network = mxnet_function(as_block(symbol, params))
     expected = outputs_of(network, images)
     tolerance = int8.tolerance or (_NOISE_OF_LANDMARKS if _has_landmarks(description) else _NOISE)
@@ -334,17 +334,18 @@ def _int8_lines(format, facts):
                               f'({int8 / floating:.2f}); {found["bytes"]:,} bytes'])
 
 
-def _calibration_images(int8, description, records):
+def _calibration_images(int8, description):
     """Network inputs, ndarray (N, 3, height, width) float32, from random records, prepared as in validation."""
-    wanted = min(int8.images, records.count)
     if _has_landmarks(description):
-        faces = list(itertools.islice(read_face_records(int8.calibrate), wanted))
-        batches = FaceBatches(faces, description['input_size'], description.get('crop_scale', CROP_SCALE), _BATCH_SIZE,
-                              Normalization(description['rgb_mean'], description['rgb_std']))
-    else:
-        batches = validation_batches(records, description, _BATCH_SIZE, _THREADS, shuffle=True)
-    batches = itertools.islice(batches.epoch(0), math.ceil(wanted / _BATCH_SIZE))
-    return np.concatenate([batch.data.asnumpy() for batch in batches])[:wanted]
+        faces = list(itertools.islice(read_face_records(int8.calibrate), int8.images))
+        return _inputs(FaceBatches(faces, description['input_size'], description.get('crop_scale', CROP_SCALE),
+                                   _BATCH_SIZE, Normalization(description['rgb_mean'], description['rgb_std'])))
+    with sampled(int8.calibrate, int8.images) as records:
+        return _inputs(validation_batches(records, description, _BATCH_SIZE, _THREADS))
+
+
+def _inputs(batches):
+    return np.concatenate([batch.data.asnumpy() for batch in batches.epoch(0)])
 
 
 def _accuracy(function, rec_val, description, records):

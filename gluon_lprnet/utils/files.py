@@ -11,8 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Union
 
-import mxnet as mx
-
+from .._compat import import_mxnet
 from .errors import InputError
 
 __all__ = ['folder_aside', 'lock', 'make_folder', 'put_in_place', 'whole', 'write_errors', 'write_file']
@@ -124,7 +123,7 @@ def write_errors(path: PathLike) -> Iterator[None]:
         yield
     except BrokenPipeError:
         raise
-    except (OSError, mx.base.MXNetError) as error:
+    except (OSError, import_mxnet().base.MXNetError) as error:
         reason = getattr(error, 'strerror', None) or str(error).strip().splitlines()[-1]
         raise InputError(f'{os.fspath(path)} cannot be written: {reason}. Check the free space of the disk and the '
                          'permissions of the folder.') from error

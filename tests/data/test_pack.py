@@ -158,6 +158,8 @@ def test_the_manifest_describes_the_files(tmp_path):
         content = (tmp_path / f'set.{kind}').read_bytes()
         assert manifest[kind] == {'bytes': len(content), 'crc32': f'{zlib.crc32(content):08x}'}
     assert manifest['count'] == 12 and manifest['label_width'] == 1
+    assert (manifest['label_min'], manifest['label_max']) == (0, 2)
+    assert manifest['class_counts'] == {'0': 4, '1': 4, '2': 4}
     assert manifest['classes'] == ['ant', 'bee', 'cat']
     assert [manifest[name] for name in ('resize', 'quality', 'shuffle', 'seed')] == [32, 90, True, 5]
     assert manifest['skipped'] == [] and manifest['ignored'] == []

@@ -195,8 +195,7 @@ def profile_faces(source: PathLike, layout: str, folder: PathLike, copies: int =
     seed : int
         Not negative.
     workers : int, optional
-        Processes; by default as many as CPUs, fewer for few faces. More than one needs the caller's main module to
-        be importable (``if __name__ == '__main__':``).
+        Processes; by default as many as CPUs, fewer for few faces.
     skip_bad : bool
         Skip invalid faces and report them, instead of failing.
 
