@@ -1,13 +1,17 @@
-"""``python -m gluon_lprnet experiment``: Table 4, the module's open choices and Table 3's ranks, on CIFAR-10."""
+"""``python -m gluon_lprnet experiment``: Table 4, the module's open choices, ranks and Table 5's families, on CIFAR-10."""
 import argparse
+import re
 import sys
 from typing import NamedTuple
 
+from ..complexity import count
 from ..data.integrity import add_check_flag, check_records
+from ..evaluate.figures import write_csv
 from ..utils.errors import InputError
 from ..utils.files import PathLike, write_file
 from ..utils.flags import Commands, add_parser, add_record_flags, non_negative_int, positive_float, positive_int
 from ..utils.text import paragraph, render_table
+from ..zoo import get_model, list_models
 from . import networks  # noqa: F401  registers the networks of the rows
 from .grid import ExperimentRow, Grid, Result, mean_and_deviation
 
@@ -22,11 +26,14 @@ class Experiment(NamedTuple):
         ``printed``: accuracy in percent and parameters.
     reference : str
         Name of the row the others are compared with, seed by seed.
+    flags : str
+        Flags of ``train_imagenet.py``, shared by all rows.
     """
 
     title: str
     rows: tuple
     reference: str
+    flags: str = '--preset table4'
 
 
 def _row(name: str, title: str, model: str, flags: str = '', printed: tuple = ()) -> ExperimentRow:
@@ -80,7 +87,37 @@ def ranks(width: float) -> Experiment:
           for narrow in (round(share * width, 4) for share in (1, 0.8, 0.7, 0.6)))), default.name)
 
 
-EXPERIMENTS = {'table4': table4, 'choices': choices, 'rank': ranks}
+# Families of Table 5 as papers write them, in the order of the rows.
+_FAMILIES = {
+    'mobilenetv1': 'MobileNetV1', 'igcv3': 'IGCV3', 'espnetv2': 'ESPNetv2', 'mnasnet': 'MnasNet',
+    'condensenet': 'CondenseNet', 'mobilenetv2': 'MobileNetV2', 'shufflenetv1': 'ShuffleNetV1',
+    'shufflenetv2': 'ShuffleNetV2', 'lprnet_shufflenetv2': 'LPRNet-ShuffleNetV2'}
+# By its layout, and not by its cost: it is the network that LPRNet-MobileNet was made from.
+_SAME_WIDTH = ('mobilenetv1',)
+
+
+def families(width: float) -> Experiment:
+    """LPRNet-MobileNet beside one network of each family, at 32x32: of its listed widths the nearest in multiply-adds."""
+    ours = f'lprnet_mobilenet_x{width}'
+    wanted = _multiply_adds(ours)
+    models = [f'{family}_x{width}' if family in _SAME_WIDTH else
+              min((name for name in list_models() if re.fullmatch(rf'{family}_x[0-9.]+', name)),
+                  key=lambda name: abs(_multiply_adds(name) - wanted)) for family in _FAMILIES]
+    # The name says the recipe: the other experiments have rows of the same networks at 64x64.
+    rows = (_row(f'cifar10_{ours}', f'LPRNet-MobileNet x{width}', ours),
+            _row(f'cifar10_{ours}_scale_sqrt_width', f'LPRNet-MobileNet x{width}, learned scale of the L2 norm', ours,
+                 '--l2-norm-scale sqrt_width'),
+            *(_row(f'cifar10_{model}', f'{title} {model.rpartition("_")[2]}', model)
+              for model, title in zip(models, _FAMILIES.values())))
+    return Experiment(f'Networks of Table 5 nearest to LPRNet-MobileNet x{width} in multiply-adds, CIFAR-10 at 32x32',
+                      rows, rows[0].name, '--preset cifar10 --num-epochs 10 --tuning-epochs 0')
+
+
+def _multiply_adds(model: str) -> int:
+    return count(get_model(model, classes=10, small_image=True), (1, 3, 32, 32)).multiply_adds
+
+
+EXPERIMENTS = {'table4': table4, 'choices': choices, 'rank': ranks, 'families': families}
 
 
 def accuracy_table(experiment: Experiment, results: dict[str, Result], format: str = 'text') -> str:
@@ -114,6 +151,22 @@ def accuracy_table(experiment: Experiment, results: dict[str, Result], format: s
             'multiply-adds. img/s: images per second in training, along with whatever else ran.')
     return '\n\n'.join([paragraph(experiment.title, format), render_table(columns, cells, format),
                         paragraph(note, format)])
+
+
+def write_accuracies(results: dict[str, Result], path: PathLike) -> None:
+    """Write a CSV file with one line for each finished run.
+
+    Parameters
+    ----------
+    results : dict of str to gluon_lprnet.paper.grid.Result
+        By the names of rows.
+    path : path
+        Without its extension, ``.csv``.
+    """
+    write_csv(path, ('row', 'parameters', 'multiply_adds', 'seed', 'top1_percent', 'training_images_per_second'),
+              [(name, result.params, result.multiply_adds, seed, round(accuracy, 2),
+                result.images_per_second and round(result.images_per_second))
+               for name, result in results.items() for seed, accuracy in sorted(result.accuracies.items())])
 
 
 def draw_accuracies(experiment: Experiment, results: dict[str, Result], path: PathLike) -> None:
@@ -155,7 +208,8 @@ def draw_accuracies(experiment: Experiment, results: dict[str, Result], path: Pa
 
 def add_commands(commands: Commands) -> None:
     parser = add_parser(
-        commands, 'experiment', help="the paper's experiments on CIFAR-10: Table 4, the module's open choices, ranks",
+        commands, 'experiment',
+        help="the paper's experiments on CIFAR-10: Table 4, the module's open choices, ranks, Table 5's families",
         example='gluon-lprnet experiment rank --rec-train cifar10/train.rec --rec-val cifar10/test.rec \\\n'
                 '    --width 0.5 --seeds 0 --jobs 2',
         description='Train every row of an experiment with every seed and print its table. Finished runs are not '
@@ -169,12 +223,13 @@ def add_commands(commands: Commands) -> None:
                         help='folder of the runs; experiments share rows (default: %(default)s)')
     parser.add_argument('--seeds', type=non_negative_int, nargs='+', default=[0, 1, 2],
                         help='each row is trained once with each (default: 0 1 2)')
-    parser.add_argument('--num-epochs', type=positive_int, help="epochs of each run (default: the preset's)")
+    parser.add_argument('--num-epochs', type=positive_int, help="epochs of each run (default: the experiment's)")
     parser.add_argument('--jobs', type=positive_int, default=1, help='parallel runs (default: %(default)s)')
     parser.add_argument('--rows', nargs='+', metavar='ROW', help='only these rows (default: all)')
     parser.add_argument('--format', choices=('text', 'markdown'), default='text',
                         help='how to print (default: %(default)s)')
     parser.add_argument('--plot', metavar='PICTURE', help='draw accuracy against multiply-adds')
+    parser.add_argument('--csv', metavar='FILE', help='write what the finished runs gave, a line each')
     parser.set_defaults(run=_run)
 
 
@@ -186,7 +241,7 @@ def _run(args: argparse.Namespace) -> int:
         raise InputError(f'--rows: {args.name} has no {", ".join(sorted(unknown))}; it has {", ".join(names)}.')
     for rec in (args.rec_train, args.rec_val):
         check_records(rec, num_classes=10, data_check=args.data_check)
-    flags = ['--preset', 'table4', '--rec-train', args.rec_train, '--rec-val', args.rec_val, '-j', '1',
+    flags = [*experiment.flags.split(), '--rec-train', args.rec_train, '--rec-val', args.rec_val, '-j', '1',
              '--data-check', 'structure', *(['--num-epochs', str(args.num_epochs)] if args.num_epochs else [])]
     grid = Grid(experiment.rows, flags, args.seeds, args.out)
     failed = grid.train(args.jobs, args.rows or names)
@@ -194,6 +249,8 @@ def _run(args: argparse.Namespace) -> int:
     print(accuracy_table(experiment, results, args.format))
     if args.plot:
         draw_accuracies(experiment, results, args.plot)
+    if args.csv:
+        write_accuracies(results, args.csv.removesuffix('.csv'))
     for folder, reason in failed:
         print(f'{folder} failed: {reason}', file=sys.stderr)
     return 1 if failed else 0
