@@ -26,9 +26,9 @@ from .zoo.pretrained import find_card, split_tag
 PathLike = Union[str, 'os.PathLike[str]']
 
 # What a user of the network must know besides its weights; written next to symbol and params.
-DESCRIPTION_KEYS = ('task', 'model', 'num_classes', 'small_image', 'rank', 'no_residual', 'no_l2_norm', 'l2_norm_scale',
-                    'activation', 'padding', 'input_size', 'crop_ratio', 'inter_method', 'crop_scale', 'rgb_mean',
-                    'rgb_std', 'class_names', 'class_ids')
+DESCRIPTION_KEYS = ('task', 'model', 'num_classes', 'small_image', 'condensing', 'rank', 'no_residual', 'no_l2_norm',
+                    'l2_norm_scale', 'activation', 'padding', 'input_size', 'crop_ratio', 'inter_method', 'crop_scale',
+                    'rgb_mean', 'rgb_std', 'class_names', 'class_ids')
 
 # What the entries must be, and in which words. What the package does not read, it does not judge.
 _SCHEMA = {
@@ -79,6 +79,8 @@ def model_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     arguments = {'classes': config['num_classes']}
     if config['small_image']:
         arguments['small_image'] = True
+    if config.get('condensing'):
+        arguments['condensing'] = True
     if config['rank'] is not None:
         arguments['rank'] = config['rank']
     for switch in ('residual', 'l2_norm'):
@@ -121,7 +123,8 @@ def export_network(net: HybridBlock, config: Mapping[str, Any], folder: PathLike
     # Of several files of parameters, the highest number would be loaded.
     stale = [file for file in Path(folder).glob('*.params') if is_file_of(file.name, config['model'])]
     with whole_files(folder, [], stale) as scratch:
-        write_symbol(*trace(net, cast=True), scratch / config['model'])
+        deployed, config = inference_form(net, config)
+        write_symbol(*trace(deployed, cast=True), scratch / config['model'])
         write_description(_describe(config), scratch / config['model'])
         difference = relative_difference(load_network(scratch / name)[0](mx.nd.array(images)).asnumpy(), expected)
         precision = config.get('dtype', dtype)
@@ -240,13 +243,27 @@ def load_network(path: PathLike,
         config = found.state['config']
         net = get_model(config['model'], **model_arguments(config))
         net.load_parameters(found.params, ctx=context, cast_dtype=True)
-        description = _describe(config)
+        net, description = inference_form(net, _describe(config))
     else:
         card = find_card(str(path))
         net = get_model(card.name, ctx=context)
         description = card.description
     net.hybridize(static_alloc=True, static_shape=True)
     return net, description
+
+
+def inference_form(net: HybridBlock, description: Mapping[str, Any]) -> tuple[HybridBlock, dict[str, Any]]:
+    """The form of a network of the zoo that is deployed, on the device where it is, and its description.
+
+    CondenseNet after its last condensing stage has another one than in training
+    (:meth:`gluon_lprnet.zoo.condensenet.CondenseNet.converted`), which gives the same outputs.
+    """
+    if description.get('condensing') and not net.stages_left:
+        context = net.output.weight.list_ctx()[0]
+        net = net.converted()
+        net.collect_params().reset_ctx(context)
+        return net, {**description, 'condensing': False}
+    return net, dict(description)
 
 
 def task_of(path: PathLike) -> Optional[str]:

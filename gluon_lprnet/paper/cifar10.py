@@ -1,4 +1,4 @@
-"""``python -m gluon_lprnet experiment``: Table 4, the module's open choices, ranks and Table 5's families, on CIFAR-10."""
+"""``python -m gluon_lprnet experiment``, on CIFAR-10: Table 4, the module's open choices, ranks, Table 5's families."""
 import argparse
 import re
 import sys
@@ -92,12 +92,14 @@ _FAMILIES = {
     'mobilenetv1': 'MobileNetV1', 'igcv3': 'IGCV3', 'espnetv2': 'ESPNetv2', 'mnasnet': 'MnasNet',
     'condensenet': 'CondenseNet', 'mobilenetv2': 'MobileNetV2', 'shufflenetv1': 'ShuffleNetV1',
     'shufflenetv2': 'ShuffleNetV2', 'lprnet_shufflenetv2': 'LPRNet-ShuffleNetV2'}
+# The factor of the lasso is its paper's.
+_FLAGS = {'condensenet_x1.0': '--condensing --group-lasso 1e-5'}
 # By its layout, and not by its cost: it is the network that LPRNet-MobileNet was made from.
 _SAME_WIDTH = ('mobilenetv1',)
 
 
 def families(width: float) -> Experiment:
-    """LPRNet-MobileNet beside one network of each family, at 32x32: of its listed widths the nearest in multiply-adds."""
+    """LPRNet-MobileNet beside one network of each family at 32x32, the listed width nearest in multiply-adds."""
     ours = f'lprnet_mobilenet_x{width}'
     wanted = _multiply_adds(ours)
     models = [f'{family}_x{width}' if family in _SAME_WIDTH else
@@ -107,7 +109,7 @@ def families(width: float) -> Experiment:
     rows = (_row(f'cifar10_{ours}', f'LPRNet-MobileNet x{width}', ours),
             _row(f'cifar10_{ours}_scale_sqrt_width', f'LPRNet-MobileNet x{width}, learned scale of the L2 norm', ours,
                  '--l2-norm-scale sqrt_width'),
-            *(_row(f'cifar10_{model}', f'{title} {model.rpartition("_")[2]}', model)
+            *(_row(f'cifar10_{model}', f'{title} {model.rpartition("_")[2]}', model, _FLAGS.get(model, ''))
               for model, title in zip(models, _FAMILIES.values())))
     return Experiment(f'Networks of Table 5 nearest to LPRNet-MobileNet x{width} in multiply-adds, CIFAR-10 at 32x32',
                       rows, rows[0].name, '--preset cifar10 --num-epochs 10 --tuning-epochs 0')

@@ -137,7 +137,8 @@ class Grid:
 
     def _result(self, row: ExperimentRow) -> Result:
         config = self._config(row, 0)
-        complexity = count(get_model(config.model, **model_arguments(config.to_dict())),
+        # In the form for inference.
+        complexity = count(get_model(config.model, **model_arguments({**config.to_dict(), 'condensing': False})),
                            (1, 3, config.input_size, config.input_size))
         runs = {seed: self._epochs(row, seed) for seed in self.seeds if self._finished(row, seed)}
         speeds = [epoch['images_per_second'] for epochs in runs.values() for epoch in epochs]

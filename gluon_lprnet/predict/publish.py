@@ -75,7 +75,7 @@ def publish(run: Union[str, Path], tag: str, rec_tests: Sequence[str], facts: di
         _name_classes(description, names)
     config = found.state['config']
     return write_card(out, tag, net, description, rec_tests, {
-        'keywords': model_arguments(config),
+        'keywords': model_arguments(description),
         'recipe': {key: value for key, value in config.items() if key not in _PLACES},
         'machine': f'{available_cpus()} CPUs ({processor_name()})', **facts})
 

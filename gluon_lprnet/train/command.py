@@ -25,6 +25,7 @@ from ..utils.signals import exit_on_sigterm
 from ..utils.text import listing
 from ..zoo import get_model
 from ..zoo.pretrained import split_tag
+from .condensing import with_condensing
 from .config import (
     NetworkTrainingConfig,
     TrainingConfig,
@@ -166,7 +167,7 @@ def train(config: NetworkTrainingConfig, build_task: Callable[[Any], TrainingTas
         if config.dtype == 'bfloat16':
             _begin_bfloat16()
         # What a resumed training started from need not be there any more.
-        task = build_task(dataclasses.replace(config, init_from=None) if found else config)
+        task = with_condensing(build_task(dataclasses.replace(config, init_from=None) if found else config), config)
         metrics = _fit(task, config, logger, found)
         if workers.writes:
             symbol = export_network(task.net, {**config.to_dict(), **task.description},

@@ -230,6 +230,11 @@ class NetworkTrainingConfig(TrainingConfig):
     features_lr_mult: float = setting(
         1.0, "factor for the learning rate of all layers but the output's", 1e-6, 1000, metavar='F')
     small_image: bool = setting(False, 'stem for images of 32x32', group='network')
+    condensing: bool = setting(
+        False, 'CondenseNet in its form for training, condensed at equal distances in the first half of the epochs',
+        group='network')
+    group_lasso: float = setting(
+        0.0, "factor of CondenseNet's group lasso, which is added to the loss, for condensing", 0, 1)
     rank: Optional[Union[int, float]] = setting(
         None, 'rank of LPR modules: a fraction of the width (1/8, 0.125) or a number of channels', group='network',
         type=rank)
@@ -244,6 +249,15 @@ class NetworkTrainingConfig(TrainingConfig):
         IMAGENET_STD, 'their standard deviation, on the same scale', 1, 255, group='network', metavar=('R', 'G', 'B'))
     data_check: str = setting(DATA_CHECKS[0], DATA_CHECK_HELP, choices=DATA_CHECKS, free=True, group='data')
     no_mirror: bool = setting(False, 'do not flip left and right at random', group='data')
+
+    def check(self) -> None:
+        super().check()
+        if self.condensing and not self.model.startswith('condensenet'):
+            raise InputError(f'`condensing` is for condensenet, and not for `model` {self.model}: leave it out.')
+        if self.group_lasso and not self.condensing:
+            raise InputError('`group_lasso` is for `condensing`: give both, or leave it out.')
+        if self.condensing and self.ema_decay:
+            raise InputError('`ema_decay`: an average of masks that change is none. Leave it out for `condensing`.')
 
     @classmethod
     def from_dict(cls: type[_NetworkConfig], values: Mapping[str, Any]) -> _NetworkConfig:

@@ -77,6 +77,8 @@ class TrainingTask:
         () to a dict of validation metrics; raises ArithmeticError where they are not defined.
     reached : callable
         (validation metrics) to whether the training may end before its last epoch.
+    begin_step : callable
+        Called with the number of each update, from 0, before it; may change the network.
     description : dict
         What a user of the network must know beside the configuration: ``task``, ``class_names`` and such.
     data : dict
@@ -92,6 +94,7 @@ class TrainingTask:
     count: Callable
     evaluate: Callable
     reached: Callable = lambda metrics: False
+    begin_step: Callable = lambda step: None
     description: dict = field(default_factory=dict)
     data: dict = field(default_factory=dict)
     workers: Workers = field(default_factory=Workers)
@@ -231,6 +234,7 @@ class Run:
         for _ in bar:
             rate = schedule.learning_rate(state['step'])
             self.trainer.set_learning_rate(rate)
+            self.task.begin_step(state['step'])
             sums = self.update(itertools.islice(batches, config.accumulate))
             self._clock.count(sums['samples'])
             state['step'] += 1

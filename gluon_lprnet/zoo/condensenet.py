@@ -5,7 +5,7 @@ There are two forms. For training (``condensing=True``) the 1x1 convolutions are
 then makes the same function of gathered channels and group convolutions: the form that is counted and deployed.
 """
 from collections import namedtuple
-from typing import Any
+from typing import Any, Optional
 
 import mxnet as mx
 import numpy as np
@@ -68,21 +68,20 @@ class LearnedGroupConv(HybridBlock):
 
     def kept(self) -> np.ndarray:
         """The inputs of each group, in ascending order, as (groups, number)."""
-        mask = self.by_group(self.mask.data().asnumpy())[:, 0]
+        mask = self.by_group(_values(self.mask))[:, 0]
         return np.stack([np.flatnonzero(group) for group in mask])
 
     def condense(self) -> None:
         """Remove one in ``CONDENSATION`` of each group's inputs: those whose weights are smallest in their sum."""
-        mask = self.by_group(self.mask.data().asnumpy()).copy()
-        size = np.abs(self.by_group(self.weight.data().asnumpy())).sum(axis=1)
+        mask = self.by_group(_values(self.mask)).copy()
+        size = np.abs(self.by_group(_values(self.weight))).sum(axis=1)
         size[mask[:, 0] == 0] = np.inf
         removed = np.argsort(size, axis=1, kind='stable')[:, :self._in_channels // CONDENSATION]
         np.put_along_axis(mask, removed[:, None], 0, axis=2)
         self.mask.set_data(mx.nd.array(mask.swapaxes(0, 1).reshape(self.mask.shape)))
 
-    def group_lasso(self) -> mx.nd.NDArray:
+    def group_lasso(self, context: mx.Context) -> mx.nd.NDArray:
         """The sum over groups and inputs of the norm of their weights (section 3.1), for the loss; a scalar."""
-        context = self.weight.list_ctx()[0]
         weight = (self.weight.data(context) * self.mask.data(context)).reshape((-1, GROUPS, self._in_channels))
         # The slope of a root has no value at 0, where the masked ones are.
         return ((weight ** 2).sum(axis=0) + 1e-16).sqrt().sum()
@@ -173,9 +172,12 @@ class CondenseNet(Network):
                              'condensing=True.')
         return [layer.pointwise for layer in self.features if isinstance(layer, DenseUnit)]
 
+    # C - 1 of them.
+    stages = CONDENSATION - 1
+
     @property
     def stages_left(self) -> int:
-        """How often :meth:`condense` is still to be called: C - 1 times from the start."""
+        """How often :meth:`condense` is still to be called, of ``stages`` times."""
         kept = self._learned()[0].kept().shape[1]
         return kept * CONDENSATION // STEM_CHANNELS - 1
 
@@ -191,19 +193,23 @@ class CondenseNet(Network):
             If all stages are done, or the network is in its form for inference.
         """
         if self.stages_left == 0:
-            raise InputError(f'all {CONDENSATION - 1} condensing stages are done.')
+            raise InputError(f'all {self.stages} condensing stages are done.')
         for layer in self._learned():
             layer.condense()
         if self.stages_left == 0:
             mask = self.features[-1].mask
-            size = np.abs(self.output.weight.data().asnumpy()).sum(axis=0)
+            size = np.abs(_values(self.output.weight)).sum(axis=0)
             kept = np.zeros(mask.shape, 'float32')
             kept[0, np.argsort(-size, kind='stable')[:size.size // CLASSIFIER_CONDENSATION]] = 1
             mask.set_data(mx.nd.array(kept))
 
-    def group_lasso(self) -> mx.nd.NDArray:
-        """The regularizer of all learned group convolutions, a scalar; the paper adds 1e-5 times it to the loss."""
-        return mx.nd.add_n(*[layer.group_lasso() for layer in self._learned()])
+    def group_lasso(self, context: Optional[mx.Context] = None) -> mx.nd.NDArray:
+        """The regularizer of all learned group convolutions, a scalar; the paper adds 1e-5 times it to the loss.
+
+        Of several devices that with the weights is ``context`` (default: the first).
+        """
+        context = context or self.output.weight.list_ctx()[0]
+        return mx.nd.add_n(*[layer.group_lasso(context) for layer in self._learned()])
 
     def converted(self) -> 'CondenseNet':
         """The same function in the form for inference, as a new network on the CPU.
@@ -224,27 +230,32 @@ class CondenseNet(Network):
                 _copy(ours.spatial, theirs.spatial)
             elif not isinstance(ours, KeptFeatures):
                 _copy(ours, theirs)
-        index = np.flatnonzero(self.features[-1].mask.data().asnumpy()[0])
+        index = np.flatnonzero(_values(self.features[-1].mask)[0])
         net.features[-1].index.set_data(mx.nd.array(index))
-        net.output.weight.set_data(self.output.weight.data()[:, index])
-        net.output.bias.set_data(self.output.bias.data())
+        net.output.weight.set_data(mx.nd.array(_values(self.output.weight)[:, index]))
+        net.output.bias.set_data(mx.nd.array(_values(self.output.bias)))
         return net
+
+
+def _values(parameter: mx.gluon.Parameter) -> np.ndarray:
+    """Those on the first device; all have the same."""
+    return parameter.list_data()[0].asnumpy()
 
 
 def _copy(source: HybridBlock, target: HybridBlock) -> None:
     for ours, theirs in zip(source.collect_params().values(), target.collect_params().values()):
-        theirs.set_data(ours.data())
+        theirs.set_data(mx.nd.array(_values(ours)))
 
 
 def _convert(learned: LearnedGroupConv, indexed: IndexedGroupConv) -> None:
     gathered, activated, convolution = indexed
     kept = learned.kept()
-    grouped = np.take_along_axis(learned.by_group(learned.weight.data().asnumpy()), kept[:, None], axis=2)
+    grouped = np.take_along_axis(learned.by_group(_values(learned.weight)), kept[:, None], axis=2)
     convolution.weight.set_data(mx.nd.array(grouped.reshape(convolution.weight.shape)))
     index = mx.nd.array(kept.reshape(-1))
     gathered.index.set_data(index)
     for ours, theirs in zip(learned.activated.collect_params().values(), activated.collect_params().values()):
-        theirs.set_data(mx.nd.take(ours.data(), index))
+        theirs.set_data(mx.nd.take(mx.nd.array(_values(ours)), index))
 
 
 @register(widths=(1.0,))

@@ -1,4 +1,5 @@
 """The experiments on CIFAR-10: their networks, their runs side by side, Figure 2's comparison."""
+import csv
 import json
 import signal
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 from conftest import encode, epoch_records
 from matplotlib.figure import Figure
 
-from gluon_lprnet import checkpoint, get_model
+from gluon_lprnet import checkpoint, get_model, list_models
 from gluon_lprnet.__main__ import main
 from gluon_lprnet.artifact import model_arguments
 from gluon_lprnet.complexity import count
@@ -98,9 +99,26 @@ def test_every_row_is_a_network_of_its_own(width):
         names = [row.name for row in experiment.rows]
         assert len(set(names)) == len(names) and experiment.reference in names
         for row in experiment.rows:
-            arguments = ['--preset', 'table4', *row.flags.split(), '--save-dir', 'nowhere']
+            arguments = [*experiment.flags.split(), *row.flags.split(), '--save-dir', 'nowhere']
             config, _ = parse(make_parser(ClassificationConfig, None), ClassificationConfig, arguments)
             assert get_model(config.model, **model_arguments(config.to_dict())) is not None
+
+
+def test_families_are_of_the_listed_widths_nearest_in_multiply_adds():
+    """Counted here by what the convolutions' shapes say, for 32x32."""
+    def multiply_adds(name):
+        layers = count(get_model(name, classes=10, small_image=True), (1, 3, 32, 32)).layers
+        return sum(layer.params * layer.output_shape[2] * layer.output_shape[3] for layer in layers
+                   if layer.operator == 'Convolution')
+
+    ours = multiply_adds('lprnet_mobilenet_x0.5')
+    models = [row.flags.split()[1] for row in cifar10.families(0.5).rows]
+    assert models[:3] == ['lprnet_mobilenet_x0.5', 'lprnet_mobilenet_x0.5', 'mobilenetv1_x0.5']
+    for name in models[3:]:
+        family, _, width = name.rpartition('_x')
+        others = [other for other in list_models() if other.rpartition('_x')[0] == family]
+        assert float(width) and name == min(others, key=lambda other: abs(multiply_adds(other) - ours))
+    assert {'igcv3_x0.5', 'espnetv2_x1.0', 'mnasnet_x0.5', 'condensenet_x1.0'} < set(models)
 
 
 def test_networks_of_the_experiments_are_not_in_the_zoo():
@@ -165,6 +183,17 @@ def test_rows_are_trained_once_and_summed_up(tiny_records, tmp_path, capsys):
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob('*') if path.is_file()}
     assert main(command) == 0
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob('*') if path.is_file()} == before
+
+
+def test_finished_runs_as_csv(tmp_path):
+    results = {'a': Result({1: 80.126, 0: 82.0}, 11, 1000, 140.4), 'b': Result({}, 1, 1, None),
+               'c': Result({0: 7.5}, 22, 2000, None)}
+    cifar10.write_accuracies(results, tmp_path / 'families')
+    with open(tmp_path / 'families.csv', newline='') as file:
+        assert list(csv.reader(file)) == [
+            ['row', 'parameters', 'multiply_adds', 'seed', 'top1_percent', 'training_images_per_second'],
+            ['a', '11', '1000', '0', '82.0', '140'], ['a', '11', '1000', '1', '80.13', '140'],
+            ['c', '22', '2000', '0', '7.5', '']]
 
 
 def test_a_folder_is_no_finished_run(tiny_records, tmp_path, capsys):
