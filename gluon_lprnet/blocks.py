@@ -16,7 +16,7 @@ from mxnet.gluon.block import HybridBlock
 
 from .utils.errors import InputError
 
-__all__ = ['ConvBNReLU', 'SConv', 'DSC', 'LPR', 'InvertedResidual', 'ShuffleNetV1Unit',
+__all__ = ['ConvBNReLU', 'SConv', 'DSC', 'LPR', 'PDP', 'InvertedResidual', 'ShuffleNetV1Unit',
            'ShuffleNetV2Unit', 'ShuffleNetV2DownUnit', 'normalize_in_rank_space', 'plain_form', 'resolve_rank']
 
 
@@ -94,6 +94,32 @@ class DSC(nn.HybridSequential):
         with self.name_scope():
             self.add(depthwise(in_channels, stride, activation, padding, batch_norm),
                      ConvBNReLU(channels, 1, in_channels=in_channels, activation=activation, batch_norm=batch_norm))
+
+
+class PDP(nn.HybridSequential):
+    """Pointwise-depthwise-pointwise, the low-rank form of a convolution (arXiv 2312.09922), with BatchNorm and ReLU.
+
+    Its three bias-free convolutions have nothing between them, so that they are one with the kernel
+    ``W[o, i, k] = sum over r of b[o, r] a[r, i] d[r, k]``, of r (C_in + k^2 + C_out) parameters. DSC without what is
+    between its convolutions is the case where a is the identity, LPR without its normalization that where b is the
+    identity plus a matrix of low rank as well.
+
+    Parameters
+    ----------
+    in_channels, channels : int
+    rank : int
+        Terms of the sum, channels between the pointwise convolutions.
+    stride : int, default 1
+    kernel : int, default 3
+    """
+
+    def __init__(self, in_channels: int, channels: int, rank: int, stride: int = 1, kernel: int = 3,
+                 **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        with self.name_scope():
+            self.add(nn.Conv2D(rank, 1, use_bias=False, in_channels=in_channels),
+                     nn.Conv2D(rank, kernel, stride, kernel // 2, groups=rank, use_bias=False, in_channels=rank),
+                     ConvBNReLU(channels, 1, in_channels=rank))
 
 
 def resolve_rank(rank: Union[int, float], channels: int) -> int:

@@ -37,7 +37,7 @@ from ..utils.files import make_folder, write_file
 from ..utils.flags import Commands, add_parser, non_negative_float, non_negative_int, positive_float, positive_int
 from ..utils.text import integer, real, render_table
 from .latency import median_milliseconds
-from .network import compress
+from .network import METHODS, compress
 from .ranks import VECTOR, Budget, ByLayer, Energy, Latency, as_ranks
 from .tuning import Agreement, Best, as_teacher, distill
 
@@ -62,6 +62,7 @@ class TuningConfig(TrainingConfig):
     no_residual: bool = False
     l2_norm: bool = False
     any_width: bool = False
+    method: str = METHODS[0]
     temperature: float = 4.0
     teacher: Optional[str] = None
     labels: bool = False
@@ -104,6 +105,10 @@ def add_commands(commands: Commands) -> None:
                            'OMP_NUM_THREADS threads')
     rank.add_argument('--milliseconds', type=positive_float, metavar='TIME', help='the same in milliseconds')
     module = parser.add_argument_group('modules')
+    module.add_argument('--method', choices=METHODS, default=METHODS[0],
+                        help='lpr: pairs of a depthwise and a pointwise convolution become LPR modules; svd: the same '
+                             'without the residual; pdp: convolutions larger than 1x1 become pointwise, depthwise, '
+                             'pointwise, and a rank is a fraction of what would save nothing (default: %(default)s)')
     module.add_argument('--layers', nargs='+', metavar='NAME',
                         help='pointwise convolutions, or patterns (default: all)')
     module.add_argument('--exclude', nargs='+', metavar='NAME', default=(),
@@ -224,7 +229,8 @@ def _run(args):
     for warning in _warnings(report, *latencies):
         print(f'Warning: {warning}', file=sys.stderr)
     recipe = _tuning_config(args, chosen).to_dict() if args.tune_epochs else {'ranks': chosen}
-    _write(net, dict(description, model=name), out, report, columns, latencies, residual=not args.no_residual,
+    _write(net, dict(description, model=name), out, report, columns, latencies, method=args.method,
+           residual=not args.no_residual and args.method == 'lpr',
            recipe={key: value for key, value in recipe.items() if key not in _PLACES})
 
 
@@ -259,7 +265,7 @@ def _compressed(original, ranks, args, description, shape):
     with sampled(args.calibrate, args.images, args.seed) if args.calibrate else nullcontext() as records:
         images = records and validation_batches(records, description, args.batch_size, args.num_data_workers).epoch(0)
         return compress(original, ranks, args.layers, args.exclude, args.l2_norm, not args.no_residual, images, shape,
-                        args.any_width)
+                        args.any_width, args.method)
 
 
 def _accuracy(net, validation):

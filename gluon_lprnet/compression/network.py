@@ -15,11 +15,14 @@ from ..utils.errors import InputError
 from .factorize import Factors, spectrum
 from .latency import COPIES, Clock
 from .modules import Form, Pointwise, PointwiseGraph, Replacement
+from .pdp import compress_spatial
 from .ranks import Layer, Problem, Ranks, as_ranks, matching
 from .refit import Fit, fit_in_sequence, moments_of, replacement
 from .report import LayerReport, Report
 
 __all__ = ['compress']
+
+METHODS = ('lpr', 'svd', 'pdp')
 
 # Images are run so many at a time.
 _BATCH = 16
@@ -30,7 +33,7 @@ Calibration = Union[mx.nd.NDArray, np.ndarray, Iterable]
 def compress(net: HybridBlock, rank: Union[int, float, Ranks] = 1 / 8, layers: Optional[Sequence[str]] = None,
              exclude: Sequence[str] = (), l2_norm: bool = False, residual: bool = True,
              calibration: Optional[Calibration] = None, input_shape: Optional[tuple[int, ...]] = None,
-             any_width: bool = False) -> tuple[SymbolBlock, Report]:
+             any_width: bool = False, method: str = 'lpr') -> tuple[SymbolBlock, Report]:
     """Turn depthwise 3x3 + pointwise pairs of equal width into LPR modules, without training.
 
     A pointwise convolution P, with the BatchNorm after it folded in, becomes ``P2 P1 d + s * d + b``: two bias-free
@@ -72,6 +75,12 @@ def compress(net: HybridBlock, rank: Union[int, float, Ranks] = 1 / 8, layers: O
         Take other 1x1 convolutions too, those between different widths and those of networks without depthwise ones:
         as ``P2 P1 x + b``, without the residual. A fraction is of the smaller number of channels.
 
+    method : str, default 'lpr'
+        ``'svd'`` is the same as ``residual=False``. ``'pdp'`` takes the convolutions larger than 1x1 over all channels
+        in place of the pairs, and makes each of them a pointwise, a depthwise and a pointwise one
+        (:func:`gluon_lprnet.compression.pdp.decompose`), on the activations of the original where there are images. A
+        rank is then a number of terms, and a fraction one of the terms with which nothing would be saved.
+
     Returns
     -------
     tuple of (SymbolBlock, gluon_lprnet.compression.Report)
@@ -83,11 +92,19 @@ def compress(net: HybridBlock, rank: Union[int, float, Ranks] = 1 / 8, layers: O
         If there is no pair, a name fits none, a rank is out of range, no ranks meet the budget or the latency, or the
         calibration images give fewer positions than a layer has channels.
     """
-    if l2_norm and not residual:
+    if l2_norm and (not residual or method == 'svd'):
         raise InputError('l2_norm=True needs residual=True: the bias of the module is with its residual.')
+    if method not in METHODS:
+        raise InputError(f'method {method!r} is unknown: give {", ".join(METHODS)}.')
     images = _images(calibration) if calibration is not None else []
-    form = Form(residual, l2_norm)
-    found = _find(net, tuple(input_shape or ((1, *images[0].shape[1:]) if images else (1, 3, 224, 224))), any_width)
+    shape = tuple(input_shape or ((1, *images[0].shape[1:]) if images else (1, 3, 224, 224)))
+    if method == 'pdp':
+        if l2_norm or any_width:
+            raise InputError("method 'pdp' has no l2_norm and no any_width: leave them out.")
+        return compress_spatial(*_trace(net, shape), as_ranks(rank), lambda free: _not_wanted(free, layers, exclude),
+                                images, shape)
+    form = Form(residual and method != 'svd', l2_norm)
+    found = _find(net, shape, any_width)
     stays = _not_wanted(found.replaceable, layers, exclude)
     ranks = _choose_ranks(found, as_ranks(rank), form, images, stays)
     fits = (fit_in_sequence(found.graph, [layer for layer in found.pointwise if layer.plain], ranks, form, images)

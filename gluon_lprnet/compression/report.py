@@ -8,7 +8,7 @@ __all__ = ['Report', 'LayerReport']
 
 
 class LayerReport(NamedTuple):
-    """One pointwise convolution, with the BatchNorm that is folded into it.
+    """One convolution, with the BatchNorm that is folded into it.
 
     Attributes
     ----------
@@ -39,7 +39,7 @@ class LayerReport(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What :func:`gluon_lprnet.compress` did: each pointwise convolution, and the networks' Complexity.
+    """What :func:`gluon_lprnet.compress` did: each convolution that it looked at, and the networks' Complexity.
 
     ``print(report)`` shows the table.
     """
@@ -53,7 +53,7 @@ class Report(NamedTuple):
 
     def __repr__(self) -> str:
         replaced = sum(layer.rank is not None for layer in self.layers)
-        return (f'<Report: {replaced} of {len(self.layers)} pointwise convolutions replaced, '
+        return (f'<Report: {replaced} of {len(self.layers)} convolutions replaced, '
                 f'{self.before.multiply_adds:,} to {self.after.multiply_adds:,} multiply-adds>')
 
     def table(self, format: str = 'text') -> str:

@@ -28,6 +28,8 @@ RANKS = ['0', '-1', '1', '0.0', '1.0', '2.5', 'nan', '1/0', '1/1000000', '100000
 def values_of(setting, hint):
     """Texts for a flag, each a list: the ends of its range, what lies beyond, and what is no value at all."""
     name, meta = setting.name, setting.metadata
+    if name == 'condensing':
+        return [['--condensing', '--model', 'condensenet_x1.0']]
     if hint is bool:
         return [[]]
     if meta['choices']:

@@ -1,0 +1,423 @@
+"""A trained k x k convolution as a pointwise-depthwise-pointwise module: ``compress(method='pdp')``.
+
+Lam, Li, Zhou, Wong and Lin, "A Unifying Tensor View for Lightweight CNNs" (arXiv 2312.09922): a kernel
+``W[o, i, k] ~ sum over r of b[o, r] a[r, i] d[r, k]`` is a pointwise convolution to R channels, a depthwise one and a
+pointwise one. The paper's abstract alone was read; the fit is this module's own.
+"""
+import copy
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Callable, NamedTuple, Optional
+
+import mxnet as mx
+import numpy as np
+from mxnet.gluon import SymbolBlock
+from scipy import linalg
+from scipy.sparse.linalg import LinearOperator, cg
+from tqdm import tqdm
+
+from ..complexity import count
+from ..graph import as_block, attributes
+from ..utils.errors import InputError
+from .modules import PointwiseGraph
+from .ranks import Latency, Problem, Ranks
+from .refit import Moments
+from .report import LayerReport, Report
+
+__all__ = ['Terms', 'decompose', 'full_rank', 'compress_spatial']
+
+# Rounds of the three steps of decompose(); it stops when a round reduces the error by less than this share.
+_ROUNDS = 50
+_GAIN = 1e-3
+# Of conjugate gradients, in a step whose equations are too many to be solved at once.
+_ITERATIONS = 10
+# Statistics are taken at most at so many positions of an image.
+_POSITIONS = 28 ** 2
+
+
+class Terms(NamedTuple):
+    """``W[o, i, k] ~ sum over r of b[o, r] a[r, i] d[r, k]``.
+
+    Attributes
+    ----------
+    a : ndarray (R, inputs)
+        The first pointwise convolution.
+    d : ndarray (R, k * k)
+        The depthwise one.
+    b : ndarray (outputs, R)
+        The second pointwise one.
+    errors : list of float
+        Mean squared error over the mean square of what W gives, 0 to 1: of the terms at the start and after each round.
+    """
+
+    a: np.ndarray
+    d: np.ndarray
+    b: np.ndarray
+    errors: list[float]
+
+    @property
+    def error(self) -> float:
+        return self.errors[-1]
+
+    @property
+    def tensor(self) -> np.ndarray:
+        """The approximation of W, ndarray (outputs, inputs, k * k)."""
+        return np.einsum('or,ri,rk->oik', self.b, self.a, self.d)
+
+
+def full_rank(outputs: int, inputs: int, positions: int) -> int:
+    """The number of terms with which :func:`decompose` gives any kernel of ``positions`` weights a slice as it is."""
+    return min(inputs * min(positions, outputs), outputs * min(positions, inputs))
+
+
+def decompose(tensor: np.ndarray, rank: int, covariance: Optional[np.ndarray] = None) -> Terms:
+    """A sum of ``rank`` terms near a kernel, by alternating least squares.
+
+    The start is the singular triplets of all slices of one input channel (or of one output channel, if that is nearer)
+    with the largest singular values: at full rank they are the kernel. Then b, a and d take turns, the others held:
+    b exactly; for a and d, whose equations have R times as many unknowns as channels, by conjugate gradients from where
+    they are. No step can raise the error.
+
+    Parameters
+    ----------
+    tensor : ndarray (outputs, inputs, k * k)
+    rank : int
+        From 1 to :func:`full_rank`.
+    covariance : ndarray (inputs * k * k, inputs * k * k), optional
+        Of the patches that the kernel is multiplied by; the error is then that of the outputs, once a bias accounts for
+        the mean. By default the identity.
+
+    Returns
+    -------
+    Terms
+
+    Raises
+    ------
+    InputError
+        If the rank is out of range.
+    """
+    tensor = np.asarray(tensor, dtype='float64')
+    outputs, inputs, positions = tensor.shape
+    highest = full_rank(*tensor.shape)
+    if not 1 <= rank <= highest:
+        raise InputError(f'rank {rank} does not fit a kernel of {outputs}x{inputs}x{positions}: give 1 to {highest}.')
+    matrix = tensor.reshape(outputs, -1)
+
+    def in_metric(rows):
+        return rows if covariance is None else rows @ covariance
+
+    wanted = in_metric(matrix)
+    total = float(np.sum(wanted * matrix))
+    a, d, b = _first_terms(tensor, rank, covariance)
+
+    def error():
+        rest = matrix - b @ _products(a, d)
+        return max(float(np.sum(in_metric(rest) * rest)), 0.0) / total if total else 0.0
+
+    errors = [error()]
+    while errors[-1] > np.finfo('float32').eps ** 2 and len(errors) <= _ROUNDS:
+        before = Terms(a, d, b, errors)
+        b = _best_b(wanted, _products(a, d), in_metric)
+        gram, crossed = b.T @ b, (b.T @ wanted).reshape(rank, inputs, positions)
+
+        def back(change):
+            return (gram @ in_metric(change.reshape(rank, -1))).reshape(rank, inputs, positions)
+
+        a = _descend(a, lambda step: np.einsum('rik,rk->ri', back(np.einsum('ri,rk->rik', step, d)), d),
+                     np.einsum('rik,rk->ri', crossed, d))
+        d = _descend(d, lambda step: np.einsum('rik,ri->rk', back(np.einsum('ri,rk->rik', a, step)), a),
+                     np.einsum('rik,ri->rk', crossed, a))
+        a, d, b = _balanced(a, d, b)
+        errors.append(error())
+        if errors[-1] > errors[-2]:
+            # Rounding, near the end.
+            return before._replace(errors=errors[:-1])
+        if errors[-1] > errors[-2] * (1 - _GAIN):
+            break
+    return Terms(a, d, b, errors)
+
+
+def _products(a, d):
+    """Each term's a and d as a row (inputs * k * k)."""
+    return np.einsum('ri,rk->rik', a, d).reshape(len(a), -1)
+
+
+def _first_terms(tensor, rank, covariance):
+    outputs, inputs, positions = tensor.shape
+    # Channels that hardly vary in the data count for little.
+    weight = np.ones(inputs)
+    if covariance is not None:
+        weight = np.sqrt(np.maximum(np.diag(covariance), 0).reshape(inputs, positions).mean(axis=1))
+        weight = np.maximum(weight, max(1e-6 * weight.max(), np.finfo('float32').tiny))
+    scaled = tensor * weight[:, None]
+    by_input, by_output = (_largest_triplets(slices, rank) for slices in (scaled.transpose(1, 0, 2), scaled))
+    if by_input[0] >= by_output[0]:
+        _, channels, left, right = by_input
+        return _one_hot(channels, inputs) / weight[channels, None], right, left.T
+    _, channels, left, right = by_output
+    return left / weight, right, _one_hot(channels, outputs).T
+
+
+def _largest_triplets(slices, rank):
+    """Of matrices (slices, m, n): the sum of the squares of the ``rank`` largest singular values, slices, u s, v."""
+    u, s, v = np.linalg.svd(slices, full_matrices=False)
+    order = np.argsort(-s, axis=None, kind='stable')[:rank]
+    channels, numbers = np.unravel_index(order, s.shape)
+    values = s[channels, numbers]
+    return float(np.sum(values ** 2)), channels, u[channels, :, numbers] * values[:, None], v[channels, numbers]
+
+
+def _one_hot(channels, width):
+    rows = np.zeros((len(channels), width))
+    rows[np.arange(len(channels)), channels] = 1
+    return rows
+
+
+def _best_b(wanted, products, in_metric):
+    gram = in_metric(products) @ products.T
+    # Terms may be alike.
+    gram[np.diag_indices_from(gram)] += 1e-12 * max(np.trace(gram) / len(gram), np.finfo('float64').tiny)
+    return linalg.solve(gram, products @ wanted.T, assume_a='pos').T
+
+
+def _descend(start, operator, right):
+    """Of a least squares problem by its normal equations: some steps of conjugate gradients from ``start``."""
+    system = LinearOperator((start.size, start.size), dtype='float64',
+                            matvec=lambda x: operator(x.reshape(start.shape)).ravel())
+    return cg(system, right.ravel(), x0=start.ravel(), maxiter=_ITERATIONS)[0].reshape(start.shape)
+
+
+def _balanced(a, d, b):
+    """The same terms, their three vectors of equal length, which is good for gradients."""
+    lengths = [np.linalg.norm(a, axis=1), np.linalg.norm(d, axis=1), np.linalg.norm(b, axis=0)]
+    mean = np.cbrt(lengths[0] * lengths[1] * lengths[2])
+    scales = [mean / np.where(length == 0, 1, length) for length in lengths]
+    return a * scales[0][:, None], d * scales[1][:, None], b * scales[2]
+
+
+# --- in a network
+
+class Spatial(NamedTuple):
+    """A k x k convolution over all channels, with the BatchNorm that can be folded into it.
+
+    ``shape`` is (outputs, inputs), ``skipped`` why it cannot be replaced; the rest is as in
+    :class:`gluon_lprnet.compression.modules.Pointwise`.
+    """
+
+    name: str
+    node: int
+    norm: Optional[int]
+    shape: tuple[int, int]
+    geometry: dict[str, tuple[int, int]]
+    skipped: Optional[str]
+
+    @property
+    def last(self) -> int:
+        """The number of its last node."""
+        return self.node if self.norm is None else self.norm
+
+    @property
+    def stem(self) -> str:
+        """What the names of its parameters begin with."""
+        return self.name[:-len('_fwd')] if self.name.endswith('_fwd') else self.name
+
+    @property
+    def parts(self) -> list[str]:
+        """The names of the convolutions that replace it."""
+        return [f'{self.stem}_{part}' for part in ('p1', 'depthwise', 'p2')]
+
+
+class SpatialLayer(NamedTuple):
+    """What ranks are chosen for, as :class:`gluon_lprnet.compression.ranks.Layer`.
+
+    ``term`` is the multiply-adds of one term: an input and an output of each pointwise convolution, k * k of the
+    depthwise one.
+    """
+
+    name: str
+    inputs: int
+    output_shape: tuple
+    multiply_adds: int
+    term: int
+
+    @property
+    def width(self) -> int:
+        """The highest number of terms that lowers the multiply-adds, of which a rank may be a fraction."""
+        return max(1, (self.multiply_adds - 1) // self.term)
+
+
+class SpatialGraph(PointwiseGraph):
+    """A network's k x k convolutions: found, read, and rewritten."""
+
+    def spatial(self) -> list[Spatial]:
+        """Its convolutions of more than one position, in order of computation, depthwise and grouped ones left out."""
+        return [self._spatial(index, node) for index, node in enumerate(self.nodes)
+                if node['op'] == 'Convolution' and math.prod(attributes(node, kernel=())[0]) > 1
+                and attributes(node, num_group=1) == [1] and self.input_name(node, 1) in self.params]
+
+    def _spatial(self, index, node):
+        kernel, stride, dilate, pad, layout = attributes(node, kernel=(), stride=(1, 1), dilate=(1, 1), pad=(0, 0),
+                                                         layout='None')
+        skipped = ('it is not a convolution of two dimensions, NCHW' if len(kernel) != 2
+                   or layout not in ('None', 'NCHW') else
+                   None if self.has_own_parameters(node) else 'its weight is used elsewhere too')
+        return Spatial(node['name'], index, self._norm_after(index), self.params[self.input_name(node, 1)].shape[:2],
+                       dict(kernel=kernel, stride=stride, dilate=dilate, pad=pad), skipped)
+
+    def folded_kernel(self, layer: Spatial) -> tuple[np.ndarray, np.ndarray]:
+        """Weight (outputs, inputs, k * k) and bias (outputs,), float64, with the BatchNorm folded in."""
+        convolution = self.nodes[layer.node]
+        if layer.norm is None:
+            weight, bias = self.value(convolution, 1), self.bias(convolution) + np.zeros(layer.shape[0])
+        else:
+            weight, bias = self.folded_weights(convolution, self.nodes[layer.norm])
+        if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
+            raise InputError(f'the parameters of {layer.name} and its BatchNorm are NaN or infinite: take an earlier '
+                             'checkpoint.')
+        return weight.reshape(*weight.shape[:2], -1), bias
+
+    def replace_kernel(self, layer: Spatial, terms: Terms, bias: np.ndarray) -> None:
+        """Put the three convolutions in the place of the convolution and of the BatchNorm that is folded."""
+        p1, depthwise, p2 = layer.parts
+        rank = len(terms.a)
+        entry = self._convolution(p1, self.nodes[layer.node]['inputs'][0], terms.a)
+        weight = self._variable(f'{depthwise}_weight', terms.d.reshape(rank, 1, *layer.geometry['kernel']))
+        entry = self._add('Convolution', depthwise, [entry, weight], num_filter=rank, num_group=rank, no_bias=True,
+                          **layer.geometry)
+        self._put(layer, self._convolution(p2, entry, terms.b, bias))
+
+    def patches(self, layers: Sequence[Spatial], images: Sequence[mx.nd.NDArray]) -> dict[str, Moments]:
+        """Moments of the patches that each kernel is multiplied by, by name of layer."""
+        inputs = list(dict.fromkeys(tuple(self.nodes[layer.node]['inputs'][0][:2]) for layer in layers))
+        graph = copy.deepcopy(self.graph)
+        graph['heads'] = [[*entry, 0] for entry in inputs]
+        symbol = mx.sym.load_json(json.dumps(graph))
+        names = set(symbol.list_inputs())
+        block = SymbolBlock(symbol, mx.sym.var('data', dtype='float32'))
+        block.collect_params().load_dict({name: value for name, value in self.params.items() if name in names},
+                                         ctx=self.context)
+        moments = {layer.name: Moments() for layer in layers}
+        for batch in tqdm(images, 'calibrating', unit='batch', leave=False, disable=None):
+            found = block(batch.as_in_context(self.context))
+            activations = dict(zip(inputs, found if isinstance(found, list) else [found]))
+            for layer in layers:
+                x = activations[tuple(self.nodes[layer.node]['inputs'][0][:2])]
+                columns = mx.nd.im2col(x, **layer.geometry)
+                columns = columns[:, :, ::math.ceil(columns.shape[2] / _POSITIONS)].asnumpy().astype('float64')
+                moments[layer.name].add(columns.transpose(1, 0, 2).reshape(columns.shape[1], -1), products=True)
+        return moments
+
+
+class _SpatialProblem(Problem):
+
+    def cost(self, layer: Any, rank: Optional[int]) -> int:
+        return layer.multiply_adds if rank is None else rank * layer.term
+
+
+def compress_spatial(symbol: mx.sym.Symbol, params: Mapping[str, mx.nd.NDArray], ranks: Ranks,
+                     stay: Callable[[Sequence[Spatial]], dict[str, str]], images: Sequence[mx.nd.NDArray],
+                     input_shape: tuple[int, ...]) -> tuple[SymbolBlock, Report]:
+    """Replace the k x k convolutions of a network by PDP modules; see :func:`gluon_lprnet.compress`.
+
+    Parameters
+    ----------
+    symbol, params
+        The network.
+    ranks : Ranks
+        By their number of terms. A fraction is one of the terms with which nothing would be saved.
+    stay : callable
+        Of layers, to the names of those that are to stay by the caller's wish, with why.
+    images : sequence of NDArray
+        Batches (N, C, H, W), or none.
+    input_shape : tuple of int
+
+    Raises
+    ------
+    InputError
+        If there is no such convolution, the ranks do not fit, or the images are too few.
+    """
+    if isinstance(ranks, Latency):
+        raise InputError("method 'pdp' chooses no ranks by a latency: give a rank, a budget or an energy.")
+    graph = SpatialGraph(symbol, params)
+    layers = graph.spatial()
+    free = [layer for layer in layers if not layer.skipped]
+    if not free:
+        raise InputError('nothing to compress: the network has no convolution larger than 1x1 over all channels.')
+    before = count(symbol, input_shape)
+    reasons = stay(free)
+    wanted = [layer for layer in free if layer.name not in reasons]
+    moments = graph.patches(wanted, images) if images and wanted else {}
+    _check_positions(wanted, moments, images)
+    kernels = {layer.name: graph.folded_kernel(layer) for layer in wanted}
+    chosen = _chosen_ranks(graph, wanted, ranks, kernels, before, reasons)
+    rewritten, errors = SpatialGraph(symbol, params), {}
+    for layer in tqdm([layer for layer in wanted if layer.name in chosen], 'decomposing', leave=False, disable=None):
+        (weight, bias), own = kernels[layer.name], moments.get(layer.name)
+        terms = decompose(weight, chosen[layer.name], own.covariance if own else None)
+        if own:
+            bias = bias + (weight - terms.tensor).reshape(len(bias), -1) @ own.mean
+        rewritten.replace_kernel(layer, terms, bias)
+        errors[layer.name] = terms.error
+    new_symbol, new_params = rewritten.result()
+    block = as_block(new_symbol, new_params)
+    block.hybridize(static_alloc=True, static_shape=True)
+    return block, _report(graph, layers, chosen, errors, reasons, before, count(new_symbol, input_shape))
+
+
+def _check_positions(layers, moments, images):
+    for layer in layers:
+        own = moments.get(layer.name)
+        if own and own.positions < layer.shape[1]:
+            given = sum(len(batch) for batch in images)
+            raise InputError(f'calibration: {given} images give {own.positions} positions in front of {layer.name}, '
+                             f'which has {layer.shape[1]} channels: give several times as many images.')
+
+
+def _chosen_ranks(graph, layers, ranks, kernels, before, reasons):
+    """Ranks by name, of the layers that are replaced; of the others, why they stay is added to ``reasons``."""
+    shapes = {row.name: row.output_shape for row in before.layers}
+    costs = {row.name: row.multiply_adds for row in before.layers}
+
+    def as_layer(layer):
+        source = graph.nodes[graph.nodes[layer.node]['inputs'][0][0]]['name']
+        images, *_ = before.input_shape
+        area_before, area_after = (images * math.prod(shape[2:]) for shape in (
+            shapes.get(source, before.input_shape), shapes[layer.name]))
+        outputs, inputs = layer.shape
+        return SpatialLayer(layer.name, inputs, shapes[layer.name], costs[layer.name], area_before * inputs
+                            + area_after * (math.prod(layer.geometry['kernel']) + outputs))
+
+    problem = _SpatialProblem([as_layer(layer) for layer in layers], before.multiply_adds,
+                              lambda: [_spectrum(kernels[layer.name][0]) for layer in layers], None)
+    chosen = {}
+    for layer, rank in zip(problem.layers, ranks.choose(problem)):
+        if rank is None:
+            reasons[layer.name] = ranks.stays
+        elif problem.cost(layer, rank) >= layer.multiply_adds:
+            reasons[layer.name] = f'rank {rank} would not lower its multiply-adds'
+        else:
+            chosen[layer.name] = rank
+    return chosen
+
+
+def _spectrum(tensor):
+    """What terms 1, 2, ... take off the error at the start of :func:`decompose`; the steps after it only lower it."""
+    squares = [np.sort((np.linalg.svd(slices, compute_uv=False) ** 2).ravel())[::-1]
+               for slices in (tensor.transpose(1, 0, 2), tensor)]
+    taken_off = np.maximum(*(np.cumsum(values)[:full_rank(*tensor.shape)] for values in squares))
+    return np.diff(taken_off, prepend=0) / max(taken_off[-1], np.finfo('float64').tiny)
+
+
+def _report(graph, layers, chosen, errors, reasons, before, after):
+    rows_before, rows_after = ({row.name: row for row in complexity.layers} for complexity in (before, after))
+
+    def layer_report(layer):
+        old = [graph.nodes[index]['name'] for index in dict.fromkeys((layer.node, layer.last))]
+        new = layer.parts if layer.name in chosen else old
+        costs = [sum(getattr(rows[name], field) for name in names) for field in ('params', 'multiply_adds')
+                 for rows, names in ((rows_before, old), (rows_after, new))]
+        return LayerReport(layer.name, layer.shape, chosen.get(layer.name), *costs, None, errors.get(layer.name),
+                           reasons.get(layer.name, layer.skipped))
+
+    return Report([layer_report(layer) for layer in layers], before, after)
