@@ -101,8 +101,9 @@ def compress(net: HybridBlock, rank: Union[int, float, Ranks] = 1 / 8, layers: O
     if method == 'pdp':
         if l2_norm or any_width:
             raise InputError("method 'pdp' has no l2_norm and no any_width: leave them out.")
-        return compress_spatial(*_trace(net, shape), as_ranks(rank), lambda free: _not_wanted(free, layers, exclude),
-                                images, shape)
+        symbol, params = _trace(net, shape)
+        return compress_spatial(symbol, params, as_ranks(rank), lambda free: _not_wanted(free, layers, exclude), images,
+                                shape)
     form = Form(residual and method != 'svd', l2_norm)
     found = _find(net, shape, any_width)
     stays = _not_wanted(found.replaceable, layers, exclude)
