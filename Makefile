@@ -61,8 +61,9 @@ docs: $(VENV)/installed
 	$(RUN) -m sphinx -q -W --keep-going docs build/docs
 	@echo "Documentation: build/docs/index.html."
 
-# Horovod for trainings with --horovod, built from its source: needs a C++ compiler and a minute or more. It imports MXNet
-# by itself, which needs the alias that NumPy has removed; so does horovodrun, with this folder in PYTHONPATH.
+# Horovod for trainings with --horovod, built from its source: needs a C++ compiler and a few minutes. It imports MXNet by
+# itself, which needs the alias that NumPy has removed; so does horovodrun, with this folder in PYTHONPATH. Its build
+# needs an older setuptools, in whose place the pinned one comes again.
 horovod: $(VENV)/installed
 	mkdir -p build/horovod
 	echo 'import numpy; numpy.bool = bool' > build/horovod/sitecustomize.py
@@ -70,6 +71,7 @@ horovod: $(VENV)/installed
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" PYTHONPATH="$(CURDIR)/build/horovod" HOROVOD_WITH_MXNET=1 HOROVOD_WITH_GLOO=1 \
 	    HOROVOD_WITHOUT_MPI=1 HOROVOD_WITHOUT_PYTORCH=1 HOROVOD_WITHOUT_TENSORFLOW=1 \
 	    $(RUN) -m pip install -q --no-build-isolation --no-deps horovod==0.28.1
+	$(RUN) -m pip install -q -r requirements.txt
 
 symbols: $(VENV)/installed
 	$(RUN) -m gluon_lprnet symbols

@@ -2,14 +2,15 @@
 """What jobs on records cost as the records grow: CPU seconds and peak memory, for up to a given number of photos.
 
     OMP_NUM_THREADS=1 python benchmarks/scale.py --counts 1000 10000 --folder /tmp/scale
-    OMP_NUM_THREADS=1 python benchmarks/scale.py --counts 10000 100000 1281167 --side 32 --resize 0 --folder /tmp/scale
+    OMP_NUM_THREADS=1 python benchmarks/scale.py --counts 10000 100000 --side 32 --resize 0
+    OMP_NUM_THREADS=1 python benchmarks/scale.py --counts 1281167 --side 32 --without-packing
 
 The photos are a few drawn ones under many names (hard links), listed in a text: what is measured is what each photo
-costs, not how a disk finds them. ImageNet's number of them takes little room, and little time to decode, as pictures of
-32x32. `start` is what a training does before its first step, with a network in memory: by the index alone, by the
-headers of records whose manifest is gone, with all records read, and with the stamp that this leaves. `im2rec` is MXNet's
-own packer, with one thread and the same quality; it does not verify what it writes, and `pack` does. Memory is that of
-the largest process of a job.
+costs, not how a disk finds them. ImageNet's number of them takes little room, and little time to decode, as pictures
+of 32x32. `start` is what a training does before its first step, with a network in memory: by the index alone, by the
+headers of records whose manifest is gone, with all records read, and with the stamp that this leaves. `im2rec` is
+MXNet's own packer, with one thread and the same quality; it does not verify what it writes, and `pack` does. `write` is
+how records are written that are not packed, by `--without-packing`. Memory is that of the largest process of a job.
 """
 import argparse
 import importlib.util
@@ -34,6 +35,14 @@ RUN_IM2REC = '''
 import sys, runpy, gluon_lprnet
 del sys.argv[0]
 runpy.run_path(sys.argv[0], run_name='__main__')
+'''
+WRITE = '''
+import itertools, sys
+from pathlib import Path
+from gluon_lprnet.data.images import MAX_SIDE
+from gluon_lprnet.data.recordio import write_records
+images = itertools.cycle([path.read_bytes() for path in Path(sys.argv[1]).iterdir()])
+write_records(sys.argv[2], ((i % 10, next(images)) for i in range(int(sys.argv[3]))), details={'max_side': MAX_SIDE})
 '''
 START = '''
 import sys
@@ -76,15 +85,19 @@ def cost(*command):
     return usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1000
 
 
-def jobs(folder, resize):
+def jobs(folder, count, args):
     """The name and the command of each job, in their order."""
     rec = folder / 'set.rec'
     package = '-m', 'gluon_lprnet'
-    photos = folder / 'photos'
-    yield 'pack', (*package, 'pack', 'images', folder / 'list.txt', '--root', photos, '--out', folder / 'set',
-                   '--resize', resize)
-    yield 'im2rec', ('-c', RUN_IM2REC, IM2REC, folder / 'im2rec', photos, '--resize', resize, '--quality', 95,
-                     '--num-thread', 1)
+    if args.without_packing:
+        yield 'write', ('-c', WRITE, folder / 'drawn', folder / 'set', count)
+    else:
+        photos = folder / 'photos'
+        list_photos(folder / 'drawn', folder, count)
+        yield 'pack', (*package, 'pack', 'images', folder / 'list.txt', '--root', photos, '--out', folder / 'set',
+                       '--resize', args.resize)
+        yield 'im2rec', ('-c', RUN_IM2REC, IM2REC, folder / 'im2rec', photos, '--resize', args.resize, '--quality', 95,
+                         '--num-thread', 1)
     yield 'start, by the index', ('-c', START, rec, rec, 'structure')
     yield 'start, all read', ('-c', START, rec, rec, 'stamp')
     yield 'start, by the stamp', ('-c', START, rec, rec, 'stamp')
@@ -103,14 +116,15 @@ def main():
                         help='of the square photos (default: %(default)s)')
     parser.add_argument('--resize', type=int, default=480, metavar='N',
                         help='shorter side in records; 0: as they are (default: %(default)s)')
+    parser.add_argument('--without-packing', action='store_true',
+                        help='write the records directly: of a million photos packing takes long')
     args = parser.parse_args()
     rows = []
     for count in args.counts:
         with tempfile.TemporaryDirectory(prefix='scale-', dir=args.folder) as scratch:
             folder = Path(scratch)
             draw(folder / 'drawn', args.side)
-            list_photos(folder / 'drawn', folder, count)
-            for name, command in jobs(folder, args.resize):
+            for name, command in jobs(folder, count, args):
                 seconds, megabytes = cost(*command)
                 rows.append([name, f'{count:,}', f'{seconds:.1f}', f'{1000 * seconds / count:.2f}', f'{megabytes:.0f}'])
                 print(*rows[-1], sep=', ', file=sys.stderr, flush=True)

@@ -229,7 +229,7 @@ def _opened(save_dir: str, workers: Workers) -> Iterator[logging.Logger]:
 def _fit(task, config, logger, resume_from):
     if task.workers.writes:
         config.save(**task.description)
-        write_environment(config.save_dir)
+        write_environment(config.save_dir, task.data)
     # To the file alone.
     logger.debug('configuration:%s', ''.join(f'\n  {name} {value}' for name, value in sorted(config.to_dict().items())))
     logger.info('MXNet %s on %s, %s; engine %s, %s OpenMP threads', mx.__version__, task.contexts,

@@ -17,15 +17,23 @@ from ..utils.processes import processor_name
 _PACKAGES = ('gluon_lprnet', 'numpy', 'scipy', 'opencv-python', 'Pillow')
 
 
-def write_environment(run_dir: Union[str, 'PathLike[str]']) -> None:
-    """Append this process's environment to ``environment.json`` in a run's folder; a resumed run has several."""
+def write_environment(run_dir: Union[str, 'PathLike[str]'], records: Optional[dict[str, Any]] = None) -> None:
+    """Append this process's environment to ``environment.json`` in a run's folder; a resumed run has several.
+
+    Parameters
+    ----------
+    run_dir : path
+    records : dict, optional
+        What tells the records that are trained on from others (see
+        :func:`gluon_lprnet.data.integrity.fingerprint`).
+    """
     path = Path(run_dir) / 'environment.json'
     try:
         before = json.loads(path.read_text()) if path.exists() else []
     except ValueError as error:
         raise InputError(f'{path} is damaged: {error}. Remove it; it only says what the run has been trained with.'
                          ) from error
-    found = environment()
+    found = {**environment(), 'records': records or {}}
     if before[-1:] != [found]:
         write_file(path, json.dumps([*before, found], indent=1) + '\n')
 

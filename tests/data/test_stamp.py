@@ -2,6 +2,7 @@
 import json
 import os
 import shutil
+import zlib
 
 import pytest
 
@@ -209,6 +210,8 @@ def test_a_training_and_an_evaluation_after_it_read_records_once(records, reads,
     assert [name for kind, name in reads if kind == 'whole' and name == 'set.rec'] == ['set.rec']
     log = (tmp_path / 'run' / 'train.log').read_text().splitlines()
     assert str(records) in log[0] and 'check: stamp' in log[0]
+    trained_on = json.loads((tmp_path / 'run' / 'environment.json').read_text())[-1]['records']
+    assert trained_on == {'set.rec': {'records': 50, 'crc32': f'{zlib.crc32(records.read_bytes()):08x}'}}
     reads.clear()
     assert not main(['evaluate', str(records), '--network', str(tmp_path / 'run')])
     assert reads == []

@@ -6,7 +6,7 @@ import gluon_lprnet  # noqa: F401  before MXNet, for NumPy's sake
 import mxnet as mx
 import numpy as np
 
-from gluon_lprnet.train import command, distributed, imagenet
+from gluon_lprnet.train import command, distributed, face, imagenet
 from gluon_lprnet.train.fine_tuning import fix_statistics
 
 
@@ -14,12 +14,14 @@ def parameters_of(net):
     return {name: parameter.data().asnumpy() for name, parameter in net._collect_params_with_prefix().items()}
 
 
-def main(settings):
-    config = imagenet.ClassificationConfig(**json.loads(settings))
+def main(recipe, settings):
+    module, config_class = {'classes': (imagenet, imagenet.ClassificationConfig),
+                            'landmarks': (face, face.LandmarkConfig)}[recipe]
+    config = config_class(**json.loads(settings))
     rank = distributed.workers_of(config).rank
     # Those of the first worker are taken by all.
     mx.random.seed(rank)
-    task = imagenet.build_task(config)
+    task = module.build_task(config)
     fix_statistics(task.net)
     metrics = command.fit(task, config)
     np.savez(f'{config.save_dir}/worker-{rank}.npz', **parameters_of(task.net))
@@ -27,4 +29,4 @@ def main(settings):
 
 
 if __name__ == '__main__':
-    main(sys.argv[1])
+    main(*sys.argv[1:])

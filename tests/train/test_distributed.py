@@ -1,5 +1,8 @@
 """Several real workers on this machine, by MXNet's parameter servers and, where it is installed, by Horovod."""
+import contextlib
+import functools
 import importlib.util
+import itertools
 import json
 import math
 import os
@@ -8,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -15,13 +19,16 @@ import mxnet as mx
 import numpy as np
 import pytest
 from conftest import epoch_records
+from reference.landmark_networks import write_faces
 from reference.worker import parameters_of
 
 from gluon_lprnet import checkpoint
 from gluon_lprnet.__main__ import main
 from gluon_lprnet.data.batches import ImageBatches, Normalization, parts
+from gluon_lprnet.data.faces.batches import AUGMENTATIONS, FaceBatches
+from gluon_lprnet.data.faces.records import read_face_records
 from gluon_lprnet.data.integrity import check_records
-from gluon_lprnet.train import command, distributed, imagenet
+from gluon_lprnet.train import command, distributed, face, imagenet
 from gluon_lprnet.train.face import LandmarkConfig
 from gluon_lprnet.train.fine_tuning import fix_statistics
 from gluon_lprnet.train.imagenet import ClassificationConfig
@@ -31,17 +38,50 @@ ROOT = Path(__file__).resolve().parents[2]
 WORKER = Path(__file__).resolve().parents[1] / 'reference' / 'worker.py'
 WORKERS = 3
 ENVIRONMENT = dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=str(ROOT))
+HOROVODRUN = [str(Path(sys.executable).with_name('horovodrun')), '--gloo', '-np']
 START = {
     'dist_sync': [sys.executable, '-m', 'gluon_lprnet', 'launch', '--workers', str(WORKERS), '--', str(WORKER)],
-    'horovod': [str(Path(sys.executable).with_name('horovodrun')), '--gloo', '-np', str(WORKERS), sys.executable,
-                str(WORKER)],
+    'horovod': [*HOROVODRUN, str(WORKERS), sys.executable, str(WORKER)],
 }
+# Two workers add up a number.
+HOROVOD_RUNS = """
+import gluon_lprnet, mxnet as mx, horovod.mxnet as hvd
+hvd.init()
+assert hvd.allreduce(mx.nd.ones((2,)), average=False, name='trial').sum().asscalar() == 4
+"""
 
 
-def engines():
-    reason = 'Horovod is not installed: `make horovod` builds it'
-    return ['dist_sync', pytest.param('horovod', marks=pytest.mark.skipif(
-        importlib.util.find_spec('horovod') is None, reason=reason))]
+@functools.cache
+def why_no_horovod():
+    """None where Horovod trains."""
+    if importlib.util.find_spec('horovod') is None:
+        return os.environ.get('GLUON_LPRNET_NO_HOROVOD') or 'Horovod is not installed: `make horovod` builds it'
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            done = subprocess.run([*HOROVODRUN, '2', sys.executable, '-c', HOROVOD_RUNS], cwd=folder, timeout=240,
+                                  env=horovod_environment(Path(folder)), capture_output=True, text=True)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            return f'Horovod is installed and does not run: {error}'
+    return f'Horovod is installed and does not run: {done.stderr.strip()[-300:]}' if done.returncode else None
+
+
+def horovod_environment(folder):
+    # horovodrun imports MXNet on its own, which needs the alias that NumPy has removed.
+    (folder / 'sitecustomize.py').write_text('import numpy; numpy.bool = bool')
+    return dict(ENVIRONMENT, PYTHONPATH=f'{folder}:{ROOT}')
+
+
+@pytest.fixture
+def horovod():
+    if why_no_horovod():
+        pytest.skip(why_no_horovod())
+
+
+@pytest.fixture(params=['dist_sync', 'horovod'])
+def engine(request):
+    if request.param == 'horovod':
+        request.getfixturevalue('horovod')
+    return request.param
 
 
 def settings(tiny_records, run, **changes):
@@ -51,13 +91,10 @@ def settings(tiny_records, run, **changes):
                    no_mirror=True, min_random_scale=1.0, rec_train=rec, rec_val=rec, save_dir=str(run)), **changes}
 
 
-def train_by_workers(start, values):
+def train_by_workers(start, values, recipe='classes'):
     run = Path(values['save_dir'])
-    # horovodrun imports MXNet on its own, which needs the alias that NumPy has removed.
-    run.parent.joinpath('sitecustomize.py').write_text('import numpy; numpy.bool = bool')
-    environment = dict(ENVIRONMENT, PYTHONPATH=f'{run.parent}:{ROOT}')
-    done = subprocess.run([*start, json.dumps(values)], cwd=ROOT, env=environment, capture_output=True, text=True,
-                          timeout=600)
+    done = subprocess.run([*start, recipe, json.dumps(values)], cwd=ROOT, env=horovod_environment(run.parent),
+                          capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     saved = [np.load(run / f'worker-{rank}.npz') for rank in range(WORKERS)]
     answers = [json.loads(line) for line in re.findall(r'\[\d, {.*?}\]', done.stdout)]
@@ -92,7 +129,6 @@ def train_alone(values):
     return before, parameters_of(task.net), metrics
 
 
-@pytest.mark.parametrize('engine', engines())
 def test_workers_train_as_one_process_on_their_batches_together(tiny_records, tmp_path, engine):
     # 50 records are 17, 17 and 16, or 5, 5 and 4 batches.
     saved, answers = train_by_workers(START[engine], settings(tiny_records, tmp_path / 'run', kvstore=engine))
@@ -112,6 +148,33 @@ def test_workers_train_as_one_process_on_their_batches_together(tiny_records, tm
     kept = mx.nd.load(checkpoint.newest(tmp_path / 'run').params)
     for name, value in saved[0].items():
         np.testing.assert_array_equal(kept[name].asnumpy(), value, name)
+
+
+def test_workers_learn_landmarks_as_one_process_does(tmp_path, engine):
+    # 40 faces are 14, 13 and 13, or 4 batches of 4, 4 and 4 and a last one of 2, 1 and 1.
+    rec, _ = write_faces(tmp_path / 'faces', np.linspace(-60, 60, 40))
+    values = dict(model='lprnet_mobilenet_x0.25', input_size=32, small_image=True, batch_size=12, num_epochs=3,
+                  tuning_epochs=1, optimizer='sgd', lr=2e-3, momentum=0.9, num_data_workers=1, rec_train=[rec],
+                  rec_val=[rec])
+    saved, answers = train_by_workers(START[engine], {**values, 'kvstore': engine, 'save_dir': str(tmp_path / 'run')},
+                                      'landmarks')
+    config = LandmarkConfig(**{**values, 'rec_train': (rec,), 'rec_val': (rec,), 'save_dir': str(tmp_path / 'alone')})
+    mx.random.seed(0)
+    task = face.build_task(config)
+    fix_statistics(task.net)
+    before = parameters_of(task.net)
+    metrics = command.fit(task, config)
+    expected = parameters_of(task.net)
+    for name, value in expected.items():
+        for of_worker in saved:
+            np.testing.assert_array_equal(of_worker[name], saved[0][name], name)
+        np.testing.assert_allclose(saved[0][name], value, rtol=1e-3, atol=2e-5, err_msg=name)
+    assert max(abs(expected[name] - before[name]).max() for name in expected) > 0.05, 'the comparison sees nothing'
+    assert answers[0] == answers[1] == answers[2] == pytest.approx(metrics, abs=1e-6)
+    found, wanted = epoch_records(tmp_path / 'run'), epoch_records(tmp_path / 'alone')
+    for key in ('loss', 'nme', 'val_nme', 'learning_rate', 'step'):
+        np.testing.assert_allclose([each[key] for each in found], [each[key] for each in wanted], rtol=1e-4,
+                                   err_msg=key)
 
 
 def test_gradients_in_2_bits_leave_workers_the_same_and_sums_exact(tiny_records, tmp_path):
@@ -150,6 +213,23 @@ def test_every_record_is_in_one_part(tiny_records, count, number):
         assert math.ceil(len(images) / 4) == len(batches)
         seen += images
     np.testing.assert_array_equal(np.array(seen).transpose(0, 2, 3, 1), tiny_records[1])
+
+
+def test_an_epoch_of_faces_goes_on_with_any_number_of_workers(tmp_path):
+    rec, _ = write_faces(tmp_path / 'faces', np.linspace(-60, 60, 20))
+    faces = list(read_face_records(rec))
+
+    def rows(number, start):
+        """Images of each step of all workers together, in an order of their own."""
+        readers = [FaceBatches(faces, 16, 1.5, 12 // number, Normalization((0,) * 3, (1,) * 3), AUGMENTATIONS['mild'],
+                               1, part=(rank, number)).epoch(1, start) for rank in range(number)]
+        return [sorted(image.tobytes() for batch in step if batch for image in batch.data.asnumpy())
+                for step in itertools.zip_longest(*readers)]
+
+    whole = rows(1, 0)
+    assert [len(step) for step in whole] == [12, 8] and len({*whole[0], *whole[1]}) == 20
+    for number in (2, 3, 4):
+        assert rows(number, 0) == whole and rows(number, 1) == whole[1:]
 
 
 def test_records_that_leave_a_worker_without_any_are_refused():
@@ -240,6 +320,47 @@ def test_a_killed_worker_ends_the_job_and_is_named_and_others_resume(training_fl
     assert records[-1]['val_top1'] > 0.8, 'three colors: chance is 1/3'
     assert (run / 'export' / 'lprnet_mobilenet_x0.25-symbol.json').exists()
     assert (run / 'train.log').read_text().count('epoch 1/20 (train) done') == 1
+
+
+def horovod_workers(run):
+    """The processes of a training in the folder ``run``, by their ranks."""
+    found = {}
+    for folder in Path('/proc').glob('[0-9]*'):
+        with contextlib.suppress(OSError):
+            rank = re.search(rb'(?:^|\0)HOROVOD_RANK=(\d+)\0', (folder / 'environ').read_bytes())
+            arguments = (folder / 'cmdline').read_bytes().split(b'\0')
+            if rank and arguments[0] == sys.executable.encode() and str(run).encode() in arguments:
+                found[int(rank[1])] = int(folder.name)
+    return found
+
+
+def start_horovod(tmp_path, workers, *argv):
+    return subprocess.Popen([*HOROVODRUN, str(workers), sys.executable, '-m', 'gluon_lprnet', 'train-imagenet', *argv],
+                            cwd=ROOT, env=horovod_environment(tmp_path), stdout=subprocess.PIPE,
+                            stderr=subprocess.STDOUT, text=True)
+
+
+@pytest.mark.slow
+def test_horovod_ends_when_a_worker_is_killed_and_others_resume(training_flags, tmp_path, horovod):
+    run = tmp_path / 'run'
+    flags = [*training_flags, '--log-interval', '1', '--batch-size', '6', '--num-epochs', '12', '--tuning-epochs', '0']
+    process = start_horovod(tmp_path, 2, *flags, '--horovod')
+    wait_for_epoch(run, 1, process)
+    workers = horovod_workers(run)
+    assert sorted(workers) == [0, 1]
+    os.kill(workers[1], signal.SIGKILL)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode, output
+    assert re.search(r'Process name: 1\n.*Exit code: 137', output, re.DOTALL), output
+    assert not any(Path(f'/proc/{number}').exists() for number in workers.values())
+    state = checkpoint.newest(run).state
+    assert 1 <= state['epoch'] < 12 and state['workers'] == 2
+
+    process = start_horovod(tmp_path, 3, '--save-dir', str(run), '--resume')
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    assert [record['epoch'] for record in epoch_records(run)] == list(range(12))
+    assert checkpoint.newest(run).state['workers'] == 3
 
 
 def test_running_statistics_are_averaged_in_what_is_saved(training_flags, tiny_records, tmp_path, capsys):

@@ -67,7 +67,7 @@ def test_command(folder, capsys, tmp_path):
 
 def test_environment_of_a_run(tmp_path):
     for _ in range(2):
-        write_environment(tmp_path)
+        write_environment(tmp_path, {'train.rec': {'records': 5, 'crc32': '0123abcd'}})
     (found,) = json.loads((tmp_path / 'environment.json').read_text())
     assert found['mxnet'] == mx.__version__
     assert found['numpy'] == np.__version__ and found['python'] == platform.python_version()
