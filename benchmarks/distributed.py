@@ -24,6 +24,8 @@ import tempfile
 import time
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 import gluon_lprnet
 import mxnet as mx
 import numpy as np
@@ -34,6 +36,7 @@ from gluon_lprnet.train.distributed import workers_of
 from gluon_lprnet.train.loop import Run, TrainingTask
 from gluon_lprnet.utils.text import render_table
 
+ROOT = Path(__file__).resolve().parents[1]
 CLASSES = 1000
 ON_PAPER = (8, 16, 32, 64, 128, 256)
 
@@ -75,11 +78,11 @@ def loopback_bytes():
 
 def measure(model, workers, threshold, args):
     """(parameters, seconds a step, bytes a step and worker) of a number of workers."""
-    worker = [__file__, '--worker', model, str(args.input_size), str(args.batch_size), str(args.steps), str(threshold),
-              DIST_SYNC if workers > 1 else DEVICE]
+    worker = [str(Path(__file__).resolve()), '--worker', model, str(args.input_size), str(args.batch_size),
+              str(args.steps), str(threshold), DIST_SYNC if workers > 1 else DEVICE]
     command = ['-m', 'gluon_lprnet', 'launch', '--workers', str(workers), '--', *worker] if workers > 1 else worker
     alone = ['unshare', '--map-root-user', '--net', 'sh', '-c', 'ip link set lo up && exec "$@"', 'sh']
-    done = subprocess.run([*alone, sys.executable, *command], env={**os.environ, 'OMP_NUM_THREADS': '1'},
+    done = subprocess.run([*alone, sys.executable, *command], cwd=ROOT, env={**os.environ, 'OMP_NUM_THREADS': '1'},
                           capture_output=True, text=True)
     if done.returncode:
         sys.exit(done.stderr)
