@@ -914,6 +914,28 @@ def test_command(trained, records, tmp_path, capsys):
     np.testing.assert_array_equal(again(x).asnumpy(), net(x).asnumpy())
 
 
+def test_records_that_two_flags_name_are_read_once_and_those_to_calibrate_on_by_the_sample(records, monkeypatch):
+    read = []
+
+    def note(path, **how):
+        read.append((path, how))
+        return path
+    monkeypatch.setattr(command, 'check_records', note)
+
+    def found(**flags):
+        read.clear()
+        none = dict.fromkeys(('calibrate', 'rec_train', 'held_out', 'rec_val'))
+        return command._checked(argparse.Namespace(**{**none, 'labels': False, 'data_check': 'stamp', **flags}), 3)
+
+    assert found(calibrate=records) == dict.fromkeys(('rec_train', 'held_out', 'rec_val')) and not read
+    assert found(calibrate=records, rec_train=records)['rec_train'] == records
+    assert read == [(records, {'num_classes': None, 'data_check': 'stamp'})]
+    found(rec_train=records, held_out=records, rec_val=records)
+    assert read == [(records, {'num_classes': 3, 'data_check': 'stamp'})]
+    found(calibrate=records, data_check='full')
+    assert read == [(records, {'num_classes': None, 'data_check': 'full'})]
+
+
 def test_command_refuses(trained, records, tmp_path):
     out = ('--out', tmp_path / 'out')
     with pytest.raises(InputError, match='needs --rec-train'):
