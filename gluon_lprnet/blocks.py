@@ -4,8 +4,9 @@ All are ``HybridBlock`` s from NCHW to NCHW, so a network of them runs imperativ
 exported symbol. A stride-1 module keeps height and width, a stride-2 module
 halves them, rounding up.
 """
+import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Optional, Union
 
@@ -16,7 +17,7 @@ from mxnet.gluon.block import HybridBlock
 
 from .utils.errors import InputError
 
-__all__ = ['ConvBNReLU', 'SConv', 'DSC', 'LPR', 'PDP', 'InvertedResidual', 'ShuffleNetV1Unit',
+__all__ = ['ConvBNReLU', 'SConv', 'DSC', 'LPR', 'PDP', 'Shift', 'ShiftResidual', 'InvertedResidual', 'ShuffleNetV1Unit',
            'ShuffleNetV2Unit', 'ShuffleNetV2DownUnit', 'normalize_in_rank_space', 'plain_form', 'resolve_rank']
 
 
@@ -120,6 +121,85 @@ class PDP(nn.HybridSequential):
             self.add(nn.Conv2D(rank, 1, use_bias=False, in_channels=in_channels),
                      nn.Conv2D(rank, kernel, stride, kernel // 2, groups=rank, use_bias=False, in_channels=rank),
                      ConvBNReLU(channels, 1, in_channels=rank))
+
+
+class Shift(HybridBlock):
+    """Each channel moved by one position or not at all, in one of the k * k directions (arXiv 1711.08141, its 2.2).
+
+    It has no weights and no arithmetic. Each direction has C // k^2 channels, in the order of a kernel's positions from
+    left to right and from top to bottom, and the rest of the channels, the last ones, stay where they are. What comes
+    in from outside is 0. A channel holds what a depthwise convolution with a single weight, 1, at the position of its
+    direction would give.
+
+    Parameters
+    ----------
+    channels : int
+    kernel : int, default 3
+    directions : sequence of int, optional
+        Of each channel the number of its position in the kernel, in place of equal shares.
+
+    Raises
+    ------
+    InputError
+        If the directions are not one for each channel, or are not of the kernel.
+    """
+
+    def __init__(self, channels: int, kernel: int = 3, directions: Optional[Sequence[int]] = None,
+                 **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        positions = kernel ** 2
+        if directions is None:
+            directions = [*np.repeat(range(positions), channels // positions),
+                          *[positions // 2] * (channels % positions)]
+        self.directions = tuple(map(int, directions))
+        self._kernel = kernel
+        if len(self.directions) != channels or not all(0 <= each < positions for each in self.directions):
+            raise InputError(f'directions {self.directions} are not one for each of {channels} channels, from 0 to '
+                             f'{positions - 1}.')
+
+    def hybrid_forward(self, F: Any, x: Any) -> Any:
+        half = self._kernel // 2
+        padded = F.pad(x, mode='constant', pad_width=(0, 0, 0, 0, half, half, half, half))
+        parts, begin = [], 0
+        for direction, run in itertools.groupby(self.directions):
+            end = begin + len(list(run))
+            part = F.slice_axis(padded, axis=1, begin=begin, end=end)
+            for axis, place in zip((2, 3), divmod(direction, self._kernel)):
+                left_out = 2 * half - place
+                part = F.slice_axis(part, axis=axis, begin=place, end=-left_out if left_out else None)
+            parts.append(part)
+            begin = end
+        return F.concat(*parts, dim=1) if len(parts) > 1 else parts[0]
+
+
+class ShiftResidual(HybridBlock):
+    """The module of ShiftResNet (arXiv 1711.08141): pointwise, shift, pointwise, and the input added.
+
+    BatchNorm and ReLU follow both pointwise convolutions, the stride is that of the second. Where the shapes differ, a
+    pointwise convolution with BatchNorm is on the way of the input.
+
+    Parameters
+    ----------
+    in_channels, channels, stride : int
+    expansion : float
+        Channels that are shifted, over ``channels``.
+    directions : sequence of int, optional
+        Of the channels that are shifted, in place of the expansion: see :class:`Shift`.
+    """
+
+    def __init__(self, in_channels: int, channels: int, stride: int = 1, expansion: float = 1.0,
+                 directions: Optional[Sequence[int]] = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        hidden = max(1, int(channels * expansion)) if directions is None else len(directions)
+        with self.name_scope():
+            self.first = ConvBNReLU(hidden, 1, in_channels=in_channels)
+            self.shift = Shift(hidden, directions=directions)
+            self.second = ConvBNReLU(channels, 1, stride, in_channels=hidden)
+            self.shortcut = None if (stride, in_channels) == (1, channels) else ConvBNReLU(
+                channels, 1, stride, in_channels=in_channels, activation=None)
+
+    def hybrid_forward(self, F: Any, x: Any) -> Any:
+        return self.second(self.shift(self.first(x))) + (self.shortcut(x) if self.shortcut else x)
 
 
 def resolve_rank(rank: Union[int, float], channels: int) -> int:

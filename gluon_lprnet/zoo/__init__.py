@@ -3,11 +3,13 @@
 from . import (  # noqa: F401
     compressed,
     condensenet,
+    densenet,
     espnetv2,
     igcv3,
     mnasnet,
     mobilenetv1,
     mobilenetv2,
+    shiftresnet,
     shufflenetv1,
     shufflenetv2,
 )
