@@ -5,33 +5,20 @@ import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
 
-import mxnet as mx
 from mxnet import gluon
 
-from ..artifact import export_network, load_network
-from ..data.batches import ImageBatches, Normalization, paper_augmentation, validation_batches
-from ..data.classes import labels_of
-from ..data.images import BILINEAR, shorter_side
-from ..data.integrity import add_check_flag, check_records
-from ..data.sample import sampled
+from ..artifact import export_network
+from ..data.integrity import add_check_flag
 from ..deployment.reparametrize import deploy
-from ..evaluate.classification import (
-    add_description_flags,
-    correct_in_top,
-    described,
-    evaluate_classification,
-    load_described,
-)
+from ..evaluate.classification import add_description_flags
 from ..evaluate.network_flag import add_network_alone, with_network
 from ..train.command import fit
 from ..train.config import TrainingConfig, check_same_curve, checkpoint_to_resume
 from ..train.config import rank as parse_rank
-from ..train.loop import TrainingTask
 from ..utils.errors import InputError
 from ..utils.files import make_folder, write_file
 from ..utils.flags import Commands, add_parser, non_negative_float, non_negative_int, positive_float, positive_int
@@ -39,7 +26,8 @@ from ..utils.text import integer, real, render_table
 from .latency import median_milliseconds
 from .network import METHODS, compress
 from .ranks import VECTOR, Budget, ByLayer, Energy, Latency, as_ranks
-from .tuning import Agreement, Best, as_teacher, distill
+from .tasks import load_task
+from .tuning import Best
 
 # Of a tuning: where files were.
 _PLACES = ('save_dir', 'network', 'calibrate', 'held_out', 'teacher')
@@ -179,80 +167,39 @@ def _ranks_of(args):
 
 def _run(args):
     args = with_network('compress', args)
-    # Ranks are given and saved by layer name, and Gluon numbers the names by what the process has built before.
-    with mx.name.NameManager():
-        original, description = load_described(args.network, args)
     if args.tune_epochs and not (args.rec_train and (args.held_out or args.rec_val)):
         raise InputError('--tune-epochs needs --rec-train, and --held-out or --rec-val.')
     if args.resume and not args.tune_epochs:
         raise InputError('--resume goes on with a tuning: give --tune-epochs too.')
+    if args.teacher and not args.tune_epochs:
+        raise InputError('--teacher is for tuning: give --tune-epochs too.')
     out = Path(args.out)
     found = args.tune_epochs and checkpoint_to_resume(out / 'tuning', args.resume)
     if found:
         check_same_curve(_tuning_config(args, found.state['config']['ranks']), found)
-    name = f"{description.get('model', Path(args.network).name.replace('-symbol.json', ''))}-compressed"
-    size = description['input_size']
-    shape = (1, 3, size, size)
-    classes = original(mx.nd.zeros(shape)).shape[1]
-    teacher = _teacher(args, dict(description, num_classes=classes)) if args.teacher else original
-    records = _checked(args, classes)
-
+    task = load_task(args)
     # Measured again, ranks by latency might differ from the tuned ones.
     ranks = ByLayer(found.state['config']['ranks']) if found else _ranks_of(args)
-    net, report = _compressed(original, ranks, args, description, shape)
+    with task.calibration() as images:
+        net, report = compress(task.net, ranks, args.layers, args.exclude, args.l2_norm, not args.no_residual, images,
+                               task.input_shape, args.any_width, args.method)
     chosen = {layer.name: layer.rank for layer in report.layers if layer.rank}
     print(report)
     if not chosen:
         raise InputError('no layer was replaced, for the reasons above; nothing was written.')
     make_folder(out)
-    validation = records['rec_val'] and validation_batches(records['rec_val'], description, args.batch_size,
-                                                           args.num_data_workers)
-    held_out = records['held_out'] and validation_batches(records['held_out'], description, args.batch_size,
-                                                          args.num_data_workers)
-    agreement = held_out and Agreement(original, lambda: held_out.epoch(0))
-
-    def measured(net):
-        return {**({'agreement': agreement.of(net)} if agreement else {}), **_accuracy(net, validation)}
-
-    columns = {'original': measured(original), 'compressed': measured(net)}
+    columns = {'original': task.measured(task.net), 'compressed': task.measured(net)}
     if args.tune_epochs:
-        images = ImageBatches(records['rec_train'], size, args.batch_size,
-                              Normalization(description['rgb_mean'], description['rgb_std']), shuffle=True,
-                              resize=shorter_side(description), threads=args.num_data_workers, seed=args.seed,
-                              augmentation=dict(paper_augmentation(args.pad, args.min_random_scale,
-                                                                   mirror=not args.no_mirror),
-                                                inter_method=description.get('inter_method', BILINEAR)),
-                              labels=labels_of(description, args.rec_train) if args.labels else None)
-        columns['tuned'] = _tuned(net, teacher, args, images, measured, _tuning_config(args, chosen), found)
-    latencies = median_milliseconds([deploy(original), deploy(net)], shape)
+        columns['tuned'] = _tuned(net, task, _tuning_config(args, chosen), found)
+    latencies = median_milliseconds([deploy(task.net), deploy(net)], task.input_shape)
     print(f'\n{_table(columns, report, latencies)}')
     for warning in _warnings(report, *latencies):
         print(f'Warning: {warning}', file=sys.stderr)
     recipe = _tuning_config(args, chosen).to_dict() if args.tune_epochs else {'ranks': chosen}
-    _write(net, dict(description, model=name), out, report, columns, latencies, method=args.method,
+    name = f"{task.description.get('model', Path(args.network).name.replace('-symbol.json', ''))}-compressed"
+    _write(net, dict(task.description, model=name), out, report, columns, latencies, method=args.method,
            residual=not args.no_residual and args.method == 'lpr',
            recipe={key: value for key, value in recipe.items() if key not in _PLACES})
-
-
-def _checked(args, classes):
-    """What is known of the records that are read whole, by their flags; a file of two flags is read once."""
-    given = {flag: getattr(args, flag) for flag in ('rec_train', 'held_out', 'rec_val') if getattr(args, flag)}
-    # Of photos alone, labels mean nothing.
-    labeled = {path for flag, path in given.items() if flag == 'rec_val' or args.labels and flag == 'rec_train'}
-    whole = [*given.values(), *([args.calibrate] if args.calibrate and args.data_check == 'full' else [])]
-    found = {path: check_records(path, num_classes=classes if path in labeled else None, data_check=args.data_check)
-             for path in dict.fromkeys(whole)}
-    return {flag: found[given[flag]] if flag in given else None for flag in ('rec_train', 'held_out', 'rec_val')}
-
-
-def _teacher(args, student):
-    if not args.tune_epochs:
-        raise InputError('--teacher is for tuning: give --tune-epochs too.')
-    net, description = load_network(args.teacher)
-    description = described(args.teacher, description, {})
-    size = description['input_size']
-    return as_teacher(net, dict(description, num_classes=net(mx.nd.zeros((1, 3, size, size))).shape[1]), student,
-                      args.teacher)
 
 
 def _tuning_config(args, ranks):
@@ -261,18 +208,7 @@ def _tuning_config(args, ranks):
                                   ranks=ranks, optimizer='adam')
 
 
-def _compressed(original, ranks, args, description, shape):
-    with sampled(args.calibrate, args.images, args.seed) if args.calibrate else nullcontext() as records:
-        images = records and validation_batches(records, description, args.batch_size, args.num_data_workers).epoch(0)
-        return compress(original, ranks, args.layers, args.exclude, args.l2_norm, not args.no_residual, images, shape,
-                        args.any_width, args.method)
-
-
-def _accuracy(net, validation):
-    return evaluate_classification(net, validation, mx.cpu()) if validation else {}
-
-
-def _tuned(net, teacher, args, images, measured, config, found):
+def _tuned(net, task, config, found):
     """Tune the network; its numbers."""
     # Inside another block: MXNet cannot read back the parameters that a bare SymbolBlock saves.
     whole = gluon.nn.HybridSequential()
@@ -280,18 +216,15 @@ def _tuned(net, teacher, args, images, measured, config, found):
     best = Best(whole, Path(config.save_dir) / 'best.params')
 
     def evaluate():
-        numbers = measured(net)
-        if 'agreement' in numbers:
-            best.offer(numbers['agreement'])
+        numbers = task.measured(net)
+        score = task.score(numbers)
+        if score is not None:
+            best.offer(score)
         return numbers
 
-    fit(distill(TrainingTask(
-        net=whole, contexts=[mx.cpu()], batches=images.epoch, batches_per_epoch=len(images),
-        loss=gluon.loss.SoftmaxCrossEntropyLoss(),
-        count=lambda outputs, label: {'top1': correct_in_top(outputs, label, 1)},
-        evaluate=evaluate), teacher, args.temperature, args.labels), config, found)
+    fit(task.tuning(whole, evaluate), config, found)
     best.take()
-    return measured(net)
+    return task.measured(net)
 
 
 def _warnings(report, before, after):

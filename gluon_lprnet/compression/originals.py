@@ -1,6 +1,7 @@
 """``python -m gluon_lprnet import``: networks that others have trained, as networks of this package to compress."""
 import os
 import zipfile
+from pathlib import Path
 from typing import Any, Union
 
 import mxnet as mx
@@ -10,14 +11,17 @@ from mxnet.gluon import HybridBlock
 from ..artifact import export_network
 from ..data.imagenet_names import imagenet_names
 from ..data.images import BILINEAR
+from ..formats.symbol_files import read_params
 from ..utils.errors import InputError
 from ..utils.flags import Commands, add_parser, positive_int
 from ..zoo import get_model
 
-__all__ = ['import_mobilenetv1']
+__all__ = ['import_gluoncv_mobilenet', 'import_mobilenetv1']
 
 BLOCKS = 13
 _PARTS = ('weight', 'zero', 'scale', 'bias')
+# GluonCV's, of pixels from 0 to 255.
+_GLUONCV_MEAN, _GLUONCV_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
 
 def import_mobilenetv1(path: Union[str, os.PathLike], input_size: int) -> tuple[HybridBlock, dict[str, Any]]:
@@ -50,20 +54,10 @@ def import_mobilenetv1(path: Union[str, os.PathLike], input_size: int) -> tuple[
         raise InputError(f'input_size {input_size} is not a multiple of 32, for which alone the padding is exact.')
     arrays = _read(path)
     first = _array(arrays, 'conv0_weight', path, (None, 3, 3, 3))
-    width = len(first) / 32
-    config: dict[str, Any] = {
-        'task': 'classification', 'model': f'mobilenetv1_x{width:g}' if width != 1 else 'mobilenetv1_x1.0',
-        'num_classes': len(_array(arrays, 'output_bias', path, (None,))) - 1, 'small_image': False, 'rank': None,
-        'no_residual': False, 'no_l2_norm': False, 'l2_norm_scale': None, 'activation': 'relu6',
-        'padding': 'tensorflow', 'input_size': input_size, 'crop_ratio': 0.875, 'inter_method': BILINEAR,
-        'rgb_mean': [128.0] * 3, 'rgb_std': [128.0] * 3, 'class_names': None}
-    if config['num_classes'] < 1:
+    classes = len(_array(arrays, 'output_bias', path, (None,))) - 1
+    if classes < 1:
         raise InputError(f'{path}: output_bias has no class besides the background.')
-    words = imagenet_names()
-    if config['num_classes'] == len(words):
-        config.update(class_names=list(words.values()), class_ids=list(words))
-    with mx.name.NameManager():
-        net = get_model(config['model'], classes=config['num_classes'], activation='relu6', padding='tensorflow')
+    net, config = _untrained(len(first) / 32, classes, input_size, 'relu6', 'tensorflow', [128.0] * 3, [128.0] * 3)
     net.initialize()
     stem, *blocks = list(net.features)[:BLOCKS + 1]
     layers = {'conv0': stem}
@@ -73,11 +67,70 @@ def import_mobilenetv1(path: Union[str, os.PathLike], input_size: int) -> tuple[
         weight, bias = _layer(arrays, name, path, layer[0].weight.shape)
         layer[0].weight.set_data(mx.nd.array(weight))
         _hold_bias(layer[1], bias)
-    outputs = (config['num_classes'] + 1, net.output.weight.shape[1])
+    outputs = (classes + 1, net.output.weight.shape[1])
     weight, bias = _layer(arrays, 'output', path, outputs)
     net.output.weight.set_data(mx.nd.array(weight[1:]))
     net.output.bias.set_data(mx.nd.array(bias[1:]))
     return net, config
+
+
+def import_gluoncv_mobilenet(path: Union[str, os.PathLike],
+                             input_size: int = 224) -> tuple[HybridBlock, dict[str, Any]]:
+    """MobileNetV1 as GluonCV trains it, from its parameters.
+
+    Parameters
+    ----------
+    path : path
+        A ``.params`` file of GluonCV's ``mobilenet1.0``, ``mobilenet0.75``, ``mobilenet0.5`` or ``mobilenet0.25``, as
+        ``get_model(..., pretrained=True)`` keeps it in ``~/.mxnet/models`` or ``save_parameters`` writes it.
+    input_size : int
+        Height and width of the pictures that it was trained for.
+
+    Returns
+    -------
+    tuple of (HybridBlock, dict)
+        The network ``mobilenetv1`` of the zoo, and its description, with GluonCV's preprocessing. Of 1,000 classes it
+        has ImageNet's names.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be read, or is not of such a network.
+    """
+    params = read_params(Path(path))
+    output, first = params.get('output.bias'), params.get('features.0.weight')
+    if output is None or first is None or output.ndim != 1 or first.ndim != 4:
+        raise InputError(f"{path} does not have the parameters of GluonCV's MobileNetV1: take a file that "
+                         'save_parameters wrote, of mobilenet1.0, 0.75, 0.5 or 0.25.')
+    net, config = _untrained(len(first) / 32, len(output), input_size, 'relu', 'symmetric', list(_GLUONCV_MEAN),
+                             list(_GLUONCV_STD))
+    net.initialize()
+    # There a ReLU follows each BatchNorm as a block of its own.
+    names = [f'features.{3 * layer + part}.{kind}' for layer in range(2 * BLOCKS + 1)
+             for part, kinds in enumerate((('weight',), ('gamma', 'beta', 'running_mean', 'running_var')))
+             for kind in kinds] + ['output.weight', 'output.bias']
+    if set(names) != set(params):
+        raise InputError(f"{path} does not have the parameters of GluonCV's MobileNetV1: "
+                         f'{min(set(names) ^ set(params))} is missing or is one too many.')
+    for name, parameter in zip(names, net._collect_params_with_prefix().values()):
+        if params[name].shape != parameter.shape:
+            raise InputError(f'{path}: {name} has shape {params[name].shape}, not {parameter.shape}.')
+        parameter.set_data(mx.nd.array(params[name]))
+    return net, config
+
+
+def _untrained(width, classes, input_size, activation, padding, mean, std):
+    """MobileNetV1 of the zoo and its description; of 1,000 classes with ImageNet's names."""
+    config: dict[str, Any] = {
+        'task': 'classification', 'model': f'mobilenetv1_x{width:g}' if width != 1 else 'mobilenetv1_x1.0',
+        'num_classes': classes, 'small_image': False, 'rank': None, 'no_residual': False, 'no_l2_norm': False,
+        'l2_norm_scale': None, 'activation': activation, 'padding': padding, 'input_size': input_size,
+        'crop_ratio': 0.875, 'inter_method': BILINEAR, 'rgb_mean': mean, 'rgb_std': std, 'class_names': None}
+    words = imagenet_names()
+    if classes == len(words):
+        config.update(class_names=list(words.values()), class_ids=list(words))
+    with mx.name.NameManager():
+        return get_model(config['model'], classes=classes, activation=activation, padding=padding), config
 
 
 def _hold_bias(norm, bias):
@@ -126,12 +179,13 @@ def _array(arrays, name, path, shape):
 
 def add_commands(commands: Commands) -> None:
     parser = add_parser(
-        commands, 'import', help='MobileNetV1 as its authors trained it on ImageNet, as an exported network',
-        example='gluon-lprnet import mobilenetv1_x0.5.npz --input-size 160 --out original',
+        commands, 'import', help='MobileNetV1 as others trained it on ImageNet, as an exported network',
+        example='gluon-lprnet import mobilenetv1_x0.5.npz --input-size 160 --out original\n'
+                'gluon-lprnet import ~/.mxnet/models/mobilenet0.5-9f83e440.params --input-size 224 --out original',
         description='Read the arrays of an 8-bit MobileNetV1 (LAYER_weight, LAYER_zero, LAYER_scale and LAYER_bias in '
-                    'a .npz file) and write the network as symbol and params with its description, for compress, '
-                    'export, predict and evaluate.')
-    parser.add_argument('arrays', metavar='NPZ', help='the file of arrays')
+                    "a .npz file), or the parameters of GluonCV's MobileNetV1 (.params), and write the network as "
+                    'symbol and params with its description, for compress, export, predict and evaluate.')
+    parser.add_argument('arrays', metavar='FILE', help='the .npz file of arrays, or the .params file of GluonCV')
     parser.add_argument('--input-size', type=positive_int, required=True, metavar='PIXELS',
                         help='height and width of the pictures that it was trained for')
     parser.add_argument('--out', required=True, metavar='DIR', help='folder to write to')
@@ -139,4 +193,5 @@ def add_commands(commands: Commands) -> None:
 
 
 def _run(args):
-    print(export_network(*import_mobilenetv1(args.arrays, args.input_size), args.out))
+    read = import_gluoncv_mobilenet if args.arrays.endswith('.params') else import_mobilenetv1
+    print(export_network(*read(args.arrays, args.input_size), args.out))

@@ -11,11 +11,12 @@ from mxnet.gluon import HybridBlock
 
 from ..data.batches import Batch
 from ..data.classes import outputs_of
+from ..train.face import LOSSES
 from ..train.loop import TrainingTask
 from ..utils.errors import InputError
 from ..utils.files import PathLike, write_file
 
-__all__ = ['Agreement', 'Best', 'as_teacher', 'distill', 'distillation_loss']
+__all__ = ['Agreement', 'Best', 'Distance', 'as_teacher', 'distill', 'distill_landmarks', 'distillation_loss']
 
 
 def distillation_loss(temperature: float = 4.0, labels: bool = False) -> Callable:
@@ -67,8 +68,7 @@ def distill(task: TrainingTask, teacher: Callable, temperature: float = 4.0, lab
     gluon_lprnet.train.loop.TrainingTask
     """
     def batches(epoch, start):
-        for data, label in task.batches(epoch, start):
-            taught = teacher(data.as_in_context(task.contexts[0]))
+        for (data, label), taught in _taught(task, teacher, epoch, start):
             label = label.as_in_context(taught.context).astype('float32', copy=False)
             yield Batch(data, mx.nd.concat(label.expand_dims(1), taught, dim=1))
 
@@ -78,6 +78,40 @@ def distill(task: TrainingTask, teacher: Callable, temperature: float = 4.0, lab
         return {'agreement': int((outputs.argmax(axis=1) == targets[:, 1:].argmax(axis=1)).sum())}
 
     return replace(task, batches=batches, loss=distillation_loss(temperature, labels), count=count)
+
+
+def distill_landmarks(task: TrainingTask, teacher: Callable) -> TrainingTask:
+    """A training that learns a teacher's landmarks: the sum of smooth L1 losses, and no labels.
+
+    Parameters
+    ----------
+    task : gluon_lprnet.train.loop.TrainingTask
+        Of landmarks.
+    teacher : callable
+        A network from the same data to the same outputs, on the first of the task's contexts.
+
+    Returns
+    -------
+    gluon_lprnet.train.loop.TrainingTask
+        It reports the mean ``distance`` of a point from the teacher's: see :class:`Distance`.
+    """
+    def batches(epoch, start):
+        for (data, _), taught in _taught(task, teacher, epoch, start):
+            yield Batch(data, taught)
+
+    return replace(task, batches=batches,
+                   loss=lambda outputs, taught: LOSSES['smooth-l1'](outputs - taught).sum(axis=1),
+                   count=lambda outputs, taught: {'distance': float(_distances(outputs, taught).sum())})
+
+
+def _taught(task, teacher, epoch, start):
+    for batch in task.batches(epoch, start):
+        yield batch, teacher(batch[0].as_in_context(task.contexts[0]))
+
+
+def _distances(outputs, expected):
+    """Of each face the mean distance of its points, for outputs (N, 2 P)."""
+    return np.linalg.norm((outputs - expected).reshape(len(outputs), -1, 2), axis=2).mean(axis=1)
 
 
 def as_teacher(net: Callable, description: Mapping[str, Any], student: Mapping[str, Any], source: PathLike) -> Callable:
@@ -137,21 +171,37 @@ class Agreement:
 
     def __init__(self, teacher: HybridBlock, batches: Callable[[], Iterable]) -> None:
         self._batches = batches
-        self._expected = self._classes(teacher)
+        self._expected = _outputs(teacher, batches()).argmax(axis=1)
 
     def of(self, net: HybridBlock) -> float:
         """The share for a network, 0 to 1; ArithmeticError if it gives NaN or infinite outputs."""
-        return float((self._classes(net) == self._expected).mean())
+        return float((_outputs(net, self._batches()).argmax(axis=1) == self._expected).mean())
 
-    def _classes(self, net):
-        found = []
-        context = next(iter(net.collect_params().values())).list_ctx()[0]
-        for data, _ in self._batches():
-            outputs = net(data.as_in_context(context)).asnumpy()
-            if not np.isfinite(outputs).all():
-                raise ArithmeticError('the network returns NaN or infinite outputs')
-            found.append(outputs.argmax(axis=1))
-        return np.concatenate(found)
+
+class Distance:
+    """How far landmarks are from those of a teacher, on some faces.
+
+    Parameters
+    ----------
+    teacher, batches
+        As of :class:`Agreement`.
+    """
+
+    def __init__(self, teacher: HybridBlock, batches: Callable[[], Iterable]) -> None:
+        self._batches = batches
+        self._expected = _outputs(teacher, batches())
+
+    def of(self, net: HybridBlock) -> float:
+        """For a network the mean over points and faces, in sides of the crop; ArithmeticError as of Agreement."""
+        return float(_distances(_outputs(net, self._batches()), self._expected).mean())
+
+
+def _outputs(net, batches):
+    context = next(iter(net.collect_params().values())).list_ctx()[0]
+    found = np.concatenate([net(data.as_in_context(context)).asnumpy() for data, _ in batches])
+    if not np.isfinite(found).all():
+        raise ArithmeticError('the network returns NaN or infinite outputs')
+    return found
 
 
 class Best:

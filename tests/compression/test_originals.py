@@ -2,14 +2,16 @@
 import mxnet as mx
 import numpy as np
 import pytest
+from gluoncv.model_zoo import get_model as get_gluoncv_model
 from mxnet import autograd
+from mxnet.gluon import nn
 from reference.modules import conv
 
 from gluon_lprnet import blocks, get_model
 from gluon_lprnet.__main__ import main
 from gluon_lprnet.artifact import load_network, model_arguments
 from gluon_lprnet.complexity import count
-from gluon_lprnet.compression import compress, import_mobilenetv1
+from gluon_lprnet.compression import compress, import_gluoncv_mobilenet, import_mobilenetv1
 from gluon_lprnet.deployment import deploy
 from gluon_lprnet.predict.classification import preprocess
 from gluon_lprnet.utils.errors import InputError
@@ -166,3 +168,58 @@ def test_real_photos(shared_data):
     right = [int(net(preprocess(photo, description)).argmax(axis=1).asscalar()) == label
              for label, photo in list(enumerate(photos))[::17]]
     assert np.mean(right) > 0.4
+
+
+def gluoncv_file(folder, name='mobilenet0.25', classes=1000):
+    """Random weights as GluonCV saves pretrained ones, and the network."""
+    mx.random.seed(7)
+    net = get_gluoncv_model(name, classes=classes)
+    net.initialize(mx.init.Xavier())
+    net(mx.nd.zeros((1, 3, SIZE, SIZE)))
+    for key, parameter in net.collect_params().items():
+        if key.endswith('gamma'):
+            parameter.set_data(mx.nd.random.uniform(0.5, 1.5, parameter.shape))
+    # As after a training: statistics that are those of the activations.
+    net.apply(lambda block: block._kwargs.update(momentum=0) if isinstance(block, nn.BatchNorm) else None)
+    with autograd.record():
+        outputs = net(mx.nd.random.uniform(-1, 1, (64, 3, SIZE, SIZE)))
+    outputs.backward()
+    net.save_parameters(str(folder / f'{name}-9f83e440.params'))
+    return folder / f'{name}-9f83e440.params', net
+
+
+@pytest.mark.parametrize('name, model', [('mobilenet0.25', 'mobilenetv1_x0.25'), ('mobilenet1.0', 'mobilenetv1_x1.0')])
+def test_gluoncv_mobilenets(name, model, tmp_path, capsys):
+    """The same function; and the files of the command can be compressed as any others."""
+    path, original = gluoncv_file(tmp_path, name)
+    expected = original(mx.nd.array(X)).asnumpy()
+    assert expected.std(axis=0).mean() > 1e-3 * abs(expected).max()
+    assert not main(['import', str(path), '--input-size', str(SIZE), '--out', str(tmp_path / 'original')])
+    symbol = tmp_path / 'original' / f'{model}-symbol.json'
+    assert str(symbol) in capsys.readouterr().out
+    net, description = load_network(symbol)
+    np.testing.assert_allclose(net(mx.nd.array(X)).asnumpy(), expected, rtol=1e-4, atol=1e-4 * abs(expected).max())
+    # Those of gluoncv.data.transforms.presets.imagenet, of pixels from 0 to 1.
+    np.testing.assert_allclose(np.array(description['rgb_mean']) / 255, [0.485, 0.456, 0.406], rtol=1e-6)
+    np.testing.assert_allclose(np.array(description['rgb_std']) / 255, [0.229, 0.224, 0.225], rtol=1e-6)
+    assert description['class_names'][1] == 'goldfish' and description['crop_ratio'] == 0.875
+    assert not main(['compress', '--network', str(symbol), '--rank', '1/4', '--out', str(tmp_path / 'small')])
+    assert count(tmp_path / 'small' / f'{model}-compressed-symbol.json',
+                 (1, 3, SIZE, SIZE)).multiply_adds < count(net, (1, 3, SIZE, SIZE)).multiply_adds
+
+
+def test_other_files_of_parameters(tmp_path):
+    path, _ = gluoncv_file(tmp_path, 'mobilenetv2_0.25', 10)
+    with pytest.raises(InputError, match="does not have the parameters of GluonCV's MobileNetV1"):
+        import_gluoncv_mobilenet(path)
+    path, _ = gluoncv_file(tmp_path)
+    params = mx.nd.load(str(path))
+    for change, message in (({'features.79.gamma': None}, 'features.79.gamma is missing or is one too many'),
+                            ({'output.weight': mx.nd.zeros((1000, 3))}, r'output.weight has shape \(1000, 3\)')):
+        mx.nd.save(str(tmp_path / 'bad.params'), {key: value for key, value in {**params, **change}.items()
+                                                  if value is not None})
+        with pytest.raises(InputError, match=message):
+            import_gluoncv_mobilenet(tmp_path / 'bad.params')
+    (tmp_path / 'half.params').write_bytes(path.read_bytes()[:9000])
+    with pytest.raises(InputError, match='half.params is damaged'):
+        import_gluoncv_mobilenet(tmp_path / 'half.params')
