@@ -5,7 +5,8 @@ and at the beginning and end of the functions that write a checkpoint. Then trai
 which end with one sentence, and resume when there is room. Compared are parameters, averaged weights, the optimizer's
 state, the sums of the epoch, the journal and the exported network. A checkpoint that was complete is never lost.
 
-A disk is a tmpfs where this process may mount one, else a limit on the size of a file. Example:
+A disk is a tmpfs where this process may mount one, else a limit on the size of a file. Findings are printed as they
+come, and what was counted after every ten trainings, at the end and when it is interrupted. Example:
 ``python benchmarks/kill_training.py --kills 200 --disks 40``. Exit status 1 if there is a finding.
 """
 import argparse
@@ -42,6 +43,7 @@ from gluon_lprnet.blocks import LPR, ConvBNReLU
 from gluon_lprnet.data.recordio import write_records
 from gluon_lprnet.train import imagenet, journal
 from gluon_lprnet.utils.flags import non_negative_int, positive_int
+from gluon_lprnet.utils.signals import exit_on_sigterm
 from gluon_lprnet.zoo.network import Network
 from gluon_lprnet.zoo.registry import register
 
@@ -159,13 +161,18 @@ def train(argv, console, after=None, save=None, step=None, largest_file=None):
     killer = threading.Timer(after, os.kill, (child, signal.SIGKILL)) if after is not None else None
     if killer:
         killer.start()
-    with open(reader) as pipe:
-        reported = pipe.read().split()
-    if killer:
-        # Before the number of the process is free again.
-        killer.cancel()
-        killer.join()
-    _, status = os.waitpid(child, 0)
+    try:
+        with open(reader) as pipe:
+            reported = pipe.read().split()
+    except BaseException:
+        os.kill(child, signal.SIGKILL)
+        raise
+    finally:
+        if killer:
+            # Before the number of the process is free again.
+            killer.cancel()
+            killer.join()
+        _, status = os.waitpid(child, 0)
     saved = [name for name in reported if name.startswith('step-')]
     steps = next((int(number) for number in reported if number.isdigit()), 0)
     return Ended(status, saved, Path(console).read_text(errors='replace'), steps)
@@ -230,9 +237,19 @@ class Trial:
         self.findings.append(what)
         self.report(what)
 
+    def summary(self):
+        counts = self.counts
+        at_random, at_step = counts['at a random time'], counts['at a step of a save']
+        return (f'{at_random + at_step} kills, {at_random} at a random time and {at_step} at '
+                f'{counts["different steps of a save"]} of the {self.steps} steps of a save; {counts["full disks"]} '
+                f'full disks; {counts["trainings"]} trainings compared with undisturbed ones; {len(self.findings)} '
+                'findings')
+
     def finished(self, folder, variant):
         """Compare the end of a training."""
         self.counts['trainings'] += 1
+        if self.counts['trainings'] % 10 == 0:
+            self.report(self.summary())
         differing = differences(end_of(folder), self.expected[variant])
         if differing:
             self.find(f'{folder.name}: the end differs in {", ".join(differing[:5])}')
@@ -257,6 +274,7 @@ class Trial:
                     bar.update()
                     self.counts['at a step of a save' if step else 'at a random time'] += 1
                     reached |= {step} - {None}
+                    self.counts['different steps of a save'] = len(reached)
                     fault = lost(folder, saved)
                     if fault:
                         self.find(f'{folder.name}, {when}: {fault}')
@@ -269,7 +287,6 @@ class Trial:
             if done == count:
                 break
         bar.close()
-        self.counts['different steps of a save'] = len(reached)
 
     def disks(self, count):
         """``count`` trainings on disks that are full at some moment."""
@@ -316,14 +333,13 @@ def main(argv=None):
                         help='trainings on disks that are full at some moment (default: %(default)s)')
     parser.add_argument('--seed', type=int, default=0, help='of the moments (default: %(default)s)')
     args = parser.parse_args(argv)
-    with tempfile.TemporaryDirectory(prefix='kill-') as scratch:
+    with exit_on_sigterm(), tempfile.TemporaryDirectory(prefix='kill-') as scratch:
         trial = Trial(scratch, args.seed, lambda line: print(line, flush=True))
-        trial.kills(args.kills)
-        trial.disks(args.disks)
-    counts = trial.counts
-    print(f'{args.kills} kills, {counts["at a random time"]} at a random time and {counts["at a step of a save"]} at '
-          f'{counts["different steps of a save"]} of the {trial.steps} steps of a save; {counts["full disks"]} full '
-          f'disks; {counts["trainings"]} trainings compared with undisturbed ones; {len(trial.findings)} findings')
+        try:
+            trial.kills(args.kills)
+            trial.disks(args.disks)
+        finally:
+            trial.report(trial.summary())
     return 1 if trial.findings else 0
 
 

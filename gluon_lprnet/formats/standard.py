@@ -6,6 +6,7 @@ does a softmax at the end, the input gets its name, and a network of (N, height,
 network does with pixels itself (GluonCV's ``export_block`` puts the normalization into the graph) is found out by
 running that part of it, so that it is not done twice.
 """
+import contextlib
 import json
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Optional
@@ -164,18 +165,26 @@ def _fitting(symbol, params, path, params_path, size):
     """Layout and side of the images that the network takes, and the shape of its output for two."""
     arguments = {name: params[name].shape for name in symbol.list_arguments() if name != 'data'}
     auxiliary = [params[name].shape for name in symbol.list_auxiliary_states()]
+
+    def output_for(shape):
+        # Not infer_shape, which prints what does not fit.
+        _, outputs, states = symbol.infer_shape_partial(data=shape, **arguments)
+        if states != auxiliary or 0 in (outputs[0] or (0,)):
+            raise mx.MXNetError('its shapes do not follow from that of the image')
+        return outputs[0]
+
     reasons = []
     for layout, side, shape in candidates(size):
         try:
-            # Not infer_shape, which prints what does not fit.
-            _, outputs, states = symbol.infer_shape_partial(data=shape, **arguments)
+            output = output_for(shape)
         except mx.MXNetError as error:
             reasons.append(last_line(error))
             continue
-        if states != auxiliary or 0 in (outputs[0] or (0,)):
-            reasons.append('its shapes do not follow from that of the image')
+        with contextlib.suppress(mx.MXNetError):
+            # What takes any number of channels has them on another axis: a side of the image fits by chance.
+            output_for(tuple(4 if length == 3 else length for length in shape))
+            reasons.append('its layers do not fit the 3 channels of an image')
             continue
-        output = outputs[0]
         if len(output) < 2 or output[0] != 2 or any(length != 1 for length in output[2:]):
             raise InputError(f'{path} gives an output of the shape {output} for two images, and not a row of numbers '
                              'for each.')

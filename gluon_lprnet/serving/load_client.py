@@ -63,7 +63,7 @@ def bad_requests(image: bytes) -> list[Request]:
             *(Request(f'no such field, {length} letters', *form(image, **{'x' * length: 1}), 400)
               for length in range(1, 17, 3)),
             Request('text that is not', b'\xff\xfe', 'text/plain', 415),
-            Request('form without an image', b'top_k=3', 'application/x-www-form-urlencoded', 400)]
+            Request('form of no picture', b'top_k=3', 'application/x-www-form-urlencoded', 415)]
 
 
 def send(server: Server, model: str, requests: Iterable[Request], clients: int = 1,

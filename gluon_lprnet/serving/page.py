@@ -3,8 +3,8 @@
 multi-model-server serves no files, and a browser lets a page read the answers of its own origin alone. So what serves
 the page, threads of the command, hands its pictures on to the server. The alternative was to allow the page's origin in
 the server (its ``cors_`` settings): two addresses for a browser to reach, and a server that answers to web pages. Here
-nothing of the server is opened: what is handed on is a POST to the networks' own addresses, and bodies that the server
-itself answers with 500 get a 4xx with the reason. Programs take the server's port, which has no Python in between.
+nothing of the server is opened: what is handed on is a POST to the networks' own addresses. Programs take the server's
+port.
 
 Any other web page can have a browser send requests here, and could read the answers by a name of its own that it lets
 point to this machine. So requests are only taken under an address, or a name of this machine.
@@ -25,7 +25,9 @@ from http.client import HTTPConnection, HTTPException
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any, Optional
-from urllib.parse import quote, unquote
+from urllib.parse import unquote
+
+from .front import Refused, check_body
 
 __all__ = ['Page']
 
@@ -65,8 +67,8 @@ _BUSY = (b'HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\
 class Page(socketserver.ThreadingTCPServer):
     """The page, served from :meth:`start` to :meth:`stop`; its port is taken before.
 
-    ``GET /`` is the page, ``GET /networks`` what it must know as JSON, ``POST /predictions/NAME`` as of the server, but
-    also with fields in the query, and ``GET /ready`` whether the networks take requests (200 or 503).
+    ``GET /`` is the page, ``GET /networks`` what it must know as JSON, ``POST /predictions/NAME`` as of the server, and
+    ``GET /ready`` whether the networks take requests (200 or 503).
 
     Parameters
     ----------
@@ -169,40 +171,34 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self):
         if self._is_taken():
-            self._hand_on(self._model(), self.path.partition('?')[2], self.headers.get('Content-Type', ''),
-                          self.rfile.read(int(self.headers['Content-Length'])))
+            self._hand_on(self.headers.get('Content-Type', ''), self.rfile.read(int(self.headers['Content-Length'])))
 
     def _is_taken(self):
         """Whether a request's head is one of a prediction; if not, it is refused, and its body is not kept."""
         if not self._is_for_this_machine():
             return False
-        length, most = self.headers.get('Content-Length', ''), self.server.max_request_bytes
-        kind = self.headers.get('Content-Type', '').split(';')[0].strip().lower()
-        if not re.fullmatch('[0-9]{1,15}', length):
-            self.send_error(411, 'the request does not say how long it is: send a Content-Length')
-        elif int(length) > most:
-            self.send_error(413, f'the request has {int(length):,} bytes, at most {most:,} are taken: send a smaller '
-                                 'picture')
-        elif self._model() not in self.server.tasks:
-            self.send_error(404, f'no such network: POST to /predictions/ and one of {", ".join(self.server.tasks)}')
-        elif kind == 'application/x-www-form-urlencoded':
-            self.send_error(415, 'application/x-www-form-urlencoded holds no image: send a picture as the body '
-                                 '(Content-Type: image/jpeg), or as the field "data" of a multipart form')
-        else:
-            return True
-        return False
+        length = self.headers.get('Content-Length', '')
+        try:
+            if not re.fullmatch('[0-9]{1,15}', length):
+                raise Refused(411, 'the request does not say how long it is: send a Content-Length')
+            if self._model() not in self.server.tasks:
+                raise Refused(404, 'no such network: POST to /predictions/ and one of '
+                                   f'{", ".join(self.server.tasks)}')
+            check_body(self.headers.get('Content-Type', ''), int(length), self.server.max_request_bytes)
+        except Refused as refused:
+            self.send_error(refused.status, str(refused))
+            return False
+        return True
 
     def _model(self):
         """The network that the address names; None if it names none."""
         path = self.path.partition('?')[0]
         return unquote(path[len('/predictions/'):]) if path.startswith('/predictions/') else None
 
-    def _hand_on(self, model, query, kind, body):
-        # The server hands no query of /predictions on to its workers.
-        path = f'/models/{quote(model)}/invoke?{query}' if query else f'/predictions/{quote(model)}'
+    def _hand_on(self, kind, body):
         connection = HTTPConnection(*self.server.model_server, timeout=_ANSWER_SECONDS)
         try:
-            connection.request('POST', path, body, {'Content-Type': kind} if kind else {})
+            connection.request('POST', self.path, body, {'Content-Type': kind} if kind else {})
             response = connection.getresponse()
             answer = response.read()
         except (OSError, HTTPException):

@@ -26,6 +26,7 @@ from ..utils.errors import InputError
 from ..utils.files import PathLike, lock, make_folder, write_errors, write_file
 from ..utils.flags import Commands, add_parser, non_negative_int, positive_int
 from ..utils.processes import available_cpus
+from . import front
 from .archive import add_max_pixels_flag, archive, read_task, unpack_archive
 from .page import Page
 
@@ -138,6 +139,8 @@ class Server:
         self._process: Any = None
         self._watch: Optional[subprocess.Popen[bytes]] = None
         self._page: Optional[Page] = None
+        self._socket: Optional[socket.socket] = None
+        self._front: Any = None
         self._scratch: Optional[str] = None
         self._folder: Optional[Path] = None
         self._lock = contextlib.ExitStack()
@@ -163,6 +166,7 @@ class Server:
                 self._load(path.stem, path.name, self._loading)
                 self.models.append(path.stem)
             self._loaded.update(self.models)
+            self._start_front()
             if self._page is not None:
                 self._page.start()
         except OSError as error:
@@ -189,6 +193,11 @@ class Server:
     def java(self) -> Any:
         """The server's own process, a psutil.Process."""
         return self._psutil.Process(self._process.pid)
+
+    @property
+    def front(self) -> Any:
+        """The process that listens on the port, a psutil.Process."""
+        return self._psutil.Process(self._front.pid)
 
     def loader_of(self, model: str) -> Any:
         """The process that has loaded a network and that its workers are forked from; None if it died."""
@@ -233,6 +242,9 @@ class Server:
         was_ready = None
         while self._process.poll() is None:
             is_ready = False
+            if self._front.poll() is not None:
+                self._start_front()
+                report('the process that listens on the port died, and was started again.')
             # The server has ended meanwhile, or does not answer: seen to, or tried again, in a second.
             dead = []
             with contextlib.suppress(OSError, self._psutil.NoSuchProcess):
@@ -290,8 +302,8 @@ class Server:
 
     def stop(self) -> None:
         """End the server and its workers; of no effect if they have ended."""
-        process, watch, page = self._process, self._watch, self._page
-        self._process = self._watch = self._page = None
+        process, watch, page, front_process = self._process, self._watch, self._page, self._front
+        self._process = self._watch = self._page = self._front = None
         try:
             if page is not None:
                 page.stop()
@@ -302,6 +314,11 @@ class Server:
             pass
         finally:
             # Also at a second Ctrl-C.
+            if front_process is not None:
+                front_process.kill()
+                front_process.communicate()
+            if self._socket is not None:
+                self._socket.close()
             if process is not None:
                 # Workers do not end by SIGTERM.
                 _signal_group(process, signal.SIGKILL)
@@ -348,8 +365,8 @@ class Server:
             raise InputError(f'{path} does not load: {lines[-1]}')
 
     def _listen(self, tasks):
-        """Take the page's port, and see that the server will get its own."""
-        given = [each for each in (('host', 'port', self.address, _probe),
+        """Take the ports, and see that the server will get its own, of the management."""
+        given = [each for each in (('host', 'port', self.address, self._take_port),
                                    ('management_host', 'management_port', self._management, _probe),
                                    ('host', 'page_port', self._page_address,
                                     lambda address: self._take_page_port(address, tasks))) if each[2]]
@@ -365,6 +382,10 @@ class Server:
                 raise InputError(f'`{host_name}` {host} with `{port_name}` {port} cannot be listened on: '
                                  f'{error.strerror}.') from error
 
+    def _take_port(self, address):
+        # Connections are refused until the networks are loaded.
+        self._socket = _bound(address)
+
     def _take_page_port(self, address, tasks):
         self._page = Page(address, reachable_pair(self.address), tasks, MAX_REQUEST_BYTES, self.is_ready)
 
@@ -372,7 +393,7 @@ class Server:
         # Its path is short, since those of sockets in it may have 108 characters.
         self._scratch = tempfile.mkdtemp(prefix='mms-')
         properties = {
-            'inference_address': 'http://{}:{}'.format(*self.address),
+            'inference_address': f'unix:{self._inference_socket}',
             'management_address': ('http://{}:{}'.format(*self._management) if self._management
                                    else f'unix:{self._management_socket}'),
             'model_store': self._folder,
@@ -415,6 +436,20 @@ class Server:
                     raise InputError(f'the server does not start: see {logs}.') from error
                 time.sleep(0.1)
 
+    def _start_front(self):
+        """Let a process take the connections of the port; the socket stays this one's, for another such process."""
+        # Here, so that connections wait for the process, and are not refused.
+        self._socket.listen(front.BACKLOG)
+        self._front = subprocess.Popen(
+            [sys.executable, front.__file__, str(self._socket.fileno()), self._inference_socket,
+             str(MAX_REQUEST_BYTES)], pass_fds=[self._socket.fileno()], stdin=subprocess.PIPE,
+            # Not reached by Ctrl-C: this process ends it.
+            stdout=subprocess.DEVNULL, start_new_session=True)
+
+    @property
+    def _inference_socket(self):
+        return f'{self._scratch}/inference'
+
     @property
     def _management_socket(self):
         return f'{self._scratch}/management'
@@ -453,10 +488,19 @@ class _SocketConnection(HTTPConnection):
 
 
 def _probe(address):
-    with socket.socket() as probe:
-        # As the server binds: a port that was in use a minute ago is free.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        probe.bind(address)
+    _bound(address).close()
+
+
+def _bound(address):
+    sock = socket.socket()
+    try:
+        # As Java binds: a port that was in use a minute ago is free.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
+    except OSError:
+        sock.close()
+        raise
+    return sock
 
 
 def reachable_pair(address: tuple[str, int]) -> tuple[str, int]:

@@ -16,8 +16,11 @@ from ..evaluate.network_flag import DEFAULTS, add_network_alone, with_network
 from ..utils.errors import InputError
 from ..utils.files import PathLike
 from ..utils.flags import Commands, add_parser, positive_int
-from .load_client import Request, bad_requests, send
+from .load_client import Answer, Request, bad_requests, send
 from .server import JAVA_LIMIT, QUEUE, Server, add_server_flags, free_port
+
+# Of the requests, with the memory after each.
+_PARTS = 10
 
 
 def soak(network: PathLike, run_dir: PathLike, images: Sequence[bytes], requests: int = 10_000, clients: int = 8,
@@ -61,35 +64,44 @@ def soak(network: PathLike, run_dir: PathLike, images: Sequence[bytes], requests
             raise InputError(f'{len(good) - len(references)} of the images are not pictures that the server reads.')
         # Until every worker has touched all the memory it needs.
         send(server, model, plan(max(requests // 10, 50 * server.workers)), clients)
-        before = _resources(server, model)
-        start = time.perf_counter()
-        answers = send(server, model, plan(requests), clients)
-        seconds = time.perf_counter() - start
-        after = _resources(server, model)
+        memory = [_resources(server, model)]
+        answers: list[Answer] = []
+        seconds = 0.0
+        report(f'warmed up: {memory[0]}')
+        asked = plan(requests)
+        while len(answers) < requests:
+            start = time.perf_counter()
+            answers += send(server, model, asked[len(answers):][:-(-requests // _PARTS)], clients)
+            seconds += time.perf_counter() - start
+            memory.append(_resources(server, model))
+            # As they come: a long test may be interrupted.
+            report(f'{len(answers):,} requests in {seconds:.0f} s: {memory[-1]}; {_counted(answers)}')
 
         statuses = Counter(answer.status for answer in answers)
         took = np.percentile([answer.seconds for answer in answers if answer.status == 200] or [np.nan], (50, 99)) * 1e3
         report(f'{requests:,} requests of {clients} clients to {server.workers} workers in {seconds:.1f} s '
                f'({requests / seconds:.0f}/s); valid ones: p50 {took[0]:.1f} ms, p99 {took[1]:.1f} ms')
-        expect(not any(status == 0 or status >= 500 for status in statuses),
-               'statuses (0: no answer): ' + ', '.join(f'{status}: {count:,}'
-                                                       for status, count in sorted(statuses.items())))
+        expect(not any(status == 0 or status >= 500 for status in statuses), f'statuses (0: no answer): '
+               f'{_counted(answers)}')
         wrong = Counter(answer.request.name for answer in answers if not answer.is_right(references))
         expect(not wrong, f'answers that are not the expected ones: {sum(wrong.values())}'
                + ''.join(f'; {name}: {count}' for name, count in wrong.most_common(5)))
-        growth = {process: after.workers[process] / memory - 1 for process, memory in before.workers.items()
+        before, after = memory[0], memory[-1]
+        growth = {process: after.workers[process] / size - 1 for process, size in before.workers.items()
                   if process in after.workers}
         expect(len(growth) == server.workers, f'workers of before that still run: {len(growth)} of {server.workers}')
-        memory = [sum(resources.workers.values()) for resources in (before, after)]
-        expect(abs(memory[1] / memory[0] - 1) <= 0.05,
-               f"workers' memory: {_mebibytes(memory[0])} before, {_mebibytes(memory[1])} after "
-               f'({memory[1] / memory[0] - 1:+.1%}, allowed: 5%; of one worker at most '
+        sizes = [sum(each.workers.values()) for each in (before, after)]
+        expect(abs(sizes[1] / sizes[0] - 1) <= 0.05,
+               f"workers' memory: {_mebibytes(sizes[0])} before, {_mebibytes(sizes[1])} after "
+               f'({sizes[1] / sizes[0] - 1:+.1%}, allowed: 5%; of one worker at most '
                f'{max(growth.values(), default=0):+.1%})')
         # It grows to what Java was allowed, however little is in use.
         expect(after.java <= JAVA_LIMIT, f"the server's own memory: {_mebibytes(before.java)} before, "
                f'{_mebibytes(after.java)} after (allowed: {_mebibytes(JAVA_LIMIT)})')
+        expect(after.front <= 2 * before.front, f'memory of the process on the port: {_mebibytes(before.front)} '
+               f'before, {_mebibytes(after.front)} after (allowed: twice as much)')
         expect(after.descriptors == before.descriptors,
-               f'open file descriptors of server and workers: {before.descriptors} before, {after.descriptors} after')
+               f'open file descriptors of all processes: {before.descriptors} before, {after.descriptors} after')
         seconds, lost = _recover(server, model, good[0], references)
         expect(seconds <= 5, f'after SIGKILL of a worker: all back and right in {seconds:.2f} s (at most 5); requests '
                f'lost meanwhile: {lost}')
@@ -105,11 +117,16 @@ def mixed_requests(images: Sequence[bytes]) -> tuple[list[Request], list[Request
 
 
 class Resources(NamedTuple):
-    """Memory of each worker by its process, and of the server, in bytes; open file descriptors of all of them."""
+    """Memory of each worker by its process, of Java and of the process on the port, in bytes; their descriptors."""
 
     workers: dict
     java: int
+    front: int
     descriptors: int
+
+    def __str__(self) -> str:
+        return (f'workers {" + ".join(_mebibytes(size) for _, size in sorted(self.workers.items()))}, Java '
+                f'{_mebibytes(self.java)}, the process on the port {_mebibytes(self.front)}')
 
 
 def _resources(server, model):
@@ -117,7 +134,13 @@ def _resources(server, model):
     time.sleep(2)
     workers = server.workers_of(model)
     return Resources({worker.pid: worker.memory_info().rss for worker in workers}, server.java.memory_info().rss,
-                     sum(process.num_fds() for process in [*workers, server.java]))
+                     server.front.memory_info().rss,
+                     sum(process.num_fds() for process in [*workers, server.java, server.front]))
+
+
+def _counted(answers):
+    counts = Counter(answer.status for answer in answers)
+    return ', '.join(f'{status}: {count:,}' for status, count in sorted(counts.items()))
 
 
 def _mebibytes(size):

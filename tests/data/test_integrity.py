@@ -260,6 +260,25 @@ def test_half_a_jpeg_is_found_by_decoding(tmp_path, monkeypatch, pillow_accepts)
     assert 'record 3 (counted from 0, key 3)' in message
 
 
+def test_no_flipped_bit_of_a_png_gets_through(tmp_path):
+    """MXNet's decoder ends the process by SIGFPE on some, and gives other pixels for others; PNG has checksums."""
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (9, 7, 3), dtype='uint8')).save(file, 'PNG')
+    png = file.getvalue()
+    path = write(tmp_path, [(0, jpeg()), (1, png)])
+    with open(path, 'rb') as records:
+        begin = records.read().index(png)
+    check_records(path)
+    chance = np.random.default_rng(1)
+    # Of the head, and of the rest.
+    bits = [*chance.integers(0, 8 * 33, 30), *chance.integers(8 * 33, 8 * len(png), 50)]
+    for bit in bits:
+        patch(path, begin + bit // 8, bytes([png[bit // 8] ^ 1 << bit % 8]))
+        assert 'record 1 ' in fault_of(path), bit
+        patch(path, begin, png)
+    check_records(path)
+
+
 def test_an_image_of_a_format_that_mxnet_does_not_decode_is_found(tmp_path):
     def encoded(kind):
         file = io.BytesIO()

@@ -332,6 +332,22 @@ def test_a_network_of_one_size_only(tmp_path):
         load_network(tmp_path / 'net-symbol.json')
 
 
+@pytest.mark.parametrize('channels', [32, 256])
+def test_a_side_of_the_image_is_not_taken_for_channels(tmp_path, channels):
+    """The shapes fit an image whose side is as many pixels as the first layer has channels, with the axes turned."""
+    net = nn.HybridSequential()
+    net.add(nn.BatchNorm(in_channels=channels), nn.Conv2D(4, 3, padding=1, in_channels=channels),
+            nn.GlobalAvgPool2D(), nn.Dense(CLASSES))
+    net.initialize()
+    net.hybridize()
+    net(mx.nd.zeros((1, channels, 8, 8)))
+    net.export(str(tmp_path / 'net'))
+    message = 'net-symbol.json with net-0000.params takes no RGB image .* conv.*_fwd: Shape inconsistent'
+    with pytest.raises(InputError, match=message) as error:
+        load_network(tmp_path / 'net-symbol.json')
+    assert '\n' not in str(error.value)
+
+
 def test_an_input_of_a_shape_and_a_type(tmp_path):
     """As converters save it; it is used in other batches."""
     module = module_of(logits(mx.sym.var('data')))

@@ -19,6 +19,7 @@ from PIL import Image
 from reference.artifacts import CLASSES, expected_probabilities, faces_of_align
 
 from gluon_lprnet.data.images import read_image
+from gluon_lprnet.serving import page as page_module
 from gluon_lprnet.serving import server as server_module
 from gluon_lprnet.serving.load_client import form
 from gluon_lprnet.serving.page import MAX_CONNECTIONS, Page
@@ -130,14 +131,23 @@ def test_connections_are_limited(page):
         assert time.monotonic() < deadline
 
 
+def test_idle_connections_are_closed(page, monkeypatch):
+    monkeypatch.setattr(page_module._Handler, 'timeout', 0.2)
+    for sent in b'', b'GET /ready HTTP/1.1\r\nHo', b'GET /ready HTTP/1.1\r\nHost: localhost\r\n\r\n':
+        with socket.create_connection(page.server_address, timeout=SECONDS) as connection:
+            connection.sendall(sent)
+            with connection.makefile('rb') as file:
+                # To the end, which only the page can bring.
+                assert file.read().startswith(b'HTTP/1.1 200 ' if sent.endswith(b'\r\n\r\n') else b'')
+
+
 def test_pictures_are_handed_on_as_they_are(page):
     for name, kind in (('net', 'image/png'), ('a%20b', 'multipart/form-data; boundary=x'), ('net', None)):
         headers = {'Content-Type': kind} if kind else {}
         status, headers, body = request(page, 'POST', f'/predictions/{name}', 'body', headers)
         assert status == 418 and json.loads(body) == [f'/predictions/{name}', kind, 'body']
-        # The server's other address does not drop the query.
         _, _, body = request(page, 'POST', f'/predictions/{name}?top_k=1', 'body', {'Content-Type': kind or 'a/b'})
-        assert json.loads(body) == [f'/models/{name}/invoke?top_k=1', kind or 'a/b', 'body']
+        assert json.loads(body) == [f'/predictions/{name}?top_k=1', kind or 'a/b', 'body']
         assert headers['Content-Type'] == 'application/json'
 
 
