@@ -150,6 +150,21 @@ def test_a_label_beyond_the_named_classes_names_its_line(tmp_path):
         pack_images(tmp_path / 'list.txt', tmp_path / 'set', classes=tmp_path / 'names.txt')
 
 
+def test_reading_a_source_shows_its_progress_from_the_start(tmp_path, monkeypatch):
+    shown = []
+
+    def note(steps, title, **how):
+        shown.append((title, len(steps), how['disable']))
+        return steps
+    monkeypatch.setattr('gluon_lprnet.data.sources.tqdm', note)
+    source = class_folders(tmp_path / 'in', images=2)
+    pack_images(source, tmp_path / 'set')
+    names = sorted(path.relative_to(source) for path in source.glob('*/*.jpg'))
+    (tmp_path / 'list.txt').write_text(''.join(f'{name} 0\n' for name in names))
+    pack_images(tmp_path / 'list.txt', tmp_path / 'listed', root=source)
+    assert shown == [('reading the folders', 3, None), ('reading the list', len(names), None)] and names
+
+
 def test_the_manifest_describes_the_files(tmp_path):
     source = class_folders(tmp_path / 'in')
     pack_images(source, tmp_path / 'set', resize=32, quality=90, seed=5)
