@@ -10,7 +10,6 @@ import contextlib
 import json
 import math
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
@@ -45,8 +44,6 @@ DATA_CHECKS = ('stamp', 'full', 'structure')
 DATA_CHECK_HELP = ('what is verified of records; stamp: every byte, but once, until the file changes; full: every '
                    'byte; structure: sizes, index and labels alone')
 _NOT_VERIFIED = 'not verified'
-# As MXNet and this package write it.
-_USUAL_INDEX = re.compile(rb'(?:\d{1,18}\t\d{1,18}\n)+')
 # Spread over a file whose index and labels are those of its manifest.
 _HEADERS_READ = 1000
 # Of the path, which may be another the next time.
@@ -322,7 +319,7 @@ def _scan(pread, rec_path, size, label_width):
 def read_index(idx_path: str) -> tuple[np.ndarray, np.ndarray]:
     """The keys and the byte offsets of an index, int64 each, in the order of its lines; or InputError."""
     content = Path(idx_path).read_bytes()
-    if _USUAL_INDEX.fullmatch(content):
+    if _is_usual(np.frombuffer(content, np.uint8)):
         # Ten times as fast.
         usual = np.fromstring(content, np.int64, sep=' ')
         return usual[::2], usual[1::2]
@@ -339,6 +336,15 @@ def read_index(idx_path: str) -> tuple[np.ndarray, np.ndarray]:
         return np.array(keys, dtype=np.int64), np.array(offsets, dtype=np.int64)
     except OverflowError:
         raise InputError(f'{idx_path} holds a number beyond 64 bits. Copy or pack the file again.') from None
+
+
+def _is_usual(content):
+    """Whether the bytes of an index are as MXNet and this package write it: digits, and a tab and a newline in turn."""
+    ends = np.flatnonzero(content < ord('0'))
+    digits = np.diff(ends, prepend=-1) - 1
+    return bool(len(ends) and ends[-1] == len(content) - 1 and content.max() <= ord('9')
+                and (content[ends[::2]] == ord('\t')).all() and (content[ends[1::2]] == ord('\n')).all()
+                and len(ends) % 2 == 0 and digits.min() > 0 and digits.max() <= 18)
 
 
 def _check_index(idx_path, rec_path, offsets):
