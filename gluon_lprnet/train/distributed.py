@@ -222,7 +222,7 @@ class _Horovod(_Engine):
 
     def __init__(self) -> None:
         try:
-            import horovod.mxnet as hvd  # type: ignore[import-not-found]
+            import horovod.mxnet as hvd
         except ImportError as error:
             raise InputError(f'`kvstore` {HOROVOD}: Horovod for MXNet cannot be imported ({error}). docs/'
                              f'distributed.md says how to build it; `kvstore` {DIST_SYNC} needs nothing.') from error
