@@ -324,8 +324,9 @@ def make_parser(config_class: type[NetworkTrainingConfig], description: Optional
 
 def add_flags(parser: argparse.ArgumentParser, config_class: type[NetworkTrainingConfig]) -> None:
     """Add a flag for each setting to a parser whose namespace has only those that are given."""
-    parser.add_argument('--preset', choices=config_class.PRESETS,
-                        help="recipe that sets the flags not given (default: the paper's, by --model)")
+    parser.add_argument('--preset', choices=config_class.PRESETS, metavar='PRESET',
+                        help=f'recipe that sets the flags not given: {", ".join(config_class.PRESETS)} (default: the '
+                             "paper's, by --model)")
     parser.add_argument('--resume', nargs='?', const=True, choices=('auto',),
                         help='go on from the newest whole checkpoint in --save-dir, with its configuration; "auto": '
                              'begin where there is none')

@@ -26,6 +26,7 @@ from gluon_lprnet.compression import (
     Latency,
     Rank,
     command,
+    tasks,
     compress,
     distill,
     distillation_loss,
@@ -920,15 +921,16 @@ def test_records_that_two_flags_name_are_read_once_and_those_to_calibrate_on_by_
     def note(path, **how):
         read.append((path, how))
         return path
-    monkeypatch.setattr(command, 'check_records', note)
+    monkeypatch.setattr(tasks, 'check_records', note)
 
     def found(**flags):
         read.clear()
         none = dict.fromkeys(('calibrate', 'rec_train', 'held_out', 'rec_val'))
-        return command._checked(argparse.Namespace(**{**none, 'labels': False, 'data_check': 'stamp', **flags}), 3)
+        args = argparse.Namespace(**{**none, 'labels': False, 'data_check': 'stamp', **flags})
+        return tasks.Classification._checked(argparse.Namespace(_args=args, outputs=3))
 
-    assert found(calibrate=records) == dict.fromkeys(('rec_train', 'held_out', 'rec_val')) and not read
-    assert found(calibrate=records, rec_train=records)['rec_train'] == records
+    assert found(calibrate=records) == [None] * 3 and not read
+    assert found(calibrate=records, rec_train=records) == [records, None, None]
     assert read == [(records, {'num_classes': None, 'data_check': 'stamp'})]
     found(rec_train=records, held_out=records, rec_val=records)
     assert read == [(records, {'num_classes': 3, 'data_check': 'stamp'})]
