@@ -1,4 +1,5 @@
 """Pointwise convolutions of a network as a graph: found, read, and rewritten as LPR modules."""
+from dataclasses import dataclass
 from typing import NamedTuple, Optional
 
 import mxnet as mx
@@ -8,14 +9,15 @@ from ..graph import SymbolGraph, attributes
 from ..utils.errors import InputError
 from .factorize import Factors
 
-__all__ = ['Pointwise', 'Form', 'Replacement', 'Refit', 'PointwiseGraph']
+__all__ = ['Convolution', 'Pointwise', 'Form', 'Replacement', 'Refit', 'PointwiseGraph']
 
 # Between the depthwise convolution and the pointwise one, element by element.
 _BETWEEN = ('BatchNorm', 'Activation', 'clip', 'relu', 'LeakyReLU')
 
 
-class Pointwise(NamedTuple):
-    """A 1x1 convolution over all channels, with the BatchNorm that can be folded into it.
+@dataclass(frozen=True)
+class Convolution:
+    """A convolution that can be replaced, with the BatchNorm that can be folded into it.
 
     Attributes
     ----------
@@ -23,21 +25,12 @@ class Pointwise(NamedTuple):
         Of its node, whose number is ``node``; ``norm`` is that of the BatchNorm, or None.
     shape : tuple of int
         Outputs and inputs.
-    plain : bool
-        It multiplies each position by a matrix of its own, and does nothing else.
-    pair : bool
-        Of equal width, after a depthwise 3x3 convolution: what becomes an LPR module. Others can be of low rank alone.
-    skipped : str or None
-        Why it cannot be replaced.
     """
 
     name: str
     node: int
     norm: Optional[int]
     shape: tuple[int, int]
-    plain: bool
-    pair: bool
-    skipped: Optional[str]
 
     @property
     def last(self) -> int:
@@ -48,6 +41,25 @@ class Pointwise(NamedTuple):
     def stem(self) -> str:
         """What the names of its parameters begin with."""
         return self.name[:-len('_fwd')] if self.name.endswith('_fwd') else self.name
+
+
+@dataclass(frozen=True)
+class Pointwise(Convolution):
+    """A 1x1 convolution over all channels.
+
+    Attributes
+    ----------
+    plain : bool
+        It multiplies each position by a matrix of its own, and does nothing else.
+    pair : bool
+        Of equal width, after a depthwise 3x3 convolution: what becomes an LPR module. Others can be of low rank alone.
+    skipped : str or None
+        Why it cannot be replaced.
+    """
+
+    plain: bool
+    pair: bool
+    skipped: Optional[str]
 
 
 class Form(NamedTuple):

@@ -1,5 +1,6 @@
 """``compress()``: depthwise separable convolutions of a network found, ranks chosen, modules fitted and put in."""
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple, Optional, Union
 
 import mxnet as mx
@@ -174,15 +175,7 @@ def _choose_ranks(found, ranks, form, images, stays):
     problem = Problem([Layer(layer.name, layer.shape[1], found.costs[layer.node].output_shape,
                              found.costs[layer.node].multiply_adds, form.of(layer).residual) for layer in wanted],
                       found.complexity.multiply_adds, spectra, _clock(found, wanted, form))
-    chosen = {}
-    for layer, rank in zip(problem.layers, ranks.choose(problem)):
-        if rank is None:
-            stays[layer.name] = ranks.stays
-        elif problem.cost(layer, rank) >= layer.multiply_adds:
-            stays[layer.name] = f'rank {rank} would not lower its multiply-adds'
-        else:
-            chosen[layer.name] = rank
-    return chosen
+    return ranks.choose_saving(problem, stays)
 
 
 def _fit_without_images(found, ranks, form):
@@ -237,7 +230,7 @@ def _clock(found, wanted, form):
 
     def in_series(inputs, outputs, rank):
         graph = PointwiseGraph(*_pointwise_in_series(inputs, outputs, COPIES, found.graph.context))
-        layers = [layer._replace(pair=inputs == outputs) for layer in graph.pointwise(any_width=True)]
+        layers = [replace(layer, pair=inputs == outputs) for layer in graph.pointwise(any_width=True)]
         return deployed(graph, layers, [rank] * COPIES)
 
     return Clock(found.input_shape, lambda: deploy(found.net),

@@ -8,6 +8,7 @@ import copy
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Callable, NamedTuple, Optional
 
 import mxnet as mx
@@ -20,7 +21,7 @@ from tqdm import tqdm
 from ..complexity import count
 from ..graph import as_block, attributes
 from ..utils.errors import InputError
-from .modules import PointwiseGraph
+from .modules import Convolution, PointwiseGraph
 from .ranks import Latency, Problem, Ranks
 from .refit import Moments
 from .report import LayerReport, Report
@@ -198,29 +199,12 @@ def _balanced(a, d, b):
 
 # --- in a network
 
-class Spatial(NamedTuple):
-    """A k x k convolution over all channels, with the BatchNorm that can be folded into it.
+@dataclass(frozen=True)
+class Spatial(Convolution):
+    """A k x k convolution over all channels: the attributes of its operator, and why it cannot be replaced."""
 
-    ``shape`` is (outputs, inputs), ``skipped`` why it cannot be replaced; the rest is as in
-    :class:`gluon_lprnet.compression.modules.Pointwise`.
-    """
-
-    name: str
-    node: int
-    norm: Optional[int]
-    shape: tuple[int, int]
     geometry: dict[str, tuple[int, int]]
     skipped: Optional[str]
-
-    @property
-    def last(self) -> int:
-        """The number of its last node."""
-        return self.node if self.norm is None else self.norm
-
-    @property
-    def stem(self) -> str:
-        """What the names of its parameters begin with."""
-        return self.name[:-len('_fwd')] if self.name.endswith('_fwd') else self.name
 
     @property
     def parts(self) -> list[str]:
@@ -335,7 +319,7 @@ def compress_spatial(symbol: mx.sym.Symbol, params: Mapping[str, mx.nd.NDArray],
     Raises
     ------
     InputError
-        If there is no such convolution, the ranks do not fit, or the images are too few.
+        If the network has no such convolution, the ranks do not fit, or there are too few images.
     """
     if isinstance(ranks, Latency):
         raise InputError("method 'pdp' chooses no ranks by a latency: give a rank, a budget or an energy.")
@@ -390,15 +374,7 @@ def _chosen_ranks(graph, layers, ranks, kernels, before, reasons):
 
     problem = _SpatialProblem([as_layer(layer) for layer in layers], before.multiply_adds,
                               lambda: [_spectrum(kernels[layer.name][0]) for layer in layers], None)
-    chosen = {}
-    for layer, rank in zip(problem.layers, ranks.choose(problem)):
-        if rank is None:
-            reasons[layer.name] = ranks.stays
-        elif problem.cost(layer, rank) >= layer.multiply_adds:
-            reasons[layer.name] = f'rank {rank} would not lower its multiply-adds'
-        else:
-            chosen[layer.name] = rank
-    return chosen
+    return ranks.choose_saving(problem, reasons)
 
 
 def _spectrum(tensor):

@@ -100,6 +100,18 @@ class Ranks:
         """
         raise NotImplementedError
 
+    def choose_saving(self, problem: Problem, stays: dict[str, str]) -> dict[str, int]:
+        """The ranks that save multiply-adds, by layer; why the other layers stay is added to ``stays``."""
+        chosen = {}
+        for layer, rank in zip(problem.layers, self.choose(problem)):
+            if rank is None:
+                stays[layer.name] = self.stays
+            elif problem.cost(layer, rank) >= layer.multiply_adds:
+                stays[layer.name] = f'rank {rank} would not lower its multiply-adds'
+            else:
+                chosen[layer.name] = rank
+        return chosen
+
 
 @dataclass(frozen=True)
 class Fraction(Ranks):

@@ -160,9 +160,9 @@ class Landmarks(_Task):
     def _other_teacher(self):
         source = self._args.teacher
         net, description = load_landmark_network(source)
-        for key, own in (('outputs', self.outputs), ('crop_scale', self.description.get('crop_scale', CROP_SCALE))):
-            theirs = {'outputs': net(mx.nd.zeros(_input_shape(description))).shape[1],
-                      'crop_scale': description.get('crop_scale', CROP_SCALE)}[key]
+        outputs = net(mx.nd.zeros(_input_shape(description))).shape[1]
+        crop_scale, own_scale = (each.get('crop_scale', CROP_SCALE) for each in (description, self.description))
+        for key, theirs, own in (('outputs', outputs, self.outputs), ('crop_scale', crop_scale, own_scale)):
             if theirs != own:
                 raise InputError(f'{source}: `{key}` is {theirs}, and {own} of the network to compress: take another '
                                  'teacher.')

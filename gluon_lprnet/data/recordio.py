@@ -149,7 +149,7 @@ def reader_of(file: IO[bytes]) -> Reader:
 
 
 class InOrder:
-    """Reads all of a file once, from its beginning to its end, and computes its CRC-32.
+    """Reads a whole file once, from start to end, and computes its CRC-32.
 
     Parameters
     ----------

@@ -8,6 +8,9 @@ from mxnet.gluon import nn
 from reference.modules import Layers, dsc_reference, lpr_reference, random_parameters
 
 from gluon_lprnet import blocks, get_model
+from gluon_lprnet.deployment.onnx import run_onnx, write_onnx
+from gluon_lprnet.deployment.reparametrize import reparametrize
+from gluon_lprnet.graph import as_block, trace
 
 
 def relative_error(found, expected):
@@ -33,6 +36,20 @@ def random_network(name, **keywords):
 
 def random_images(count, size):
     return mx.nd.array(np.random.default_rng(1).normal(0, 1, (count, 3, size, size)))
+
+
+def assert_same_in_every_form(net, x, folder):
+    """As a symbol in stock MXNet, with its fused backend, in ONNX Runtime and deployed: the same outputs."""
+    expected = net(x).asnumpy()
+    trained = trace(net)
+    for form, (symbol, params) in {'training': trained, 'deployed': reparametrize(*trained)}.items():
+        fused = symbol.get_backend_symbol('MKLDNN')
+        assert '_sg_mkldnn_conv' in operators(fused)
+        onnx_file = folder / f'{form}.onnx'
+        write_onnx(symbol, params, x.shape[1:], onnx_file)
+        for output in (as_block(symbol, params)(x).asnumpy(), as_block(fused, params)(x).asnumpy(),
+                       run_onnx(onnx_file, x.asnumpy())):
+            assert relative_error(output, expected) < 1e-4
 
 
 def lpr_network(scale=1.0, **keywords):

@@ -3,14 +3,11 @@ import mxnet as mx
 import numpy as np
 import pytest
 from reference.modules import Layers, conv, random_parameters, relu
-from reference.networks import operators, random_images, random_network, relative_error
+from reference.networks import assert_same_in_every_form, random_images, random_network
 
 from gluon_lprnet import get_model
 from gluon_lprnet.blocks import Shift, ShiftResidual
 from gluon_lprnet.complexity import count
-from gluon_lprnet.deployment.onnx import run_onnx, write_onnx
-from gluon_lprnet.deployment.reparametrize import reparametrize
-from gluon_lprnet.graph import as_block, trace
 from gluon_lprnet.utils.errors import InputError
 from gluon_lprnet.zoo.densenet import DenseLayer
 
@@ -84,12 +81,4 @@ def test_every_way_out(name, tmp_path):
     x = random_images(2, 32)
     expected = net(x).asnumpy()
     assert abs(expected[0] - expected[1]).max() > 1e-3 * abs(expected).max()
-    trained = trace(net)
-    for form, (symbol, params) in {'training': trained, 'deployed': reparametrize(*trained)}.items():
-        fused = symbol.get_backend_symbol('MKLDNN')
-        assert '_sg_mkldnn_conv' in operators(fused)
-        onnx_file = tmp_path / f'{form}.onnx'
-        write_onnx(symbol, params, x.shape[1:], onnx_file)
-        for output in (as_block(symbol, params)(x).asnumpy(), as_block(fused, params)(x).asnumpy(),
-                       run_onnx(onnx_file, x.asnumpy())):
-            assert relative_error(output, expected) < 1e-4
+    assert_same_in_every_form(net, x, tmp_path)

@@ -4,13 +4,10 @@ import numpy as np
 import pytest
 from mxnet import autograd
 from reference.modules import Layers, average_pool, conv, random_parameters, relu, relu6, shuffle
-from reference.networks import operators, random_images, random_network, relative_error
+from reference.networks import assert_same_in_every_form, operators, random_images, random_network, relative_error
 
 import gluon_lprnet
 from gluon_lprnet import get_model
-from gluon_lprnet.deployment.onnx import run_onnx, write_onnx
-from gluon_lprnet.deployment.reparametrize import reparametrize
-from gluon_lprnet.graph import as_block, trace
 from gluon_lprnet.utils.errors import InputError
 from gluon_lprnet.zoo import condensenet, espnetv2, igcv3, mnasnet
 
@@ -223,16 +220,7 @@ def test_every_way_out(name, tmp_path):
     pytest.importorskip('onnxruntime')
     net = trained_condensenet().converted() if name.startswith('condensenet') else random_network(name)
     x = random_images(2, 32 if name.startswith('condensenet') else 64)
-    expected = net(x).asnumpy()
-    trained = trace(net)
-    for form, (symbol, params) in {'training': trained, 'deployed': reparametrize(*trained)}.items():
-        fused = symbol.get_backend_symbol('MKLDNN')
-        assert '_sg_mkldnn_conv' in operators(fused)
-        onnx_file = tmp_path / f'{form}.onnx'
-        write_onnx(symbol, params, x.shape[1:], onnx_file)
-        for output in (as_block(symbol, params)(x).asnumpy(), as_block(fused, params)(x).asnumpy(),
-                       run_onnx(onnx_file, x.asnumpy())):
-            assert relative_error(output, expected) < 1e-4
+    assert_same_in_every_form(net, x, tmp_path)
 
 
 @pytest.mark.parametrize('name', NAMES)
