@@ -39,7 +39,7 @@ face: $(VENV)/installed
 
 # One process for each core; the tests of a file share what they set up.
 test: $(VENV)/installed
-	$(RUN) -m pytest -n auto --dist loadfile
+	$(RUN) -m pytest -n auto --dist loadfile --max-worker-restart 0
 
 # 50,000 requests of 64 clients at each batch size, bad ones among them, and a killed worker: ten minutes or more. A small
 # network leaves the server itself most of the processor.

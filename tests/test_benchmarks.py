@@ -182,6 +182,28 @@ def test_profile():
 
 
 @pytest.mark.slow
+def test_distributed():
+    alone = ['unshare', '--map-root-user', '--net', 'ip', 'link', 'set', 'lo', 'up']
+    if not shutil.which('unshare') or subprocess.run(alone, capture_output=True).returncode:
+        pytest.skip('a network of its own for the workers cannot be had by unshare and ip')
+    output = run('distributed.py', '--models', 'lprnet_mobilenet_x0.25', '--input-size', '32', '--batch-size', '2',
+                 '--steps', '2', '--gigabits', '1', '--stated', '100', '50')
+    measured, paper = ([[cell.strip().replace(',', '') for cell in line.split('|')[1:-1]]
+                        for line in table.splitlines()[2:]] for table in output.split('\n\n'))
+    alone, plain, in_2_bits = ([float(cell) for cell in row[3:]] for row in measured)
+    assert alone[2] == 0 and 1e5 < alone[1] == plain[1] == in_2_bits[1]
+    # A gradient and a sum of 4 bytes a parameter each; 2 of 32 bits of the first. The rest is of the messages.
+    assert 2 <= plain[2] / (4 * plain[1]) < 2.1 and 1 + 1 / 16 <= in_2_bits[2] / (4 * in_2_bits[1]) < 1.2
+    stated = {(row[1], int(row[2])): [float(cell) for cell in row[5:]] for row in paper}
+    assert len(paper) == 12 and len(stated) == 12
+    for threshold, (_, _, exchanged, _) in (('', plain), ('0.5', in_2_bits)):
+        transfer = exchanged * 8 / 1e9
+        for workers in (8, 256):
+            assert stated[threshold, workers] == pytest.approx(
+                [workers * 100 / max(0.05, transfer), workers * 100 / (0.05 + transfer)], abs=1)
+
+
+@pytest.mark.slow
 def test_scale(tmp_path):
     output = run('scale.py', '--counts', '70', '--folder', str(tmp_path))
     jobs = [line.split('|')[1].strip() for line in output.splitlines() if '| 70' in line]

@@ -26,7 +26,9 @@ from ..utils.files import whole
 __all__ = ['build_library', 'load_library', 'with_operators']
 
 SOURCE = Path(__file__).with_name('operators.cc')
-FLAGS = ['-std=c++11', '-O3', '-march=native', '-fopenmp', '-shared', '-fPIC']
+# -Bsymbolic: the library calls its own functions. Horovod's, which is loaded for all to see, has some of the same names
+# with other classes behind them.
+FLAGS = ['-std=c++11', '-O3', '-march=native', '-fopenmp', '-shared', '-fPIC', '-Wl,-Bsymbolic']
 
 # Channels of a feature map that are stored together.
 BLOCK = 16
@@ -39,7 +41,7 @@ def build_library() -> Path:
     -------
     Path
         The shared object, in ``gluon_lprnet`` below ``XDG_CACHE_HOME`` (by default ``~/.cache``). Its name contains
-        a digest of source, compiler and processor, so a change of any of these gives another file.
+        a digest of source, compiler, flags and processor, so a change of any of these gives another file.
 
     Raises
     ------
@@ -54,7 +56,8 @@ def build_library() -> Path:
         target = subprocess.run([*compiler, '-march=native', '-Q', '--help=target'], stdout=subprocess.PIPE,
                                 stderr=subprocess.STDOUT, check=True).stdout
         version = subprocess.run([*compiler, '--version'], stdout=subprocess.PIPE, check=True).stdout
-        digest = hashlib.sha256(b''.join([target, version, *(path.read_bytes() for path in sources)])).hexdigest()[:16]
+        made_of = [target, version, shlex.join(FLAGS).encode(), *(path.read_bytes() for path in sources)]
+        digest = hashlib.sha256(b''.join(made_of)).hexdigest()[:16]
         folder = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'gluon_lprnet'
         library = folder / f'operators-{digest}.so'
         if not library.exists():

@@ -1,5 +1,6 @@
 """The operator library against the standard deployed form and against float64 NumPy."""
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,8 @@ from gluon_lprnet.graph import trace
 from gluon_lprnet.utils.errors import InputError
 
 pytestmark = pytest.mark.skipif(shutil.which('g++') is None, reason='no g++')
+
+ENVIRONMENT = dict(os.environ, PYTHONPATH=str(Path(__file__).resolve().parents[2]))
 
 # Network, keywords, and what of the library is in it.
 NETWORKS = {
@@ -97,6 +100,22 @@ def test_no_gradient():
         mx.nd.waitall()
 
 
+def test_functions_of_other_libraries_are_not_taken_for_its_own(tmp_path):
+    """A library with functions of the same names was loaded before, for all to see, as Horovod's is."""
+    symbols = subprocess.run(['nm', '-D', '--defined-only', str(build_library())], check=True, capture_output=True,
+                             text=True).stdout
+    names = set(re.findall(r' W (_ZN5mxnet\w+)', symbols))
+    assert any('CustomOp' in name for name in names)
+    (tmp_path / 'other.c').write_text(
+        'void abort(void);\n' + ''.join(f'void {name}(void) {{ abort(); }}\n' for name in sorted(names)))
+    subprocess.run(['g++', '-x', 'c', '-shared', '-fPIC', str(tmp_path / 'other.c'), '-o', str(tmp_path / 'other.so')],
+                   check=True)
+    program = ('import ctypes, sys; import gluon_lprnet; from gluon_lprnet.deployment.operators import load_library\n'
+               'ctypes.CDLL(sys.argv[1], ctypes.RTLD_GLOBAL)\n'
+               'load_library()')
+    subprocess.run([sys.executable, '-c', program, str(tmp_path / 'other.so')], check=True, env=ENVIRONMENT)
+
+
 @pytest.mark.parametrize('threads', ['1', '3'])
 def test_files_need_the_library_alone(threads, tmp_path):
     """Saved, and loaded by MXNet in another process with another number of threads."""
@@ -112,9 +131,8 @@ def test_files_need_the_library_alone(threads, tmp_path):
         "net = mx.gluon.SymbolBlock.imports('net-symbol.json', ['data'], 'net-0000.params')\n"
         "np.save('outputs.npy', net(mx.nd.array(np.load('images.npy'))).asnumpy())\n"
         "assert 'gluon_lprnet.deployment' not in sys.modules")
-    package = str(Path(__file__).resolve().parents[2])
     subprocess.run([sys.executable, '-c', program, str(build_library())], cwd=tmp_path, check=True,
-                   env=dict(os.environ, OMP_NUM_THREADS=threads, PYTHONPATH=package))
+                   env=dict(ENVIRONMENT, OMP_NUM_THREADS=threads))
     assert relative_error(np.load(tmp_path / 'outputs.npy'), net(images).asnumpy()) <= 1e-5
 
 

@@ -56,13 +56,16 @@ def why_no_horovod():
     """None where Horovod trains."""
     if importlib.util.find_spec('horovod') is None:
         return os.environ.get('GLUON_LPRNET_NO_HOROVOD') or 'Horovod is not installed: `make horovod` builds it'
-    with tempfile.TemporaryDirectory() as folder:
+    # Into a file: a pipe would stay open, and be waited for, while a worker that hangs outlives horovodrun.
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile('w+') as output:
         try:
-            done = subprocess.run([*HOROVODRUN, '2', sys.executable, '-c', HOROVOD_RUNS], cwd=folder, timeout=240,
-                                  env=horovod_environment(Path(folder)), capture_output=True, text=True)
-        except (OSError, subprocess.TimeoutExpired) as error:
-            return f'Horovod is installed and does not run: {error}'
-    return f'Horovod is installed and does not run: {done.stderr.strip()[-300:]}' if done.returncode else None
+            done = subprocess.run([*HOROVODRUN, '2', sys.executable, '-c', HOROVOD_RUNS], cwd=folder, timeout=120,
+                                  env=horovod_environment(Path(folder)), stdout=output, stderr=subprocess.STDOUT)
+            error = f'exit status {done.returncode}' if done.returncode else None
+        except (OSError, subprocess.TimeoutExpired) as raised:
+            error = str(raised)
+        output.seek(0)
+        return error and f'Horovod is installed and does not run: {error}: {output.read().strip()[-300:]}'
 
 
 def horovod_environment(folder):
