@@ -27,8 +27,8 @@ PathLike = Union[str, 'os.PathLike[str]']
 
 # What a user of the network must know besides its weights; written next to symbol and params.
 DESCRIPTION_KEYS = ('task', 'model', 'num_classes', 'small_image', 'condensing', 'rank', 'no_residual', 'no_l2_norm',
-                    'l2_norm_scale', 'activation', 'padding', 'input_size', 'crop_ratio', 'inter_method', 'crop_scale',
-                    'rgb_mean', 'rgb_std', 'class_names', 'class_ids')
+                    'l2_norm_scale', 'global_depthwise', 'activation', 'padding', 'input_size', 'crop_ratio',
+                    'inter_method', 'crop_scale', 'rgb_mean', 'rgb_std', 'class_names', 'class_ids')
 
 # What the entries must be, and in which words. What the package does not read, it does not judge.
 _SCHEMA = {
@@ -89,6 +89,9 @@ def model_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     for switch in ('l2_norm_scale', 'activation', 'padding'):
         if config.get(switch):
             arguments[switch] = config[switch]
+    if config.get('global_depthwise'):
+        # Each of the down-samplings rounds up.
+        arguments['global_depthwise'] = -(-config['input_size'] // (8 if config['small_image'] else 32))
     return arguments
 
 

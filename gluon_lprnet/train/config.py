@@ -243,6 +243,9 @@ class NetworkTrainingConfig(TrainingConfig):
     l2_norm_scale: Optional[str] = setting(
         None, 'multiply the normalized output of LPR by a learned number that begins as 1 or as the root of the width '
         '(default: no such number)', choices=L2_NORM_SCALES, group='network')
+    global_depthwise: bool = setting(
+        False, 'a depthwise convolution over the whole last feature map in place of its average, with which it begins: '
+        'for landmarks', group='network')
     rgb_mean: tuple[float, float, float] = setting(
         IMAGENET_MEAN, 'mean of R, G and B, on the scale 0 to 255', 0, 255, group='network', metavar=('R', 'G', 'B'))
     rgb_std: tuple[float, float, float] = setting(

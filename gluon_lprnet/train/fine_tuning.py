@@ -63,7 +63,8 @@ def take_weights(net: HybridBlock, source: PathLike, class_names: Optional[list[
     class_names : list of str, optional
         Of ``net``: the output layer of a network of other classes does not fit, even if it has as many.
     preprocessing : dict
-        With ``rgb_mean``, ``rgb_std`` and ``crop_scale``, where they apply: how the inputs of ``net`` are made.
+        With ``rgb_mean``, ``rgb_std``, ``crop_scale`` and ``input_size``, where they apply: how the inputs of ``net``
+        are made.
 
     Returns
     -------
@@ -92,9 +93,26 @@ def take_weights(net: HybridBlock, source: PathLike, class_names: Optional[list[
             raise InputError(f'`init_from` {source}: the parameter {name} is NaN or infinite. Give other weights.')
     for name in fitting:
         parameters[name].set_data(found[name].astype(parameters[name].dtype))
-    return Taken([name for name in parameters if name not in fitting], [name for name in found if name not in fitting],
-                 [] if block is None else _differences(net, block, fitting)
-                 + _other_preprocessing(description, preprocessing))
+    anew = [name for name in parameters if name not in fitting]
+    differences = [] if block is None else _differences(net, block, fitting)
+    if differences and any(name.startswith('features.') for name in anew) and _begin_alike(net, block, preprocessing):
+        differences = []
+    return Taken(anew, [name for name in found if name not in fitting],
+                 differences + ([] if block is None else _other_preprocessing(description, preprocessing)))
+
+
+def _begin_alike(net: HybridBlock, other: HybridBlock, config: Mapping[str, Any]) -> bool:
+    """Whether the features are the same for now: a new layer may begin without effect, as a scale of 1 does."""
+    if isinstance(other, mx.gluon.SymbolBlock) or 'input_size' not in config:
+        return False
+    size = config['input_size']
+    images = np.random.default_rng(0).normal(0, 1, (1, 3, size, size))
+    try:
+        own, others = (block.features(mx.nd.array(images, next(iter(block.collect_params().values())).list_ctx()[0]))
+                       .asnumpy() for block in (net, other))
+    except mx.MXNetError:
+        return False
+    return own.shape == others.shape and np.allclose(own, others, rtol=1e-3, atol=1e-3 * abs(others).max())
 
 
 def _is_shipped(source: PathLike) -> bool:

@@ -95,6 +95,9 @@ def get_model(name: str, classes: Optional[int] = None, pretrained: Union[bool, 
     activation, padding
         ``mobilenetv1`` and ``compressed_mobilenet`` only: ``'relu6'`` and ``'tensorflow'`` are those of its authors'
         trained networks; see :class:`gluon_lprnet.blocks.ConvBNReLU`.
+    global_depthwise
+        ``mobilenetv1`` and ``lprnet_mobilenet`` only: the side of the last feature map, over which a depthwise
+        convolution goes in place of the average; see :class:`gluon_lprnet.zoo.mobilenetv1.MobileNetV1`.
     ranks, residual, batch_norm
         ``compressed_mobilenet`` only, which is what ``compress`` makes of MobileNetV1: ranks of the eight modules of
         equal width, None for one that stays; whether they have the residual; and False for convolutions with biases.

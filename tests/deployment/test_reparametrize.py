@@ -20,6 +20,7 @@ NETWORKS = {
     'LPRNet-MobileNet, no L2Norm': ('lprnet_mobilenet_x0.25', {'l2_norm': False}),
     'LPRNet-MobileNet, neither': ('lprnet_mobilenet_x0.25', {'residual': False, 'l2_norm': False}),
     'LPRNet-MobileNet, scaled L2Norm': ('lprnet_mobilenet_x0.25', {'l2_norm_scale': 'sqrt_width'}),
+    'LPRNet-MobileNet, global depthwise': ('lprnet_mobilenet_x0.25', {'global_depthwise': 2}),
     'LPRNet-ShuffleNetV2': ('lprnet_shufflenetv2_x0.5', {}),
     'LPRNet-ShuffleNetV2, no residual': ('lprnet_shufflenetv2_x0.5', {'residual': False}),
     'MobileNetV1': ('mobilenetv1_x0.25', {}),

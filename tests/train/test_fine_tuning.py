@@ -69,6 +69,18 @@ def test_a_network_of_the_package_by_its_name():
                                   shipped['features.5.p1.weight'].asnumpy())
 
 
+@pytest.mark.parametrize('new, alike', [
+    ({'l2_norm_scale': 'one'}, True), ({'global_depthwise': 4}, True), ({'l2_norm_scale': 'sqrt_width'}, False)])
+def test_new_layers_that_begin_without_effect_are_no_difference(new, alike):
+    net = get_model('lprnet_mobilenet_x0.5', classes=10, small_image=True, **new)
+    net.initialize(mx.init.Xavier())
+    taken = take_weights(net, 'lprnet_mobilenet_x0.5.cifar10', None, {'input_size': 32})
+    assert taken.anew and not taken.unused and bool(taken.differences) != alike
+    x = mx.nd.random.normal(shape=(2, 3, 32, 32))
+    trained = get_model('lprnet_mobilenet_x0.5.cifar10')(x).asnumpy()
+    assert np.allclose(net(x).asnumpy(), trained, rtol=1e-3, atol=1e-3) == alike
+
+
 def test_weights_that_cannot_be_taken_are_refused_by_name(trained, tmp_path):
     with pytest.raises(InputError, match='own.params: none of its weights'):
         take_weights(network('lprnet_mobilenet_x0.5'), trained[1]['own'])

@@ -219,6 +219,33 @@ def test_scale_of_the_normalization_is_a_switch_of_every_lpr_network(name):
     assert counted.other > without.other and not counted.unknown
 
 
+@pytest.mark.parametrize('name', ['lprnet_mobilenet_x0.25', 'mobilenetv1_x0.25'])
+def test_a_global_depthwise_convolution_begins_as_the_average_and_weighs_positions(name):
+    net, plain = get_model(name, classes=10, global_depthwise=4), get_model(name, classes=10)
+    for each in (net, plain):
+        each.initialize(mx.init.Xavier())
+    given = plain._collect_params_with_prefix()
+    weight, = set(net._collect_params_with_prefix()) - set(given)
+    for key, parameter in net._collect_params_with_prefix().items():
+        if key != weight:
+            parameter.set_data(given[key].data())
+    x = mx.nd.random.normal(shape=(2, 3, 112, 112))
+    np.testing.assert_allclose(net(x).asnumpy(), plain(x).asnumpy(), rtol=1e-4, atol=1e-6)
+
+    weights = np.random.default_rng(0).normal(0, 1, (256, 4, 4))
+    net._collect_params_with_prefix()[weight].set_data(mx.nd.array(weights[:, None]))
+    last_map = x
+    for layer in net.features[:-2]:
+        last_map = layer(last_map)
+    pooled = np.einsum('ncyx,cyx->nc', last_map.asnumpy().astype('float64'), weights)
+    expected = pooled @ net.output.weight.data().asnumpy().T
+    np.testing.assert_allclose(net(x).asnumpy(), expected, rtol=1e-3, atol=1e-4 * abs(expected).max())
+    counted, without = count(net, (1, 3, 112, 112)), count(plain, (1, 3, 112, 112))
+    assert counted.params - without.params == counted.multiply_adds - without.multiply_adds == 256 * 16
+    with pytest.raises(mx.MXNetError):
+        net(mx.nd.zeros((1, 3, 160, 160))).wait_to_read()
+
+
 def test_former_name_of_the_scaled_network():
     """Runs and exports that were made under it still load: same names of parameters, same shapes."""
     def saved(net):
