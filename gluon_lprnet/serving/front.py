@@ -5,8 +5,9 @@ that: to a connection it adds Netty's HTTP decoder and aggregator and its own ha
 plugin sees whole requests alone. So it listens on a socket in the file system, and this process on the port. It reads a
 request within limits of number, size, memory and time, and hands it on when it is whole.
 
-It is a program of its own, of the standard library alone: it starts in no time, takes little memory, and shares no
-interpreter with ``serve``. It ends when its standard input does, that is with the process that started it.
+It is a program of its own, of the standard library and h11, which knows HTTP: it starts in no time, takes little
+memory, and shares no interpreter with ``serve``. It ends when its standard input does, that is with the process that
+started it.
 """
 import asyncio
 import contextlib
@@ -15,7 +16,9 @@ import re
 import socket
 import sys
 from http import HTTPStatus
-from typing import NamedTuple, Optional
+from typing import Optional
+
+import h11
 
 # Connections at a time, the bytes of a request's head, and those of all the bodies that are there at a time. Some of
 # these are for small bodies alone: large ones that come slowly shall not keep out all others.
@@ -31,9 +34,10 @@ BODY_SECONDS = 120
 _ANSWER_SECONDS = 150
 # Of a client that was refused and still sends, and what is read of it at a time, in bytes.
 _FAREWELL_SECONDS = 2
-_PART = 2 ** 16
-_FIELD = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*(.*?)[ \t]*")
-_END = b'\r\n\r\n'
+_PART = 2 ** 14
+_METHODS = (b'GET', b'POST', b'PUT', b'PATCH', b'DELETE', b'OPTIONS')
+# Of one connection, not of the next: they are made anew.
+_OF_A_CONNECTION = (b'connection', b'content-length', b'expect', b'transfer-encoding')
 
 
 class Refused(Exception):
@@ -54,41 +58,9 @@ def check_body(kind: str, length: int, most: int) -> None:
                            '(Content-Type: image/jpeg), or as the field "data" of a multipart form')
 
 
-def target_of(target: str) -> str:
+def target_of(target: bytes) -> bytes:
     """Where a request goes: at /predictions, multi-model-server does not read the query; at another address it does."""
-    found = re.fullmatch(r'/predictions/([^/?]+)(\?.+)', target)
-    return f'/models/{found[1]}/invoke{found[2]}' if found else target
-
-
-class _Request(NamedTuple):
-    """The head of a request; names of fields are in lower case."""
-
-    method: str
-    target: str
-    version: str
-    fields: list
-
-    def field(self, name):
-        """The value of a field, '' if there is none; Refused if there are several that differ."""
-        values = {value for each, value in self.fields if each == name}
-        if len(values) > 1:
-            raise Refused(400, f'the request has several different fields {name}')
-        return values.pop() if values else ''
-
-    @property
-    def closes(self):
-        """Whether the client wants no other request on the connection."""
-        wish = self.field('connection').lower()
-        return 'close' in wish or self.version == 'HTTP/1.0' and 'keep-alive' not in wish
-
-
-def _parse(data):
-    line, *lines = data[:-len(_END)].decode('latin-1').split('\r\n')
-    found = re.fullmatch('([A-Z]+) ([!-~]+) (HTTP/1[.][01])', line)
-    fields = [_FIELD.fullmatch(each) for each in lines]
-    if not found or not all(fields):
-        raise Refused(400, 'this is not a request of HTTP/1.1')
-    return _Request(*found.groups(), [(field[1].lower(), field[2]) for field in fields])
+    return re.sub(rb'^/predictions/([^/?]+)(\?.+)$', rb'/models/\1/invoke\2', target)
 
 
 class Front:
@@ -117,141 +89,157 @@ class Front:
 
     async def listen(self, sock: socket.socket) -> asyncio.AbstractServer:
         """Take the connections of a bound socket."""
-        return await asyncio.start_server(self._converse, sock=sock, limit=_MAX_HEAD, backlog=BACKLOG)
+        return await asyncio.start_server(self._converse, sock=sock, backlog=BACKLOG)
 
     async def _converse(self, reader, writer):
         """One connection, request by request."""
         self._free -= 1
+        client = _Talk(h11.SERVER, reader, writer)
         try:
-            with contextlib.suppress(OSError, asyncio.IncompleteReadError):
-                if self._free < 0:
-                    writer.write(_refusal(Refused(503, 'there are too many connections at the moment: try again '
-                                                       'later')))
-                    return
+            with contextlib.suppress(OSError):
                 try:
-                    while await self._answer(reader, writer):
-                        pass
+                    if self._free < 0:
+                        raise Refused(503, 'there are too many connections at the moment: try again later')
+                    while await self._answer(client):
+                        client.http.start_next_cycle()
                 except Refused as refused:
-                    writer.write(_refusal(refused))
-                    await self._let_finish(reader, writer)
+                    client.write(refused.status, [(b'content-type', b'application/json'), (b'connection', b'close')],
+                                 json.dumps({'error': str(refused)}).encode())
+                    await client.let_finish()
         finally:
             self._free += 1
             writer.close()
 
-    async def _answer(self, reader, writer):
+    async def _answer(self, client):
         """Answer a request; whether another may come."""
         try:
-            head = _parse(await asyncio.wait_for(reader.readuntil(_END), self._idle_seconds))
+            head = await asyncio.wait_for(client.event(), self._idle_seconds)
         except asyncio.TimeoutError:
             return False
-        except asyncio.LimitOverrunError:
-            raise Refused(431, f'the head of the request has more than {_MAX_HEAD:,} bytes') from None
-        if head.method == 'HEAD':
-            raise Refused(405, 'HEAD is not answered: send GET or POST')
-        length = self._length(head)
-        check_body(head.field('content-type'), length or 0, self._most)
+        if not isinstance(head, h11.Request):
+            return False
+        fields = dict(head.headers)
+        length = _length(head, fields)
+        check_body(fields.get(b'content-type', b'').decode('latin-1'), length or 0, self._most)
         # Of one whose length is not known, the largest.
         held = self._most if length is None else length
         if held > self._memory - (_FOR_SMALL if held > _SMALL else 0):
             raise Refused(503, 'there are too many uploads at the moment: try again later')
         self._memory -= held
         try:
-            if head.field('expect').lower() == '100-continue':
-                writer.write(b'HTTP/1.1 100 Continue\r\n\r\n')
+            client.ask_for_body()
             try:
-                body = await asyncio.wait_for(self._body(reader, length), self._body_seconds)
+                body = await asyncio.wait_for(client.body(self._most), self._body_seconds)
             except asyncio.TimeoutError:
                 raise Refused(408, f'the body did not come within {self._body_seconds:.0f} seconds') from None
-            answer, is_last = await self._ask(head, body)
+            answer, content = await self._ask(head, body)
         finally:
             self._memory += held
-        writer.write(answer)
+        client.write(answer.status_code, _kept(answer.headers), content, answer.reason)
         try:
             # Of a client that does not read.
-            await asyncio.wait_for(writer.drain(), self._idle_seconds)
+            await asyncio.wait_for(client.writer.drain(), self._idle_seconds)
         except asyncio.TimeoutError:
-            writer.transport.abort()
+            client.writer.transport.abort()
             return False
-        return not is_last
-
-    @staticmethod
-    def _length(head):
-        """Of a request's body, None if it comes in chunks; Refused if two readers could see it differently."""
-        coding, length = head.field('transfer-encoding').lower(), head.field('content-length')
-        if coding and (coding != 'chunked' or length) or not re.fullmatch('[0-9]{0,15}', length):
-            raise Refused(400, 'the request does not say in one way how long it is: send a Content-Length')
-        return None if coding else int(length or 0)
-
-    async def _body(self, reader, length):
-        if length is not None:
-            return await reader.readexactly(length)
-        parts, size = [], 0
-        while length != 0:
-            found = None
-            with contextlib.suppress(asyncio.LimitOverrunError):
-                line = await reader.readuntil(b'\r\n')
-                found = re.fullmatch(b'([0-9A-Fa-f]{1,8})[ \t]*(;.*)?\r\n', line)
-            if not found:
-                raise Refused(400, 'the chunks of the body do not say how long they are')
-            length = int(found[1], 16)
-            size += length
-            check_body('', size, self._most)
-            part = await reader.readexactly(length + 2)
-            if not part.endswith(b'\r\n'):
-                raise Refused(400, 'the chunks of the body are not as long as they say')
-            parts.append(part[:-2])
-        return b''.join(parts)
+        return client.http.our_state is client.http.their_state is h11.DONE
 
     async def _ask(self, head, body):
-        """The server's answer, as bytes, and whether the connection is to be closed after it."""
+        """The server's answer, and its body."""
         try:
             return await asyncio.wait_for(self._exchange(head, body), self._answer_seconds)
         except asyncio.TimeoutError:
             raise Refused(504, f'the server did not answer within {self._answer_seconds:.0f} seconds: see its logs, '
                                'and send the picture again') from None
-        except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+        except (OSError, Refused):
             raise Refused(502, 'the server does not answer: see its logs, and send the picture again') from None
 
     async def _exchange(self, head, body):
-        kept = [(name, value) for name, value in head.fields
-                if name not in ('connection', 'content-length', 'expect', 'transfer-encoding')]
-        reader, writer = await asyncio.open_unix_connection(self._upstream, limit=_MAX_HEAD)
+        server = _Talk(h11.CLIENT, *await asyncio.open_unix_connection(self._upstream))
         try:
-            writer.write(_head(f'{head.method} {target_of(head.target)} HTTP/1.1',
-                               [*kept, ('content-length', len(body))]))
-            writer.write(body)
-            await writer.drain()
-            line, *lines = (await reader.readuntil(_END))[:-len(_END)].decode('latin-1').split('\r\n')
-            fields = [(name.strip().lower(), value.strip())
-                      for name, _, value in (each.partition(':') for each in lines)]
-            content = await reader.readexactly(int(dict(fields).get('content-length', 0)))
+            # One of HTTP/1.0 may come without a host, and goes on as one of HTTP/1.1.
+            host = [] if b'host' in dict(head.headers) else [(b'host', b'localhost')]
+            server.ask(h11.Request(method=head.method, target=target_of(head.target), headers=[
+                *_kept(head.headers), *host, (b'content-length', b'%d' % len(body))]), body)
+            await server.writer.drain()
+            answer = await server.event()
+            if not isinstance(answer, h11.Response):
+                raise ConnectionError
+            return answer, await server.body()
         finally:
-            writer.close()
-        fields = [(name, value) for name, value in fields if name != 'connection']
-        return _head(line, [*fields, *([('connection', 'close')] if head.closes else ())]) + content, head.closes
+            server.writer.close()
 
-    @staticmethod
-    async def _let_finish(reader, writer):
+
+class _Talk:
+    """A connection, in events of HTTP; what cannot be one raises Refused, and an end within one OSError."""
+
+    def __init__(self, role, reader, writer):
+        self.http = h11.Connection(role, max_incomplete_event_size=_MAX_HEAD)
+        self.reader, self.writer = reader, writer
+
+    async def event(self):
+        try:
+            while True:
+                event = self.http.next_event()
+                if event is not h11.NEED_DATA:
+                    return event
+                self.http.receive_data(await self.reader.read(_PART))
+        except h11.RemoteProtocolError as error:
+            if self.reader.at_eof():
+                raise ConnectionError from error
+            status = error.error_status_hint
+            what = f'a line, or the head, has more than {_MAX_HEAD:,} bytes' if status == 431 else error
+            raise Refused(status, f'this is not a request of HTTP/1.1 that can be read: {what}') from None
+
+    async def body(self, most=None):
+        """The whole body of the request or answer whose head was read; Refused with more bytes than ``most``."""
+        parts, size = [], 0
+        while isinstance(event := await self.event(), h11.Data):
+            size += len(event.data)
+            if most is not None:
+                check_body('', size, most)
+            parts.append(bytes(event.data))
+        return b''.join(parts)
+
+    def ask_for_body(self):
+        if self.http.they_are_waiting_for_100_continue:
+            go_on = h11.InformationalResponse(status_code=100, headers=[], reason=b'Continue')
+            self.writer.write(self.http.send(go_on))
+
+    def ask(self, head, body):
+        for event in (head, h11.Data(data=body), h11.EndOfMessage()):
+            self.writer.write(self.http.send(event))
+
+    def write(self, status, fields, content, reason=b''):
+        self.ask(h11.Response(status_code=status, reason=reason or HTTPStatus(status).phrase.encode(),
+                              headers=[*fields, (b'content-length', b'%d' % len(content))]), content)
+
+    async def let_finish(self):
         """Drop what a client still sends: one that is cut off while it sends does not see why."""
         async def drop():
-            while await reader.read(_PART):
+            while await self.reader.read(_PART):
                 pass
 
-        writer.write_eof()
+        self.writer.write_eof()
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(drop(), _FAREWELL_SECONDS)
 
 
-def _head(line, fields):
-    return '\r\n'.join([line, *(f'{name}: {value}' for name, value in fields), '', '']).encode('latin-1')
+def _kept(fields):
+    return [(name, value) for name, value in fields if name not in _OF_A_CONNECTION]
 
 
-def _refusal(refused):
-    """The answer that says why, as the networks' handler words it."""
-    reason = json.dumps({'error': str(refused)}).encode()
-    return _head(f'HTTP/1.1 {refused.status} {HTTPStatus(refused.status).phrase}',
-                 [('content-type', 'application/json'), ('content-length', len(reason)),
-                  ('connection', 'close')]) + reason
+def _length(head, fields):
+    """Of a request's body, None if it comes in chunks; Refused of what is not handed on."""
+    if head.http_version not in (b'1.0', b'1.1'):
+        raise Refused(400, 'this is not a request of HTTP/1.1')
+    if head.method not in _METHODS:
+        raise Refused(405, f'{head.method.decode()} is not answered: send GET or POST')
+    if b'transfer-encoding' not in fields:
+        return int(fields.get(b'content-length', 0))
+    if b'content-length' in fields:
+        raise Refused(400, 'the request says twice how long it is: send a Content-Length alone')
+    return None
 
 
 async def _run(descriptor: int, front: Front) -> None:
