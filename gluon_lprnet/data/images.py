@@ -9,7 +9,7 @@ import math
 import os
 import stat
 from collections.abc import Mapping
-from typing import Any, Union
+from typing import Any, Optional, Union
 
 import cv2
 import numpy as np
@@ -72,7 +72,8 @@ def is_image_file(path: PathLike) -> bool:
     return True
 
 
-def read_image(source: Union[PathLike, bytes], upright: bool = True, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def read_image(source: Union[PathLike, bytes], upright: bool = True, max_pixels: int = MAX_PIXELS,
+               least_side: Optional[int] = None) -> np.ndarray:
     """Read a picture.
 
     The first frame of an animation; 16 bits scaled to 8; transparency laid on white; other color spaces (gray, palette,
@@ -86,6 +87,8 @@ def read_image(source: Union[PathLike, bytes], upright: bool = True, max_pixels:
         Turn it as the orientation in its EXIF says, of every format.
     max_pixels : int
         Larger ones are refused; at most MAX_PIXELS.
+    least_side : int, optional
+        As for :func:`decode_image`.
 
     Returns
     -------
@@ -99,7 +102,7 @@ def read_image(source: Union[PathLike, bytes], upright: bool = True, max_pixels:
     ImageTooLarge
         It has too many pixels, which its header tells before anything is decoded.
     """
-    picture = decode_image(source if isinstance(source, bytes) else read_file(source), max_pixels)
+    picture = decode_image(source if isinstance(source, bytes) else read_file(source), max_pixels, least_side)
     return np.asarray(rgb(turned_upright(picture) if upright else picture))
 
 
@@ -117,7 +120,7 @@ def read_file(path: PathLike) -> bytes:
         raise ImageError(f'cannot be read: {error.strerror or error}') from None
 
 
-def decode_image(image: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def decode_image(image: bytes, max_pixels: int = MAX_PIXELS, least_side: Optional[int] = None) -> Image.Image:
     """Decode a picture completely, or not at all.
 
     Parameters
@@ -125,6 +128,9 @@ def decode_image(image: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     image : bytes
     max_pixels : int
         Larger ones are refused before they are decoded; at most MAX_PIXELS.
+    least_side : int, optional
+        A JPEG is decoded at a half, a quarter or an eighth of its size, the smallest whose sides are at least so long:
+        each pixel is the mean of those that it stands for, and the time is a half to a quarter.
 
     Returns
     -------
@@ -146,6 +152,8 @@ def decode_image(image: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
             picture.verify()
             picture = _open(io.BytesIO(image), max_pixels)
             _scale_transparent_color(picture)
+        if least_side:
+            picture.draft(None, (least_side, least_side))
         picture.load()
         if _END.get(picture.format, b'') not in image:
             raise OSError('the end is missing')
@@ -261,9 +269,14 @@ def resize(pixels: np.ndarray, size: tuple[int, int], inter_method: int = AUTO) 
     return cv2.resize(pixels, size, interpolation=interpolation)
 
 
-def shorter_side(description: dict[str, Any]) -> int:
+def shorter_side(description: Mapping[str, Any]) -> int:
     """To how many pixels a network's description has the shorter side resized before the crop."""
     return math.ceil(description['input_size'] / description['crop_ratio'])
+
+
+def side_to_read(description: Mapping[str, Any]) -> Optional[int]:
+    """The ``least_side`` of :func:`read_image` for :func:`center_crop`; None where pixels are skipped, not averaged."""
+    return 2 * shorter_side(description) if description.get('inter_method') == AUTO else None
 
 
 def center_crop(pixels: np.ndarray, description: dict[str, Any]) -> np.ndarray:

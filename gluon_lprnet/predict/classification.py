@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from ..artifact import load_network
 from ..data.imagenet_names import imagenet_names, in_words, names_by_wnid
-from ..data.images import EXTENSIONS, ImageError, center_crop, is_image_file, normalize, read_image
+from ..data.images import EXTENSIONS, ImageError, center_crop, is_image_file, normalize, read_image, side_to_read
 from ..evaluate.classification import add_description_flags, described, flags_of_description
 from ..evaluate.network_flag import add_network_flag, split_networks
 from ..utils.errors import InputError
@@ -43,7 +43,7 @@ def preprocess(path: Union[str, Path], description: dict[str, Any]) -> mx.nd.NDA
         If there is no picture at ``path`` that can be read.
     """
     try:
-        return mx.nd.array(_prepared(read_image(path), description)[None])
+        return mx.nd.array(_prepared(path, description)[None])
     except ImageError as error:
         raise InputError(f'{path} {error}.') from error
 
@@ -58,7 +58,8 @@ def unreadable(image: Any, number: int, error: ImageError) -> InputError:
     return InputError(f'{image if isinstance(image, (str, Path)) else f"picture {number}"} {error}.')
 
 
-def _prepared(pixels, description):
+def _prepared(image, description):
+    pixels = image if isinstance(image, np.ndarray) else read_image(image, least_side=side_to_read(description))
     return normalize(center_crop(pixels, description), description)
 
 
@@ -153,7 +154,7 @@ class Classifier:
 
     def _input(self, image):
         try:
-            return _prepared(image if isinstance(image, np.ndarray) else read_image(image), self.description)
+            return _prepared(image, self.description)
         except ImageError as error:
             return error
 

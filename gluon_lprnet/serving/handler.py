@@ -239,7 +239,7 @@ class Classification(_Service):
 
     def prepare(self, fields: Mapping[str, Any], types: Mapping[str, str]) -> tuple[np.ndarray, int]:
         top_k = _read_top_k(fields.get('top_k'), len(self._names))
-        image = decode(find_image(fields, types), self._max_pixels)
+        image = decode(find_image(fields, types), self._max_pixels, images.side_to_read(self._description))
         try:
             crop = images.center_crop(image, self._description)
         except images.ImageError as error:
@@ -358,10 +358,10 @@ def _from_base64(text):
     return data
 
 
-def decode(data: bytes, max_pixels: int = images.MAX_PIXELS) -> np.ndarray:
-    """The pixels (height, width, 3) uint8, RGB, of a picture's bytes; or BadRequest."""
+def decode(data: bytes, max_pixels: int = images.MAX_PIXELS, least_side: Optional[int] = None) -> np.ndarray:
+    """The pixels (height, width, 3) uint8, RGB, of a picture's bytes, as of ``read_image``; or BadRequest."""
     try:
-        return images.read_image(data, max_pixels=max_pixels)
+        return images.read_image(data, max_pixels=max_pixels, least_side=least_side)
     except images.ImageError as error:
         raise BadRequest(f'the image {error}', 413 if isinstance(error, images.ImageTooLarge) else 400) from error
 

@@ -180,6 +180,41 @@ def test_one_limit_of_pixels_and_of_sides_before_decoding(monkeypatch):
             read_image(of_size(width, height))
 
 
+def test_a_large_jpeg_is_decoded_at_the_fraction_of_its_size_that_is_asked_for():
+    coarse = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
+    pixels = cv2.resize(coarse, (1500, 1000), interpolation=cv2.INTER_CUBIC)
+    picture, file = Image.fromarray(pixels), io.BytesIO()
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    picture.save(file, 'JPEG', quality=95, exif=turned)
+    for least, fraction in ((1000, 1), (501, 1), (500, 2), (240, 4), (9, 8)):
+        found = images.read_image(file.getvalue(), upright=False, least_side=least)
+        height, width = 1000 // fraction, 1500 // fraction // 2 * 2
+        assert found.shape == (height, -(-1500 // fraction), 3)
+        means = pixels[:height * fraction, :width * fraction].reshape(height, fraction, width, fraction, 3).mean((1, 3))
+        assert abs(found[:, :width] - means).mean() < 1.5
+        assert images.read_image(file.getvalue(), least_side=least).shape == (found.shape[1], found.shape[0], 3)
+    for broken in (file.getvalue()[:-2], file.getvalue()[:len(file.getvalue()) // 2]):
+        with pytest.raises(images.ImageError, match='damaged or cut off'):
+            images.read_image(broken, least_side=240)
+    file = io.BytesIO()
+    picture.save(file, 'PNG')
+    np.testing.assert_array_equal(images.read_image(file.getvalue(), least_side=9), pixels)
+
+
+def test_what_a_network_sees_of_a_large_jpeg_is_nearly_the_same():
+    description = dict(input_size=56, crop_ratio=0.875, inter_method=images.AUTO)
+    pixels = cv2.resize(np.random.default_rng(1).integers(0, 256, (90, 120, 3), np.uint8), (1200, 900),
+                        interpolation=cv2.INTER_CUBIC)
+    side, jpeg = images.side_to_read(description), images.encode_jpeg(pixels)
+    assert side == 128 and images.read_image(jpeg, least_side=side).shape == (225, 300, 3)
+    whole, fraction = (images.center_crop(images.read_image(jpeg, least_side=least), description).astype('float64')
+                       for least in (None, side))
+    assert abs(whole - fraction).mean() < 2 < whole.std() / 10
+    # Where a network was trained on pictures of which pixels were skipped, it goes on seeing those.
+    assert images.side_to_read(dict(description, inter_method=images.BILINEAR)) is None
+
+
 def test_a_picture_too_long_for_a_network_is_refused_before_it_is_enlarged():
     config = dict(input_size=224, crop_ratio=0.875)
     with pytest.raises(ImageError, match='30000x1 pixels: too long and narrow'):

@@ -19,7 +19,8 @@ from PIL import Image
 from reference.artifacts import BOXES, assert_classes, assert_faces, expected_probabilities, faces_of_align
 from reference.commands import command
 
-from gluon_lprnet.data.images import encode_jpeg
+from gluon_lprnet.data.images import AUTO, encode_jpeg
+from gluon_lprnet.predict.classification import Classifier
 from gluon_lprnet.serving import archive as archive_module
 from gluon_lprnet.serving import handler, soak
 from gluon_lprnet.serving import server as server_module
@@ -98,6 +99,18 @@ def test_classes_are_those_of_the_package(artifacts, services, photos, change, t
         certain.append(answer['classes'][0]['probability'])
     # The network does tell pictures apart.
     assert max(certain) - min(certain) > 0.01
+
+
+def test_a_large_jpeg_is_read_as_the_package_reads_it(artifacts, services, photos):
+    averaged = {'inter_method': AUTO}
+    service = handler.Classification(services[0]._net, {**services[0]._description, **averaged})
+    classifier = Classifier(artifacts[0], description=averaged)
+    for photo in photos:
+        large = encode_jpeg(cv2.resize(cv2.imdecode(np.frombuffer(photo, 'uint8'), 1), (1800, 1500)))
+        status, answer = ask(service, large)
+        expected = {each.label: each.probability for each in classifier.predict(large)[0]}
+        assert status == 200
+        assert {each['label']: each['probability'] for each in answer['classes']} == pytest.approx(expected, abs=1e-5)
 
 
 def test_landmarks_in_given_boxes_are_those_of_the_package(artifacts, services, photos):
