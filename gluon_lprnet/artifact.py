@@ -25,8 +25,10 @@ from .zoo.pretrained import find_card, split_tag
 
 PathLike = Union[str, 'os.PathLike[str]']
 
+# Keywords of networks that are trained in another form than the one that is deployed.
+TRAINING_FORMS = ('condensing', 'relaxed')
 # What a user of the network must know besides its weights; written next to symbol and params.
-DESCRIPTION_KEYS = ('task', 'model', 'num_classes', 'small_image', 'condensing', 'rank', 'no_residual', 'no_l2_norm',
+DESCRIPTION_KEYS = ('task', 'model', 'num_classes', 'small_image', *TRAINING_FORMS, 'rank', 'no_residual', 'no_l2_norm',
                     'l2_norm_scale', 'global_depthwise', 'activation', 'padding', 'input_size', 'crop_ratio',
                     'inter_method', 'crop_scale', 'rgb_mean', 'rgb_std', 'class_names', 'class_ids')
 
@@ -79,8 +81,9 @@ def model_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     arguments = {'classes': config['num_classes']}
     if config['small_image']:
         arguments['small_image'] = True
-    if config.get('condensing'):
-        arguments['condensing'] = True
+    for form in TRAINING_FORMS:
+        if config.get(form):
+            arguments[form] = True
     if config['rank'] is not None:
         arguments['rank'] = config['rank']
     for switch in ('residual', 'l2_norm'):
@@ -258,14 +261,15 @@ def load_network(path: PathLike,
 def inference_form(net: HybridBlock, description: Mapping[str, Any]) -> tuple[HybridBlock, dict[str, Any]]:
     """The form of a network of the zoo that is deployed, on the device where it is, and its description.
 
-    CondenseNet after its last condensing stage has another one than in training
-    (:meth:`gluon_lprnet.zoo.condensenet.CondenseNet.converted`), which gives the same outputs.
+    CondenseNet after its last condensing stage, and irregular kernels once they have hardened, have another one than in
+    training, which gives the same outputs: :meth:`gluon_lprnet.zoo.condensenet.CondenseNet.converted`,
+    :meth:`gluon_lprnet.zoo.irregular.IrregularDenseNet40.converted`.
     """
-    if description.get('condensing') and not net.stages_left:
+    if any(description.get(form) for form in TRAINING_FORMS) and net.chosen:
         context = net.output.weight.list_ctx()[0]
         net = net.converted()
         net.collect_params().reset_ctx(context)
-        return net, {**description, 'condensing': False}
+        return net, {**description, **dict.fromkeys(TRAINING_FORMS, False)}
     return net, dict(description)
 
 

@@ -15,6 +15,7 @@ from .utils.errors import InputError
 __all__ = ['SymbolGraph', 'as_block', 'attributes', 'in_float32', 'trace', 'with_fixed_gammas']
 
 _OTHER_PRECISIONS = ('float16', 'float64', 'bfloat16')
+_NUMBERS_OF_OTHER_PRECISIONS = ('2', '1', '12')
 _BATCH_NORMS = ('BatchNorm', 'BatchNorm_v1', '_contrib_SyncBatchNorm')
 
 
@@ -27,7 +28,7 @@ def trace(net: HybridBlock, cast: bool = False) -> tuple[mx.sym.Symbol, dict[str
         Initialized, with one NCHW input. Its LPR modules are traced in the plain form (see
         :func:`gluon_lprnet.blocks.normalize_in_rank_space`).
     cast : bool, default False
-        Give a network of another precision in float32.
+        Give a network of another precision in float32. What is stored as integers stays as it is.
 
     Returns
     -------
@@ -49,11 +50,16 @@ def trace(net: HybridBlock, cast: bool = False) -> tuple[mx.sym.Symbol, dict[str
     params = {name: parameters[name].data(parameters[name].list_ctx()[0])
               for name in symbol.list_inputs() if name != 'data'}
     if cast:
-        return in_float32(symbol), {name: value.astype('float32', copy=False) for name, value in params.items()}
-    other = {np.dtype(value.dtype).name for value in params.values()} - {'float32'}
+        return in_float32(symbol), {name: value.astype('float32', copy=False) if _is_floating(value) else value
+                                    for name, value in params.items()}
+    other = {np.dtype(value.dtype).name for value in params.values() if _is_floating(value)} - {'float32'}
     if other:
         raise InputError(f"the network has parameters in {', '.join(sorted(other))}: call net.cast('float32') first.")
     return symbol, params
+
+
+def _is_floating(value: mx.nd.NDArray) -> bool:
+    return not np.issubdtype(value.dtype, np.integer)
 
 
 def in_float32(symbol: mx.sym.Symbol) -> mx.sym.Symbol:
@@ -61,7 +67,7 @@ def in_float32(symbol: mx.sym.Symbol) -> mx.sym.Symbol:
     graph = json.loads(symbol.tojson())
     for node in graph['nodes']:
         # Gluon writes the types of its parameters into the symbol, as MXNet's numbers: 0 is float32.
-        if '__dtype__' in node.get('attrs', {}):
+        if node.get('attrs', {}).get('__dtype__') in _NUMBERS_OF_OTHER_PRECISIONS:
             node['attrs']['__dtype__'] = '0'
         if node['op'] in ('Cast', 'amp_cast') and node['attrs']['dtype'] in _OTHER_PRECISIONS:
             node['attrs']['dtype'] = 'float32'

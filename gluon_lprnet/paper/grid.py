@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from .. import checkpoint
 from .._compat import default_threads
-from ..artifact import model_arguments
+from ..artifact import TRAINING_FORMS, model_arguments
 from ..complexity import count
 from ..train.config import check_same_curve, make_parser, parse
 from ..train.imagenet import ClassificationConfig
@@ -138,7 +138,8 @@ class Grid:
     def _result(self, row: ExperimentRow) -> Result:
         config = self._config(row, 0)
         # In the form for inference.
-        complexity = count(get_model(config.model, **model_arguments({**config.to_dict(), 'condensing': False})),
+        complexity = count(get_model(config.model, **model_arguments(
+            {**config.to_dict(), **dict.fromkeys(TRAINING_FORMS, False)})),
                            (1, 3, config.input_size, config.input_size))
         runs = {seed: self._epochs(row, seed) for seed in self.seeds if self._finished(row, seed)}
         speeds = [epoch['images_per_second'] for epochs in runs.values() for epoch in epochs]

@@ -235,6 +235,9 @@ class NetworkTrainingConfig(TrainingConfig):
         group='network')
     group_lasso: float = setting(
         0.0, "factor of CondenseNet's group lasso, which is added to the loss, for condensing", 0, 1)
+    relaxed: bool = setting(
+        False, 'irregular kernels in their form for training: the relaxed choice of segments hardens in the first half '
+        'of the epochs', group='network')
     rank: Optional[Union[int, float]] = setting(
         None, 'rank of LPR modules: a fraction of the width (1/8, 0.125) or a number of channels', group='network',
         type=rank)
@@ -259,8 +262,15 @@ class NetworkTrainingConfig(TrainingConfig):
             raise InputError(f'`condensing` is for condensenet, and not for `model` {self.model}: leave it out.')
         if self.group_lasso and not self.condensing:
             raise InputError('`group_lasso` is for `condensing`: give both, or leave it out.')
-        if self.condensing and self.ema_decay:
-            raise InputError('`ema_decay`: an average of masks that change is none. Leave it out for `condensing`.')
+        if self.relaxed and not self.model.startswith('irregular_'):
+            raise InputError(f'`relaxed` is for networks of irregular kernels, such as irregular_densenet40_x1.0, and '
+                             f'not for `model` {self.model}: leave it out.')
+        if self.relaxed and self.dtype == 'float16':
+            raise InputError('`relaxed` compares squares of weights, which are too small for `dtype` float16. Take '
+                             'bfloat16 or float32.')
+        for form in ('condensing', 'relaxed'):
+            if getattr(self, form) and self.ema_decay:
+                raise InputError(f'`ema_decay`: an average of masks that change is none. Leave it out for `{form}`.')
 
     @classmethod
     def from_dict(cls: type[_NetworkConfig], values: Mapping[str, Any]) -> _NetworkConfig:

@@ -6,6 +6,7 @@ from . import (  # noqa: F401
     densenet,
     espnetv2,
     igcv3,
+    irregular,
     mnasnet,
     mobilenetv1,
     mobilenetv2,

@@ -14,7 +14,7 @@ from mxnet.gluon.block import HybridBlock
 
 from ..blocks import channel_shuffle
 from ..utils.errors import InputError
-from .network import Network
+from .network import Network, copy_parameters, values_of
 from .registry import register
 
 Row = namedtuple('Row', 'units growth')
@@ -68,13 +68,13 @@ class LearnedGroupConv(HybridBlock):
 
     def kept(self) -> np.ndarray:
         """The inputs of each group, in ascending order, as (groups, number)."""
-        mask = self.by_group(_values(self.mask))[:, 0]
+        mask = self.by_group(values_of(self.mask))[:, 0]
         return np.stack([np.flatnonzero(group) for group in mask])
 
     def condense(self) -> None:
         """Remove one in ``CONDENSATION`` of each group's inputs: those whose weights are smallest in their sum."""
-        mask = self.by_group(_values(self.mask)).copy()
-        size = np.abs(self.by_group(_values(self.weight))).sum(axis=1)
+        mask = self.by_group(values_of(self.mask)).copy()
+        size = np.abs(self.by_group(values_of(self.weight))).sum(axis=1)
         size[mask[:, 0] == 0] = np.inf
         removed = np.argsort(size, axis=1, kind='stable')[:, :self._in_channels // CONDENSATION]
         np.put_along_axis(mask, removed[:, None], 0, axis=2)
@@ -181,6 +181,11 @@ class CondenseNet(Network):
         kept = self._learned()[0].kept().shape[1]
         return kept * CONDENSATION // STEM_CHANNELS - 1
 
+    @property
+    def chosen(self) -> bool:
+        """Whether the last condensing stage is done, so that :meth:`converted` can be called."""
+        return self.stages_left == 0
+
     def condense(self) -> None:
         """Go on to the next condensing stage (section 3.1): each group of each 1x1 convolution loses some inputs.
 
@@ -198,7 +203,7 @@ class CondenseNet(Network):
             layer.condense()
         if self.stages_left == 0:
             mask = self.features[-1].mask
-            size = np.abs(_values(self.output.weight)).sum(axis=0)
+            size = np.abs(values_of(self.output.weight)).sum(axis=0)
             kept = np.zeros(mask.shape, 'float32')
             kept[0, np.argsort(-size, kind='stable')[:size.size // CLASSIFIER_CONDENSATION]] = 1
             mask.set_data(mx.nd.array(kept))
@@ -227,35 +232,25 @@ class CondenseNet(Network):
         for ours, theirs in zip(self.features, net.features):
             if isinstance(ours, DenseUnit):
                 _convert(ours.pointwise, theirs.pointwise)
-                _copy(ours.spatial, theirs.spatial)
+                copy_parameters(ours.spatial, theirs.spatial)
             elif not isinstance(ours, KeptFeatures):
-                _copy(ours, theirs)
-        index = np.flatnonzero(_values(self.features[-1].mask)[0])
+                copy_parameters(ours, theirs)
+        index = np.flatnonzero(values_of(self.features[-1].mask)[0])
         net.features[-1].index.set_data(mx.nd.array(index))
-        net.output.weight.set_data(mx.nd.array(_values(self.output.weight)[:, index]))
-        net.output.bias.set_data(mx.nd.array(_values(self.output.bias)))
+        net.output.weight.set_data(mx.nd.array(values_of(self.output.weight)[:, index]))
+        net.output.bias.set_data(mx.nd.array(values_of(self.output.bias)))
         return net
-
-
-def _values(parameter: mx.gluon.Parameter) -> np.ndarray:
-    """Those on the first device; all have the same."""
-    return parameter.list_data()[0].asnumpy()
-
-
-def _copy(source: HybridBlock, target: HybridBlock) -> None:
-    for ours, theirs in zip(source.collect_params().values(), target.collect_params().values()):
-        theirs.set_data(mx.nd.array(_values(ours)))
 
 
 def _convert(learned: LearnedGroupConv, indexed: IndexedGroupConv) -> None:
     gathered, activated, convolution = indexed
     kept = learned.kept()
-    grouped = np.take_along_axis(learned.by_group(_values(learned.weight)), kept[:, None], axis=2)
+    grouped = np.take_along_axis(learned.by_group(values_of(learned.weight)), kept[:, None], axis=2)
     convolution.weight.set_data(mx.nd.array(grouped.reshape(convolution.weight.shape)))
     index = mx.nd.array(kept.reshape(-1))
     gathered.index.set_data(index)
     for ours, theirs in zip(learned.activated.collect_params().values(), activated.collect_params().values()):
-        theirs.set_data(mx.nd.take(mx.nd.array(_values(ours)), index))
+        theirs.set_data(mx.nd.take(mx.nd.array(values_of(ours)), index))
 
 
 @register(widths=(1.0,))

@@ -3,6 +3,7 @@
 It is a network for images of 32x32, so that ``small_image`` changes nothing.
 """
 from collections import namedtuple
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from mxnet.gluon import nn
@@ -22,41 +23,55 @@ LAYOUT = (
 )
 
 
-class BNReLUConv(nn.HybridSequential):
-    """Batch normalization, ReLU, a bias-free convolution that keeps the size."""
+# From channels of input and output to a bias-free convolution that keeps the size.
+Convolution = Callable[[int, int], HybridBlock]
 
-    def __init__(self, in_channels: int, channels: int, kernel: int, **kwargs: Any) -> None:
+
+def pointwise(in_channels: int, channels: int) -> nn.Conv2D:
+    return nn.Conv2D(channels, 1, use_bias=False, in_channels=in_channels)
+
+
+def square(in_channels: int, channels: int) -> nn.Conv2D:
+    return nn.Conv2D(channels, 3, 1, 1, use_bias=False, in_channels=in_channels)
+
+
+class BNReLUConv(nn.HybridSequential):
+    """Batch normalization, ReLU, a convolution."""
+
+    def __init__(self, in_channels: int, channels: int, convolution: Convolution, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         with self.name_scope():
-            self.add(nn.BatchNorm(in_channels=in_channels), nn.Activation('relu'),
-                     nn.Conv2D(channels, kernel, 1, kernel // 2, use_bias=False, in_channels=in_channels))
+            self.add(nn.BatchNorm(in_channels=in_channels), nn.Activation('relu'), convolution(in_channels, channels))
 
 
 class DenseLayer(HybridBlock):
     """What it makes of its input is put behind the input."""
 
-    def __init__(self, in_channels: int, growth: int, **kwargs: Any) -> None:
+    def __init__(self, in_channels: int, growth: int, convolution: Convolution = square, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         with self.name_scope():
-            self.body = BNReLUConv(in_channels, growth, 3)
+            self.body = BNReLUConv(in_channels, growth, convolution)
 
     def hybrid_forward(self, F: Any, x: Any) -> Any:
-        return F.concat(x, self.body(x), dim=1)
+        # Of five dimensions: of four, where channels begin at a number that is not a multiple of 8, concat's gradient
+        # fails in oneDNN ("could not construct a sub-memory").
+        return F.squeeze(F.concat(F.expand_dims(x, axis=2), F.expand_dims(self.body(x), axis=2), dim=1), axis=2)
 
 
 class DenseNet40(Network):
+    """``convolutions``: those of the layers in each of the three blocks."""
 
-    def __init__(self, classes: int) -> None:
+    def __init__(self, classes: int, convolutions: Sequence[Convolution] = (square,) * len(LAYOUT)) -> None:
         super().__init__()
         with self.name_scope():
             self.features = nn.HybridSequential()
             channels = STEM_CHANNELS
-            self.features.add(nn.Conv2D(channels, 3, 1, 1, use_bias=False, in_channels=3))
-            for number, row in enumerate(LAYOUT):
+            self.features.add(square(3, channels))
+            for number, (row, convolution) in enumerate(zip(LAYOUT, convolutions)):
                 if number:
-                    self.features.add(BNReLUConv(channels, channels, 1), nn.AvgPool2D(2))
+                    self.features.add(BNReLUConv(channels, channels, pointwise), nn.AvgPool2D(2))
                 for _ in range(row.layers):
-                    self.features.add(DenseLayer(channels, row.growth))
+                    self.features.add(DenseLayer(channels, row.growth, convolution))
                     channels += row.growth
             self.features.add(nn.BatchNorm(in_channels=channels), nn.Activation('relu'), nn.GlobalAvgPool2D(),
                               nn.Flatten())

@@ -2,6 +2,7 @@
 from typing import Any, Optional
 
 import mxnet as mx
+import numpy as np
 from mxnet.gluon import nn
 from mxnet.gluon.block import HybridBlock
 
@@ -42,3 +43,14 @@ class Network(HybridBlock):
         with self.name_scope():
             self.output = nn.Dense(classes, in_units=weight.shape[1], dtype=weight.dtype)
         self.output.initialize(initializer or mx.init.Xavier(), ctx=contexts)
+
+
+def values_of(parameter: mx.gluon.Parameter) -> np.ndarray:
+    """Those on the first device; all have the same."""
+    return parameter.list_data()[0].asnumpy()
+
+
+def copy_parameters(source: HybridBlock, target: HybridBlock) -> None:
+    """Give a block the values of another one that is built alike."""
+    for ours, theirs in zip(source.collect_params().values(), target.collect_params().values()):
+        theirs.set_data(mx.nd.array(values_of(ours)))

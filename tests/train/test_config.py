@@ -30,6 +30,8 @@ def values_of(setting, hint):
     name, meta = setting.name, setting.metadata
     if name == 'condensing':
         return [['--condensing', '--model', 'condensenet_x1.0']]
+    if name == 'relaxed':
+        return [['--relaxed', '--model', 'irregular_densenet40_x1.0']]
     if hint is bool:
         return [[]]
     if meta['choices']:

@@ -44,6 +44,7 @@ PARAMETERS = {
     'shiftresnet20_x6.0': 186746 + 990 * 65,
     'shiftresnet20_x9.0': 277850 + 990 * 65,
     'densenet40_x1.0': 1019722 + 990 * 449,
+    'irregular_densenet40_x1.0': 294826 + 990 * 449,
     # By the paper's rule; it prints 356K, 869K, 2.3M, 3.4M, 4.5M, 3.0M, 2.0M, then 2.0M and 6.2M.
     'lprnet_mobilenet_x0.25': 353656,
     'lprnet_mobilenet_x0.5': 869896,
