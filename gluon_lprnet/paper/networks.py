@@ -64,6 +64,33 @@ class BatchNormForL2Norm(BatchNormAfterL2Norm):
         super().__init__(channels, l2_norm=False, **kwargs)
 
 
+class SpatialL2Norm(LPR):
+    """``ReLU(L2norm(P2 P1 d) + d)`` with each channel normalized over its positions."""
+
+    MODE = 'spatial'
+
+    def __init__(self, channels: int, **kwargs: Any) -> None:
+        # Without that over the channels of each position.
+        super().__init__(channels, l2_norm=False, **kwargs)
+
+    def _output(self, F: Any, y: Any, d: Any) -> Any:
+        return super()._output(F, F.L2Normalization(y, mode=self.MODE, eps=self.EPSILON), d)
+
+
+class InstanceL2Norm(SpatialL2Norm):
+    """The same with all channels and positions of an image normalized together."""
+
+    MODE = 'instance'
+
+
+class SmallDepthwiseScale(LPR):
+    """The scale of BN(D x) starts at 1 / sqrt(m): its mean square is then 1 / m, as that of the normalized channels."""
+
+    def __init__(self, channels: int, **kwargs: Any) -> None:
+        super().__init__(channels, **kwargs)
+        self.depthwise[1].gamma.init = mx.init.Constant(channels ** -0.5)
+
+
 class OrthogonalInit(LPR):
     """P1 starts with orthonormal rows, P2 with orthonormal columns."""
 
@@ -103,6 +130,9 @@ for _name, _module in {
         'lprnet_with_depthwise_relu_alone': DepthwiseReLUAlone,
         'lprnet_with_batch_norm_after_l2_norm': BatchNormAfterL2Norm,
         'lprnet_with_batch_norm_for_l2_norm': BatchNormForL2Norm,
+        'lprnet_with_spatial_l2_norm': SpatialL2Norm,
+        'lprnet_with_instance_l2_norm': InstanceL2Norm,
+        'lprnet_with_small_depthwise_scale': SmallDepthwiseScale,
         'lprnet_with_orthogonal_init': OrthogonalInit,
         'lprnet_with_small_init': SmallInit,
         'lprnet_without_decay_of_p': NoDecay}.items():

@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 from conftest import encode, epoch_records
 from matplotlib.figure import Figure
+from mxnet import autograd
 
 from gluon_lprnet import checkpoint, get_model, list_models
 from gluon_lprnet.__main__ import main
 from gluon_lprnet.artifact import model_arguments
+from gluon_lprnet.blocks import normalize_in_rank_space
 from gluon_lprnet.complexity import count
 from gluon_lprnet.data.recordio import write_records
 from gluon_lprnet.paper import cifar10, figure2, networks
@@ -79,6 +81,27 @@ def test_batch_norm_after_and_in_place_of_the_l2_norm():
         x = mx.nd.array(np.random.default_rng(0).normal(size=(2, 16, 5, 5)))
         y, d = block(x).asnumpy(), values[1]
         np.testing.assert_allclose(y, np.maximum(batch_norm(block.batch_norm, values[wanted - 1]) + d, 0), atol=1e-4)
+
+
+@pytest.mark.parametrize('module, axes', [(networks.SpatialL2Norm, (2, 3)), (networks.InstanceL2Norm, (1, 2, 3))])
+def test_other_readings_of_the_l2_norm(module, axes):
+    block, y, d, p, _ = built(module)
+    expected = np.maximum(p / np.sqrt((p ** 2).sum(axis=axes, keepdims=True)) + d, 0)
+    np.testing.assert_allclose(y, expected, atol=1e-5)
+    # As it is trained.
+    normalize_in_rank_space(block, True)
+    x = mx.nd.array(np.random.default_rng(0).normal(size=(2, 16, 5, 5)))
+    np.testing.assert_allclose(block(x).asnumpy(), expected, atol=1e-5)
+
+
+def test_small_scale_of_the_depthwise_part():
+    block, y, d, _, normalized = built(networks.SmallDepthwiseScale)
+    np.testing.assert_allclose(block.depthwise[1].gamma.data().asnumpy(), np.full(16, 0.25))
+    np.testing.assert_allclose(y, np.maximum(normalized + d, 0), atol=1e-5)
+    # In training, with the statistics of the batch, both parts begin equally large.
+    with autograd.train_mode():
+        d = block.depthwise(mx.nd.array(np.random.default_rng(0).normal(size=(8, 16, 5, 5)))).asnumpy()
+    assert abs((d ** 2).mean() - (normalized ** 2).mean()) < 0.01 * (d ** 2).mean()
 
 
 def test_initial_values_and_decay():
