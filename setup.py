@@ -51,7 +51,7 @@ setup(
     package_data={
         'gluon_lprnet': ['py.typed', 'weights/*'],
         'gluon_lprnet.data': ['imagenet_names.txt'],
-        'gluon_lprnet.deployment': ['operators.cc'],
+        'gluon_lprnet.deployment': ['kernels.h', 'operators.cc'],
         'gluon_lprnet.serving': ['page.html'],
     },
     entry_points={'console_scripts': ['gluon-lprnet = gluon_lprnet.__main__:main']},

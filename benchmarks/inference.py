@@ -19,7 +19,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
@@ -61,9 +60,6 @@ VISIT = 20
 def load_mxnet(prefix, data):
     import gluon_lprnet  # noqa: F401  before MXNet
     import mxnet as mx
-    if Path(f'{prefix}.operators').exists():
-        from gluon_lprnet.deployment.operators import load_library
-        load_library()
     block = mx.gluon.SymbolBlock.imports(f'{prefix}-symbol.json', ['data'], f'{prefix}-0000.params')
     return block, mx.nd.array(data)
 
@@ -77,6 +73,14 @@ def load_hybridized(prefix, data):
 def load_fused(prefix, data):
     block, data = load_mxnet(prefix, data)
     block.optimize_for(data, backend='MKLDNN', static_alloc=True, static_shape=True)
+    return lambda: block(data).wait_to_read()
+
+
+def load_operators(prefix, data):
+    block, data = load_mxnet(prefix, data)
+    from gluon_lprnet.deployment.operators import BACKEND, load_library
+    load_library()
+    block.optimize_for(data, backend=BACKEND, static_alloc=True, static_shape=True)
     return lambda: block(data).wait_to_read()
 
 
@@ -115,11 +119,11 @@ def load_pytorch(prefix, data):
     return run
 
 
-LOADERS = {'hybridized': load_hybridized, 'fused': load_fused, 'operators': load_hybridized,
+LOADERS = {'hybridized': load_hybridized, 'fused': load_fused, 'operators': load_operators,
            'onnxruntime': load_onnxruntime, 'openvino': load_openvino, 'pytorch': load_pytorch}
 
 
-def work(runtime):
+def work(runtime, clock):
     """Load networks and time passes, as the lines of standard input say; answers in JSON."""
     import numpy as np
     from gluon_lprnet.utils.timing import interleaved_milliseconds
@@ -134,12 +138,13 @@ def work(runtime):
             name, prefix, shape = arguments
             data = np.random.default_rng(0).normal(0, 1, shape).astype('float32')
             step = LOADERS[runtime](prefix, data)
-            passes[name] = step, max(1, round(VISIT / min(interleaved_milliseconds([step], 3, warm_up=1)[0])))
+            fastest = min(interleaved_milliseconds([step], 3, warm_up=1, clock=clock)[0])
+            passes[name] = step, max(1, round(VISIT / fastest))
         elif order == 'clear':
             passes.clear()
         else:
             (step, rounds), = (passes[name] for name in arguments)
-            answer = statistics.median(interleaved_milliseconds([step], rounds, warm_up=1)[0])
+            answer = statistics.median(interleaved_milliseconds([step], rounds, warm_up=1, clock=clock)[0])
         answers.write(json.dumps(answer) + '\n')
         answers.flush()
 
@@ -147,12 +152,12 @@ def work(runtime):
 class Worker:
     """The process of a runtime with a number of threads."""
 
-    def __init__(self, runtime, threads, engine):
+    def __init__(self, runtime, threads, engine, clock):
         environment = dict(os.environ, OMP_NUM_THREADS=str(threads), MXNET_ENGINE_TYPE=engine)
         # In a session of its own, so that Ctrl-C is for the parent.
-        self.process = subprocess.Popen([sys.executable, __file__, '--worker', runtime], env=environment, text=True,
-                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-                                        start_new_session=True)
+        self.process = subprocess.Popen([sys.executable, __file__, '--worker', runtime, clock], env=environment,
+                                        text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                        stderr=subprocess.DEVNULL, start_new_session=True)
 
     def ask(self, *order):
         print(json.dumps(order), file=self.process.stdin, flush=True)
@@ -171,7 +176,6 @@ def write_networks(folder, width, args):
     import gluon_lprnet  # before MXNet
     import mxnet as mx
     from gluon_lprnet.deployment.onnx import write_onnx
-    from gluon_lprnet.deployment.operators import with_operators
     from gluon_lprnet.deployment.reparametrize import reparametrize
     from gluon_lprnet.graph import trace
     from gluon_lprnet.utils.errors import InputError
@@ -201,10 +205,9 @@ def write_networks(folder, width, args):
         for runtime in args.runtimes:
             if network in NETWORKS_OF.get(runtime, NETWORKS):
                 prefixes[runtime, network] = prefix
-        if ('operators', network) in prefixes:
-            prefix = prefixes['operators', network] = f'{prefix}-operators'
-            save(*with_operators(*reparametrize(*trained)), prefix)
-            Path(f'{prefix}.operators').touch()
+        if ('operators', network) in prefixes and not deployed:
+            prefix = prefixes['operators', network] = f'{prefix}-deployed'
+            save(*reparametrize(*trained), prefix)
     return prefixes
 
 
@@ -317,7 +320,11 @@ def parse_args():
     parser.add_argument('--rounds', type=positive_int, default=41, help='at most (default: %(default)s)')
     parser.add_argument('--minutes', type=positive_float, default=30, help='for all rounds, roughly, of which there '
                         'are at least three (default: %(default)s)')
+    parser.add_argument('--cpu-time', action='store_true', help='CPU time of the thread that calls, for a machine on '
+                        'which other jobs run; needs --threads 1')
     args = parser.parse_args()
+    if args.cpu_time and args.threads != [1]:
+        parser.error('--cpu-time needs --threads 1: it is that of one thread.')
     missing = [runtime for runtime, (_, package) in RUNTIMES.items() if importlib.util.find_spec(package) is None]
     if args.runtimes is None:
         args.runtimes = [runtime for runtime in RUNTIMES if runtime not in missing]
@@ -330,7 +337,7 @@ def parse_args():
 
 def main():
     if sys.argv[1:2] == ['--worker']:
-        return work(sys.argv[2])
+        return work(sys.argv[2], getattr(time, sys.argv[3]))
     args = parse_args()
     from tabulate import tabulate
     from tqdm import tqdm
@@ -339,7 +346,8 @@ def main():
               for threads in ([args.threads] if batch_size == 1 else [[count] for count in args.threads])]
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     load_before = os.getloadavg()[0]
-    workers = {(runtime, threads): Worker(runtime, threads, args.engine)
+    clock = 'thread_time' if args.cpu_time else 'perf_counter'
+    workers = {(runtime, threads): Worker(runtime, threads, args.engine, clock)
                for runtime in args.runtimes for threads in args.threads}
     times = {}
     try:
@@ -356,7 +364,8 @@ def main():
     if not times:
         return
     rounds = [len(values) for values in times.values()]
-    print(f'{versions(args)}; {args.engine}; {min(rounds)} to {max(rounds)} rounds; load average {load_before:.1f} '
+    print(f'{versions(args)}; {args.engine}; {"CPU time; " if args.cpu_time else ""}{min(rounds)} to {max(rounds)} '
+          f'rounds; load average {load_before:.1f} '
           f'before, {os.getloadavg()[0]:.1f} after')
     for title, table in latency_tables(times, args):
         print(f'\n### {title}\n\n{table}')

@@ -137,11 +137,10 @@ def kinds(operators, symbol, size):
     rest = layers(symbol, size)
     totals = defaultdict(lambda: [0, 0.0, 0, 0])
     for name, milliseconds in operators:
-        if name == 'lprnet_separable':
-            module = [rest.pop(0) for _ in range(3 if rest[1][0] == 'low-rank P1, P2' else 2)]
-            kind = 'LPR module' if len(module) == 3 else 'depthwise separable module'
-            multiply_adds = sum(layer[1] for layer in module)
-            size_of = sum(layer[2] for layer in module)
+        if name == 'lprnet_network':
+            kind = 'whole network'
+            multiply_adds, size_of = (sum(layer[position] for layer in rest) for position in (1, 2))
+            rest = []
         elif 'conv' in name.lower() or name in ('Gemm', 'FullyConnected', '_sg_mkldnn_fully_connected'):
             kind, multiply_adds, size_of = rest.pop(0)
         else:

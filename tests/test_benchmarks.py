@@ -178,7 +178,7 @@ def test_profile():
     rows = [[cell.strip() for cell in line.split('|')[1:3]] for line in output.splitlines() if line.startswith('| ')]
     assert ['L2Normalization', '8'] in rows
     assert rows.count(['low-rank P1, P2', '16']) == 2
-    assert (['LPR module', '8'] in rows) == ('operators' in RUNTIMES)
+    assert (['whole network', '1'] in rows) == ('operators' in RUNTIMES)
 
 
 @pytest.mark.slow

@@ -1,401 +1,972 @@
-/* Operators for the modules of a deployed network, by MXNet's extension interface (mx.library): inference, float32.
+/* Deployed networks as one operator, by MXNet's extension interface (mx.library): inference, float32, on the CPU.
  *
- * Between them a feature map of C channels is an array (N, ceil(C / 16), H, W, 16), whose channels beyond C are 0.
- * Matrices have the shape (ceil(rows / 16), 16 * ceil(columns / 16), 16), depthwise weights (ceil(C / 16), 9, 16) and
- * biases (ceil(C / 16), 16). Convolutions are 3x3 with zero padding of 1 and a stride of 1 or 2.
+ * The backend 'LPRNet' of optimize_for takes the largest parts of a graph that consist of
  *
- *   lprnet_convolution  relu(W x + b) of a plain x; the columns of W are (row, channel, column) of the kernel
- *   lprnet_separable    relu(P relu(D x + b) + c), or with the attribute eps the LPR module:
- *                       relu(P2 q / sqrt(||q||^2 + eps) + d), q = P1 d, d = D x + b
- *   lprnet_pool         the mean over height and width, in the plain layout
- *   lprnet_block, lprnet_unblock   from and to the plain layout
+ *   3x3 convolutions with padding 1 or a Pad of 1 before them and stride 1 or 2, of one group or depthwise
+ *   1x1 convolutions
+ *   ReLU, ReLU6, elementwise sums, L2 normalization over channels
+ *   3x3 max pooling with stride 2, the concatenation of two halves with the channel shuffle of two groups
+ *   global average pooling, flattening and dense layers after it
+ *
+ * and makes each an operator that follows a plan. In the plan, layers that work pixel by pixel on the same feature map
+ * are one step: an LPR module, a depthwise separable module, a unit of ShuffleNetV2. A step goes over its output in
+ * strips of rows, between whose layers nothing leaves the cache. The feature maps between steps take turns in two or
+ * three buffers. Weights are packed when the operator first runs, and again when MXNet says that they were written.
  */
 #include <omp.h>
 
-#include <algorithm>
-#include <cmath>
-#include <cstring>
+#include <array>
+#include <cstdlib>
+#include <map>
+#include <memory>
+#include <mutex>
 #include <string>
 #include <unordered_map>
 #include <vector>
 
+#include "kernels.h"
 #include "mxnet/lib_api.h"
 
 namespace {
 
+using namespace lprnet;
 using namespace mxnet::ext;
 typedef std::unordered_map<std::string, std::string> Attributes;
 
-constexpr int BLOCK = 16;
-typedef float Vector __attribute__((vector_size(BLOCK * sizeof(float)), aligned(sizeof(float)), may_alias));
+/* Floats of a strip between the layers of a step. */
+constexpr size_t STRIP = 32 * 1024;
+/* Networks that are kept, and for each of them sets of parameters, and for those shapes with their buffers. */
+constexpr size_t KEPT = 4;
 
-/* Output blocks and pixels whose sums stay in registers. */
-#if defined(__AVX512F__)
-constexpr int BLOCKS = 2, PIXELS = 12;
-#elif defined(__AVX__)
-constexpr int BLOCKS = 1, PIXELS = 6;
-#else
-constexpr int BLOCKS = 1, PIXELS = 2;
-#endif
+// ---------------------------------------------------------------------------------------------------------------------
+// From the graph to layers
 
-/* Floats of a strip of rows between the two steps of a module: a quarter of a usual second-level cache. */
-constexpr int STRIP = 64 * 1024;
+enum Kind {
+  INPUT, DENSE, POINTWISE, DEPTHWISE, ADD, ACTIVATE, NORMALIZE, INTERLEAVE, LARGEST, AVERAGE, FLATTEN, FULLY_CONNECTED
+};
 
-inline Vector load(const float* from) { return *reinterpret_cast<const Vector*>(from); }
-inline void store(float* to, Vector value) { *reinterpret_cast<Vector*>(to) = value; }
-/* NaN stays NaN. */
-inline Vector relu(Vector value) { return value < 0 ? Vector{} : value; }
+struct Layer {
+  Kind kind;
+  /* Layers whose outputs it takes. */
+  std::vector<int> inputs;
+  /* Inputs of the subgraph: the array of an INPUT, and parameters. */
+  int array = -1, weight = -1, bias = -1;
+  int stride = 1;
+  /* Rows and columns of zeros before and behind the image. */
+  int before = 0, behind = 0;
+  float eps = 0;
+  /* The activation: what it leaves of a value. */
+  float low = -INFINITY, high = INFINITY;
+  /* A layer whose output is added before the activation. */
+  int addend = -1;
+  bool folded = false;
+};
 
-/* M blocks of outputs at N pixels, from `count` groups of INNER neighboring inputs: the groups are `pitch` apart, the
- * pixels STEP. `put` takes block, pixel and sums. */
-template <int M, int N, int INNER, int STEP, typename Put>
-inline void tile(const float* x, int count, size_t pitch, const float* weight, Put put) {
-  Vector sums[M][N] = {};
-  const size_t matrix = (size_t)(count * INNER + BLOCK - 1) / BLOCK * BLOCK * BLOCK;
-  for (int group = 0; group < count; ++group, x += pitch) {
-#pragma GCC unroll 4
-    for (int k = 0; k < INNER; ++k, weight += BLOCK) {
-      Vector row[M];
-#pragma GCC unroll 4
-      for (int i = 0; i < M; ++i) row[i] = load(weight + i * matrix);
-#pragma GCC unroll 16
-      for (int j = 0; j < N; ++j) {
-        const float value = x[j * STEP + k];
-#pragma GCC unroll 4
-        for (int i = 0; i < M; ++i) sums[i][j] += value * row[i];
-      }
+std::string attribute(const Node& node, const char* name, const char* otherwise) {
+  const auto found = node.attrs.find(name);
+  return found == node.attrs.end() ? otherwise : found->second;
+}
+
+bool is_true(const std::string& value) { return value == "True" || value == "1"; }
+
+/* Two numbers as MXNet writes them, "(1, 1)" or "[1,1]", both `value`. */
+bool both(const std::string& text, int value) {
+  int found[2];
+  char end;
+  return std::sscanf(text.c_str(), " %*[([] %d , %d %c", &found[0], &found[1], &end) == 3 && (end == ')' || end == ']')
+      && found[0] == value && found[1] == value;
+}
+
+bool is_variable(const Node& node, size_t slot) {
+  return slot < node.inputs.size() && node.inputs[slot].node->op == "null";
+}
+
+/* Whether the inputs from the second on are parameters: a weight, and a bias or none. */
+bool has_parameters(const Node& node, bool no_bias) {
+  return node.inputs.size() == (no_bias ? 2 : 3) && is_variable(node, 1) && (no_bias || is_variable(node, 2));
+}
+
+/* The node whose output `node` takes first, if it has the operator `op` and no other users. */
+const Node* sole(const Node* node, const char* op) {
+  const Node* const source = node && !node->inputs.empty() ? node->inputs[0].node : nullptr;
+  return source && source->op == op && source->outputs.size() == 1 ? source : nullptr;
+}
+
+std::string without_spaces(std::string text) {
+  text.erase(std::remove(text.begin(), text.end(), ' '), text.end());
+  return text;
+}
+
+/* The node of a padding with zeros, of one row and column behind the image or at both ends, that only `node` uses. */
+const Node* padding(const Node& node, Layer* layer) {
+  const Node* const pad = sole(&node, "Pad");
+  if (!pad || attribute(*pad, "mode", "") != "constant" || std::stof(attribute(*pad, "constant_value", "0")) != 0)
+    return nullptr;
+  const std::string widths = without_spaces(attribute(*pad, "pad_width", ""));
+  if (widths == "(0,0,0,0,1,1,1,1)") layer->before = 1;
+  else if (widths != "(0,0,0,0,0,1,0,1)") return nullptr;
+  layer->behind = 1;
+  return pad;
+}
+
+bool is_convolution(const Node& node, Layer* layer, std::vector<const Node*>* nodes) {
+  const std::string groups = attribute(node, "num_group", "1"), stride = attribute(node, "stride", "(1, 1)");
+  const std::string kernel = attribute(node, "kernel", ""), pad = attribute(node, "pad", "(0, 0)");
+  layer->stride = both(stride, 2) ? 2 : 1;
+  if (!has_parameters(node, is_true(attribute(node, "no_bias", "False"))) || !(layer->stride == 2 || both(stride, 1))
+      || !both(attribute(node, "dilate", "(1, 1)"), 1) || attribute(node, "layout", "NCHW") != "NCHW")
+    return false;
+  if (both(kernel, 1)) {
+    layer->kind = POINTWISE;
+    return groups == "1" && both(pad, 0) && layer->stride == 1;
+  }
+  if (!both(kernel, 3)) return false;
+  if (both(pad, 1)) {
+    layer->before = layer->behind = 1;
+  } else {
+    const Node* const pad_node = both(pad, 0) ? padding(node, layer) : nullptr;
+    if (!pad_node) return false;
+    nodes->push_back(pad_node);
+  }
+  layer->kind = groups == "1" ? DENSE : DEPTHWISE;
+  return groups == "1" || groups == attribute(node, "num_filter", "");
+}
+
+bool is_pooling(const Node& node, Layer* layer) {
+  const std::string type = attribute(node, "pool_type", "max");
+  if (attribute(node, "layout", "NCHW") != "NCHW") return false;
+  if (is_true(attribute(node, "global_pool", "False"))) {
+    layer->kind = AVERAGE;
+    return type == "avg";
+  }
+  layer->kind = LARGEST;
+  layer->stride = 2;
+  layer->before = layer->behind = 1;
+  return type == "max" && both(attribute(node, "kernel", ""), 3) && both(attribute(node, "stride", "(1, 1)"), 2)
+      && both(attribute(node, "pad", "(0, 0)"), 1) && attribute(node, "pooling_convention", "valid") == "valid";
+}
+
+/* The channels of a node's output, as far as its own attributes and those of the nodes before it say; else 0. */
+int channels_of(const Node* node) {
+  while (node->op == "Activation" || node->op == "relu" || node->op == "clip" || node->op == "elemwise_add")
+    node = node->inputs[0].node;
+  return node->op == "Convolution" ? std::stoi(attribute(*node, "num_filter", "0")) : 0;
+}
+
+/* The nodes of Concat, Reshape, SwapAxis, Reshape that shuffle the channels of two halves, from the last; or none. */
+std::vector<const Node*> shuffle(const Node& last) {
+  const Node* const swap = last.op == "Reshape" ? sole(&last, "SwapAxis") : nullptr;
+  const Node* const split = sole(swap, "Reshape");
+  const Node* const concat = sole(split, "Concat");
+  if (!concat || concat->inputs.size() != 2 || attribute(*concat, "dim", "1") != "1"
+      || channels_of(concat->inputs[0].node) == 0
+      || channels_of(concat->inputs[0].node) != channels_of(concat->inputs[1].node)
+      || without_spaces(attribute(*split, "shape", "")) != "(0,-4,2,-1,-2)"
+      || without_spaces(attribute(last, "shape", "")) != "(0,-3,-2)"
+      || attribute(*swap, "dim1", "0") != "1" || attribute(*swap, "dim2", "0") != "2")
+    return {};
+  return {&last, swap, split, concat};
+}
+
+/* The layers of a graph. Nodes that the library does not know are left out, or, in a graph that is to be `whole`, an
+ * error (std::out_of_range). */
+struct Layers {
+  std::vector<Layer> layers;
+  /* By the last node of each. */
+  std::unordered_map<const Node*, int> of;
+  /* Nodes that are parts of layers. */
+  std::vector<const Node*> covered;
+
+  Layers(const Graph& graph, bool whole) {
+    std::unordered_map<const Node*, int> variables;
+    for (size_t i = 0; i < graph.inputs.size(); ++i) variables[graph.inputs[i]] = i;
+    for (size_t i = 0; i < graph.size(); ++i) add(*graph.getNode(i), variables, whole);
+  }
+
+ private:
+  /* Whether a layer gives a vector for each image. */
+  bool is_flat(int layer) const { return layers[layer].kind >= AVERAGE; }
+
+  void add(const Node& node, const std::unordered_map<const Node*, int>& variables, bool whole) {
+    Layer layer;
+    std::vector<const Node*> nodes = {&node};
+    std::vector<const Node*> sources;
+    if (node.op == "null") {
+      layer.kind = INPUT;
+      layer.array = variables.at(&node);
+    } else if (!describe(node, &layer, &nodes)) {
+      return;
+    }
+    const Node& first = *nodes.back();
+    if (node.op != "null")
+      for (size_t slot = 0; slot < (layer.kind == ADD || layer.kind == INTERLEAVE ? 2 : 1); ++slot)
+        sources.push_back(first.inputs[slot].node);
+    bool maps = false, vectors = false;
+    for (const Node* source : sources) {
+      const auto found = of.find(source);
+      if (found != of.end() && layers[found->second].kind != INPUT) (is_flat(found->second) ? vectors : maps) = true;
+      if (whole) layer.inputs.push_back(of.at(source));
+    }
+    const bool flat = layer.kind == FLATTEN || layer.kind == FULLY_CONNECTED;
+    /* Of a convolution the kernel says that its input has four dimensions, of these the layer before. */
+    const bool needs_known = layer.kind == ADD || layer.kind == ACTIVATE || layer.kind == NORMALIZE;
+    if (flat ? !vectors : vectors) return;
+    if (!whole && needs_known && !maps) return;
+    if ((layer.kind >= DENSE && layer.kind <= DEPTHWISE) || layer.kind == FULLY_CONNECTED) {
+      layer.weight = variables.at(node.inputs[1].node);
+      if (node.inputs.size() > 2) layer.bias = variables.at(node.inputs[2].node);
+    }
+    of[&node] = layers.size();
+    layers.push_back(layer);
+    covered.insert(covered.end(), nodes.begin(), nodes.end());
+  }
+
+  /* What a node computes, and the nodes that belong to it, from the last. */
+  bool describe(const Node& node, Layer* layer, std::vector<const Node*>* nodes) const {
+    if (node.op == "Convolution") return is_convolution(node, layer, nodes);
+    if (node.op == "Pooling") return is_pooling(node, layer);
+    if (node.op == "Activation" || node.op == "relu") {
+      layer->kind = ACTIVATE;
+      layer->low = 0;
+      return node.op == "relu" || attribute(node, "act_type", "") == "relu";
+    }
+    if (node.op == "clip") {
+      layer->kind = ACTIVATE;
+      layer->low = std::stof(attribute(node, "a_min", "nan"));
+      layer->high = std::stof(attribute(node, "a_max", "nan"));
+      /* So that the channels beyond the last stay 0. */
+      return layer->low <= 0 && layer->high >= 0;
+    }
+    if (node.op == "elemwise_add") {
+      layer->kind = ADD;
+      return true;
+    }
+    if (node.op == "L2Normalization") {
+      layer->kind = NORMALIZE;
+      layer->eps = std::stof(attribute(node, "eps", "1e-10"));
+      return attribute(node, "mode", "instance") == "channel";
+    }
+    if (node.op == "Flatten") {
+      layer->kind = FLATTEN;
+      return true;
+    }
+    if (node.op == "FullyConnected") {
+      layer->kind = FULLY_CONNECTED;
+      return has_parameters(node, is_true(attribute(node, "no_bias", "False")))
+          && is_true(attribute(node, "flatten", "True"));
+    }
+    *nodes = shuffle(node);
+    layer->kind = INTERLEAVE;
+    return !nodes->empty();
+  }
+};
+
+// ---------------------------------------------------------------------------------------------------------------------
+// From layers to steps
+
+/* Layers that work pixel by pixel on feature maps of one size, or one other layer; the last one's output is kept. */
+struct Step {
+  std::vector<int> layers;
+};
+
+bool is_pixelwise(Kind kind) {
+  return kind == POINTWISE || kind == ADD || kind == ACTIVATE || kind == NORMALIZE || kind == INTERLEAVE;
+}
+
+struct Program {
+  std::vector<Layer> layers;
+  /* Steps of each image, then those of all images together, on vectors. */
+  std::vector<Step> steps, tail;
+  /* Layers whose outputs are those of the operator. */
+  std::vector<int> outputs;
+  /* Inputs of the operator that are feature maps, and parameters. */
+  std::vector<int> maps, parameters;
+
+  explicit Program(const std::string& json) {
+    const std::unique_ptr<Graph> graph(Graph::fromString(json));
+    Layers found(*graph, true);
+    layers = found.layers;
+    for (const NodeEntry& entry : graph->outputs) outputs.push_back(found.of.at(entry.node));
+    fold();
+    group();
+    for (const Layer& layer : layers) {
+      if (layer.folded) continue;
+      for (int parameter : {layer.weight, layer.bias})
+        if (parameter >= 0) parameters.push_back(parameter);
+      for (int source : sources(layer))
+        if (layers[source].kind == INPUT) maps.push_back(layers[source].array);
     }
   }
-#pragma GCC unroll 4
-  for (int i = 0; i < M; ++i)
-#pragma GCC unroll 16
-    for (int j = 0; j < N; ++j) put(i, j, sums[i][j]);
-}
 
-/* All pixels from `first` on, N at a time, then N / 2, and so on. */
-template <int M, int N, int INNER, int STEP, typename Put>
-struct Pixels {
-  static void run(int first, int pixels, const float* x, int count, size_t pitch, const float* weight, const Put& put) {
-    for (; first + N <= pixels; first += N)
-      tile<M, N, INNER, STEP>(x + (size_t)first * STEP, count, pitch, weight,
-                              [&](int i, int j, Vector sum) { put(i, first + j, sum); });
-    Pixels<M, N / 2, INNER, STEP, Put>::run(first, pixels, x, count, pitch, weight, put);
+  std::vector<int> sources(const Layer& layer) const {
+    std::vector<int> found = layer.inputs;
+    if (layer.addend >= 0) found.push_back(layer.addend);
+    return found;
   }
-};
 
-template <int M, int INNER, int STEP, typename Put>
-struct Pixels<M, 0, INNER, STEP, Put> {
-  static void run(int, int, const float*, int, size_t, const float*, const Put&) {}
-};
+  bool is_flat(int layer) const { return layers[layer].kind >= AVERAGE; }
 
-template <int M, int INNER, int STEP, typename Put>
-void blocks(int first, const float* x, int pixels, int count, size_t pitch, const float* weight, const Put& put) {
-  auto shifted = [&](int i, int j, Vector sum) { put(first + i, j, sum); };
-  const size_t matrix = (size_t)(count * INNER + BLOCK - 1) / BLOCK * BLOCK * BLOCK;
-  Pixels<M, PIXELS, INNER, STEP, decltype(shifted)>::run(0, pixels, x, count, pitch, weight + first * matrix, shifted);
-}
-
-/* `outputs` blocks of outputs at `pixels` pixels. */
-template <int INNER, int STEP, typename Put>
-void multiply(const float* x, int pixels, int count, size_t pitch, const float* weight, int outputs, const Put& put) {
-  int first = 0;
-  for (; first + BLOCKS <= outputs; first += BLOCKS)
-    blocks<BLOCKS, INNER, STEP>(first, x, pixels, count, pitch, weight, put);
-  for (; first < outputs; ++first) blocks<1, INNER, STEP>(first, x, pixels, count, pitch, weight, put);
-}
-
-float* scratch(size_t size) {
-  static thread_local std::vector<float> buffer;
-  if (buffer.size() < size) buffer.resize(size);
-  return buffer.data();
-}
-
-struct Shape {
-  int images, blocks, height, width;
-  size_t plane() const { return (size_t)height * width * BLOCK; }
-};
-
-/* Calls `work(image, first row, end row)` for all rows of the output, a strip at a time, in parallel: strips that fit
- * in cache, and enough of them for the threads. */
-template <typename Work>
-void for_strips(const Shape& out, int floats_a_row, const Work& work) {
-  const int threads = omp_get_max_threads();
-  const int share = (out.height * out.images + threads - 1) / threads;
-  const int rows = std::max(1, std::min({out.height, STRIP / floats_a_row, share}));
-  const int strips = (out.height + rows - 1) / rows;
-#pragma omp parallel for schedule(dynamic) if (threads > 1 && out.images * strips > 1)
-  for (int index = 0; index < out.images * strips; ++index) {
-    const int strip = index % strips;
-    work(index / strips, out.height * strip / strips, out.height * (strip + 1) / strips);
+ private:
+  /* Users of each layer's output; -1 is the operator's own output. */
+  std::vector<std::vector<int> > users() const {
+    std::vector<std::vector<int> > found(layers.size());
+    for (size_t i = 0; i < layers.size(); ++i)
+      if (!layers[i].folded)
+        for (int source : sources(layers[i])) found[source].push_back(i);
+    for (int output : outputs) found[output].push_back(-1);
+    return found;
   }
-}
 
-/* Rows [first, end) of the depthwise 3x3 convolution of one block, its zero padding included. */
-void depthwise(const float* x, const Shape& in, int stride, const float* weight, const float* bias, bool rectify,
-               int first, int end, int width, float* to) {
-  Vector w[9];
-  for (int k = 0; k < 9; ++k) w[k] = load(weight + k * BLOCK);
-  const Vector b = load(bias);
-  for (int row = first; row < end; ++row) {
-    const int y = row * stride - 1;
-    const int k0 = y < 0, k1 = std::min(3, in.height - y);
-    const float* const from = x + (ptrdiff_t)y * in.width * BLOCK;
-    const size_t pitch = (size_t)in.width * BLOCK;
-    auto border = [&](int column) {
-      Vector sum = b;
-      const int left = column * stride - 1;
-      for (int ky = k0; ky < k1; ++ky)
-        for (int kx = std::max(0, -left); kx < std::min(3, in.width - left); ++kx)
-          sum += w[3 * ky + kx] * load(from + ky * pitch + (left + kx) * BLOCK);
-      store(to + column * BLOCK, rectify ? relu(sum) : sum);
+  /* Make activations and sums part of the layers before them. */
+  void fold() {
+    const auto using_it = users();
+    const auto can_take = [&](int index, Kind first, Kind last) {
+      const Layer& layer = layers[index];
+      return layer.kind >= first && layer.kind <= last && using_it[index].size() == 1 && layer.addend < 0
+          && layer.low == -INFINITY && layer.high == INFINITY;
     };
-    int column = 0;
-    border(column++);
-    if (k0 == 0 && k1 == 3) {
-      for (; column * stride + 1 < in.width; ++column) {
-        const float* at = from + (column * stride - 1) * BLOCK;
-        Vector sum = b;
-        for (int ky = 0; ky < 3; ++ky)
-          for (int kx = 0; kx < 3; ++kx) sum += w[3 * ky + kx] * load(at + ky * pitch + kx * BLOCK);
-        store(to + column * BLOCK, rectify ? relu(sum) : sum);
+    for (Layer& layer : layers)
+      if (layer.kind == ACTIVATE && can_take(layer.inputs[0], DENSE, ADD)) replace(&layer, layer.inputs[0], -1);
+    for (Layer& layer : layers)
+      for (int side : {0, 1})
+        if (layer.kind == ADD && !layer.folded && can_take(layer.inputs[side], POINTWISE, POINTWISE))
+          replace(&layer, layer.inputs[side], layer.inputs[1 - side]);
+  }
+
+  /* Put a layer, with the other summand, in the place of the activation or sum that takes its output. */
+  void replace(Layer* after, int index, int addend) {
+    const float low = after->low, high = after->high;
+    *after = layers[index];
+    after->low = low;
+    after->high = high;
+    after->addend = addend;
+    layers[index].folded = true;
+  }
+
+  /* From the last layer to the first: a layer belongs to the step of its users if they all are in one and take it
+   * pixel by pixel. */
+  void group() {
+    const auto using_it = users();
+    std::vector<int> step_of(layers.size(), -1);
+    for (int i = layers.size() - 1; i >= 0; --i) {
+      if (layers[i].folded || using_it[i].empty()) continue;
+      /* A dense convolution takes an input of the operator as it is. */
+      if (layers[i].kind == INPUT && std::all_of(using_it[i].begin(), using_it[i].end(), [&](int user) {
+            return user >= 0 && layers[user].kind == DENSE;
+          })) continue;
+      int step = -1;
+      if (is_pixelwise(layers[i].kind) || layers[i].kind == DEPTHWISE) {
+        for (int user : using_it[i]) {
+          const int other = user >= 0 && is_pixelwise(layers[user].kind) ? step_of[user] : -2;
+          step = step == -1 || step == other ? other : -2;
+        }
       }
+      step_of[i] = step >= 0 ? step : i;
     }
-    for (; column < width; ++column) border(column);
-    to += (size_t)width * BLOCK;
-  }
-}
-
-Shape shape_of(const MXTensor& tensor) {
-  return {(int)tensor.shape[0], (int)tensor.shape[1], (int)tensor.shape[2], (int)tensor.shape[3]};
-}
-
-typedef int Lanes __attribute__((vector_size(BLOCK * sizeof(int))));
-
-inline float total(Vector value) {
-  value += __builtin_shuffle(value, Lanes{8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7});
-  value += __builtin_shuffle(value, Lanes{4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11});
-  value += __builtin_shuffle(value, Lanes{2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13});
-  return value[0] + value[1];
-}
-
-/* q / sqrt(||q||^2 + eps) at each pixel. */
-void normalize(float* q, int blocks, int pixels, float eps) {
-  for (int p = 0; p < pixels; ++p) {
-    Vector squares = {};
-    for (int i = 0; i < blocks; ++i) {
-      const Vector value = load(q + ((size_t)i * pixels + p) * BLOCK);
-      squares += value * value;
-    }
-    const float inverse = 1 / std::sqrt(total(squares) + eps);
-    for (int i = 0; i < blocks; ++i) {
-      float* at = q + ((size_t)i * pixels + p) * BLOCK;
-      store(at, load(at) * inverse);
+    for (size_t i = 0; i < layers.size(); ++i) {
+      if (step_of[i] != (int)i) continue;
+      Step step;
+      for (size_t j = 0; j <= i; ++j)
+        if (step_of[j] == (int)i) step.layers.push_back(j);
+      (layers[i].kind > AVERAGE ? tail : steps).push_back(step);
     }
   }
-}
+};
 
-MXReturnValue separable(const Attributes& attributes, std::vector<MXTensor>* inputs, std::vector<MXTensor>* outputs,
-                        const OpResource&) {
-  const Shape in = shape_of((*inputs)[0]), out = shape_of((*outputs)[0]);
-  const float* const x = (*inputs)[0].data<float>();
-  const float* const weight = (*inputs)[1].data<float>();
-  const float* const bias = (*inputs)[2].data<float>();
-  const float* const matrix = (*inputs)[3].data<float>();
-  const float* const last = (*inputs)[4].data<float>();
-  float* const y = (*outputs)[0].data<float>();
-  const int stride = std::stoi(attributes.at("stride"));
-  const bool lpr = attributes.count("eps");
-  const float eps = lpr ? std::stof(attributes.at("eps")) : 0;
-  const int rank = lpr ? (*inputs)[3].shape[0] : 0;
-  for_strips(out, in.blocks * BLOCK * out.width, [&](int image, int first, int end) {
-    const int pixels = (end - first) * out.width;
-    const size_t pitch = (size_t)pixels * BLOCK;
-    float* const d = scratch((in.blocks + rank) * pitch);
-    float* const q = d + in.blocks * pitch;
-    for (int i = 0; i < in.blocks; ++i)
-      depthwise(x + (image * in.blocks + i) * in.plane(), in, stride, weight + i * 9 * BLOCK, bias + i * BLOCK, !lpr,
-                first, end, out.width, d + i * pitch);
-    float* const to = y + image * out.blocks * out.plane() + (size_t)first * out.width * BLOCK;
-    if (lpr) {
-      multiply<BLOCK, BLOCK>(d, pixels, in.blocks, pitch, matrix, rank, [&](int i, int p, Vector sum) {
-        store(q + i * pitch + p * BLOCK, sum);
-      });
-      normalize(q, rank, pixels, eps);
-      multiply<BLOCK, BLOCK>(q, pixels, rank, pitch, last, out.blocks, [&](int i, int p, Vector sum) {
-        store(to + i * out.plane() + p * BLOCK, relu(sum + load(d + i * pitch + p * BLOCK)));
-      });
-    } else {
-      multiply<BLOCK, BLOCK>(d, pixels, in.blocks, pitch, matrix, out.blocks, [&](int i, int p, Vector sum) {
-        store(to + i * out.plane() + p * BLOCK, relu(sum + load(last + i * BLOCK)));
-      });
+// ---------------------------------------------------------------------------------------------------------------------
+// Parameters
+
+/* Memory that begins at a cache line. */
+struct Floats {
+  std::unique_ptr<float, decltype(&std::free)> data{nullptr, &std::free};
+  size_t size = 0;
+  void hold(size_t count) {
+    if (count <= size) return;
+    size = (count + 15) / 16 * 16;
+    data.reset(static_cast<float*>(std::aligned_alloc(64, size * sizeof(float))));
+    if (!data) throw std::bad_alloc();
+    std::memset(data.get(), 0, size * sizeof(float));
+  }
+};
+
+/* What is known of an array at little cost: where it is, how often MXNet wrote to it, and some of its values, for the
+ * case that another array was made at the same place. */
+struct Stamp {
+  const float* data;
+  size_t version;
+  int64_t size;
+  std::array<float, 8> values;
+
+  explicit Stamp(MXTensor& tensor) : data(tensor.data<float>()), version(tensor.verID), size(tensor.size()) {
+    const int64_t last = values.size() - 1;
+    for (int64_t i = 0; i <= last; ++i) values[i] = size ? data[(size - 1) * i / last] : 0;
+  }
+  bool operator==(const Stamp& other) const {
+    return data == other.data && version == other.version && size == other.size
+        && !std::memcmp(values.data(), other.values.data(), sizeof(values));
+  }
+};
+
+/* The parameters of a program, packed for the kernels. */
+struct Weights {
+  std::vector<Stamp> stamps;
+  std::vector<Matrix> matrices;
+  /* Channels, or length of the vector, that a layer gives; 0 as its input has. */
+  std::vector<int> channels;
+  std::vector<Floats> memory;
+
+  Weights(const Program& program, std::vector<MXTensor>* arrays)
+      : matrices(program.layers.size()), channels(program.layers.size()), memory(program.layers.size()) {
+    for (int parameter : program.parameters) stamps.emplace_back((*arrays)[parameter]);
+    for (size_t i = 0; i < program.layers.size(); ++i) {
+      const Layer& layer = program.layers[i];
+      if (layer.weight < 0 || layer.folded) continue;
+      MXTensor& weight = (*arrays)[layer.weight];
+      const float* const bias = layer.bias < 0 ? nullptr : (*arrays)[layer.bias].data<float>();
+      channels[i] = weight.shape[0];
+      if (layer.kind == FULLY_CONNECTED) matrices[i] = {weight.data<float>(), bias, (size_t)weight.shape[1]};
+      else if (layer.kind == DEPTHWISE) pack_depthwise(i, weight.data<float>(), bias);
+      else pack_matrix(i, weight.data<float>(), bias, weight.shape[1], layer.kind == DENSE ? 9 : 1);
     }
-  });
-  return MX_SUCCESS;
-}
+  }
 
-MXReturnValue convolution(const Attributes& attributes, std::vector<MXTensor>* inputs, std::vector<MXTensor>* outputs,
-                          const OpResource&) {
-  const auto& in = (*inputs)[0].shape;
-  const int channels = in[1], height = in[2], width = in[3], stride = std::stoi(attributes.at("stride"));
-  const Shape out = shape_of((*outputs)[0]);
-  const float* const x = (*inputs)[0].data<float>();
-  const float* const weight = (*inputs)[1].data<float>();
-  const float* const bias = (*inputs)[2].data<float>();
-  float* const y = (*outputs)[0].data<float>();
-  const int pitch = width + 2;
-  for_strips(out, channels * stride * pitch, [&](int image, int first, int end) {
-    /* The strip's rows of the input with a zero at either end, the channels of a row one after the other. */
-    const int rows = (end - first - 1) * stride + 3;
-    float* const padded = scratch((size_t)rows * channels * pitch);
+ private:
+  void pack_depthwise(int layer, const float* weight, const float* bias) {
+    memory[layer].hold((size_t)blocks_of(channels[layer]) * 10 * BLOCK);
+    float* const to = memory[layer].data.get();
+    for (int c = 0; c < channels[layer]; ++c)
+      for (int k = 0; k < 10; ++k)
+        to[(c / BLOCK * 10 + k) * BLOCK + c % BLOCK] = k < 9 ? weight[9 * c + k] : bias ? bias[c] : 0;
+    matrices[layer] = {to, nullptr, 10 * BLOCK};
+  }
+
+  void pack_matrix(int layer, const float* weight, const float* bias, int inputs, int taps) {
+    const int rows = channels[layer];
+    /* Pixelwise, columns are blocks of channels; else (row, channel, column) of the kernel. */
+    const size_t columns = taps == 1 ? blocks_of(inputs) * BLOCK : 9 * inputs, panel = columns * BLOCK;
+    memory[layer].hold(blocks_of(rows) * (panel + BLOCK));
+    float* const to = memory[layer].data.get();
+    float* const biases = to + blocks_of(rows) * panel;
+    for (int row = 0; row < rows; ++row) {
+      for (int c = 0; c < inputs; ++c)
+        for (int k = 0; k < taps; ++k) {
+          const size_t column = taps == 1 ? c : (k / 3 * inputs + c) * 3 + k % 3;
+          to[row / BLOCK * panel + column * BLOCK + row % BLOCK] = weight[((size_t)row * inputs + c) * taps + k];
+        }
+      biases[row] = bias ? bias[row] : 0;
+    }
+    matrices[layer] = {to, biases, panel};
+  }
+};
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Shapes and buffers
+
+struct Size {
+  int channels, height, width;
+  int pixels() const { return height * width; }
+  int blocks() const { return blocks_of(channels); }
+};
+
+/* Buffers of one pass. */
+struct Workspace {
+  /* By thread and buffer; only the first thread's are used where the threads share an image. */
+  std::vector<std::vector<Floats> > maps;
+  /* By thread. */
+  std::vector<Floats> strips;
+  /* By layer, for those that give vectors. */
+  std::vector<Floats> vectors;
+};
+
+/* A program for inputs of one size: one for each image, whatever their number. */
+class Plan {
+ public:
+  const std::vector<std::vector<int64_t> > shapes;
+
+  Plan(const Program& program, const Weights& weights, const std::vector<std::vector<int64_t> >& shapes)
+      : shapes(shapes), program(program), sizes(program.layers.size()), buffer(program.layers.size(), -1),
+        offset(program.layers.size()) {
+    for (size_t i = 0; i < program.layers.size(); ++i)
+      if (!program.layers[i].folded) measure(i, weights);
+    place();
+  }
+
+  /* A workspace that no other pass uses. */
+  std::unique_ptr<Workspace> workspace() {
+    if (idle.empty()) return std::unique_ptr<Workspace>(new Workspace());
+    std::unique_ptr<Workspace> found = std::move(idle.back());
+    idle.pop_back();
+    return found;
+  }
+  void give_back(std::unique_ptr<Workspace> workspace) { idle.push_back(std::move(workspace)); }
+
+  void run(const Weights& weights, std::vector<MXTensor>* arrays, std::vector<MXTensor>* outputs,
+           Workspace* workspace) const;
+
+ private:
+  const Program& program;
+  std::vector<Size> sizes;
+  /* Of each layer, the buffer that holds its output, -1 for one within a step or a vector. */
+  std::vector<int> buffer;
+  std::vector<size_t> buffer_floats;
+  /* Of each layer within a step, the floats of a row that come before it in the strip. */
+  std::vector<size_t> offset;
+  /* Of each step, the floats of a row in the strip. */
+  std::vector<size_t> row_floats;
+  std::vector<std::unique_ptr<Workspace> > idle;
+
+  void measure(int index, const Weights& weights) {
+    const Layer& layer = program.layers[index];
+    Size& size = sizes[index];
+    if (layer.kind == INPUT) {
+      const auto found = std::find(program.maps.begin(), program.maps.end(), layer.array);
+      if (found == program.maps.end()) return;
+      const std::vector<int64_t>& shape = shapes[found - program.maps.begin()];
+      size = {(int)shape[1], (int)shape[2], (int)shape[3]};
+      return;
+    }
+    size = sizes[layer.inputs[0]];
+    if (layer.kind == AVERAGE) size.height = size.width = 1;
+    if (layer.kind == INTERLEAVE) size.channels *= 2;
+    if (layer.kind == DENSE || layer.kind == DEPTHWISE || layer.kind == LARGEST) {
+      const auto along = [&](int length) { return (length + layer.before + layer.behind - 3) / layer.stride + 1; };
+      if (std::min(size.height, size.width) + layer.before + layer.behind < 3)
+        throw std::runtime_error("a feature map is smaller than the kernel of a convolution");
+      size = {size.channels, along(size.height), along(size.width)};
+    }
+    if (weights.channels[index]) size.channels = weights.channels[index];
+  }
+
+  /* Give the outputs of steps buffers, each free again after its last use, and those within steps their places. */
+  void place() {
+    std::map<int, size_t> last_use;
+    for (size_t s = 0; s < program.steps.size(); ++s)
+      for (int i : program.steps[s].layers)
+        for (int source : program.sources(program.layers[i])) last_use[source] = s;
+    for (int output : program.outputs) last_use[output] = program.steps.size();
+    std::vector<bool> busy;
+    for (size_t s = 0; s < program.steps.size(); ++s) {
+      const std::vector<int>& layers = program.steps[s].layers;
+      const int last = layers.back();
+      size_t floats = 0;
+      for (int i : layers) {
+        if (i == last) break;
+        offset[i] = floats;
+        floats += (size_t)sizes[i].blocks() * sizes[i].width * BLOCK;
+      }
+      const Layer& layer = program.layers[last];
+      if (layer.kind == DENSE) floats = (size_t)layer.stride * dense_pitch(last);
+      row_floats.push_back(floats);
+      if (!program.is_flat(last)) {
+        const size_t found = std::find(busy.begin(), busy.end(), false) - busy.begin();
+        if (found == busy.size()) {
+          busy.push_back(false);
+          buffer_floats.push_back(0);
+        }
+        busy[found] = true;
+        buffer[last] = found;
+        buffer_floats[found] = std::max(buffer_floats[found],
+                                        (size_t)sizes[last].blocks() * sizes[last].pixels() * BLOCK);
+      }
+      for (const auto& use : last_use)
+        if (use.second == s && buffer[use.first] >= 0) busy[buffer[use.first]] = false;
+    }
+  }
+
+  /* Floats of a row of the input of a dense convolution, all channels with their zeros. */
+  size_t dense_pitch(int layer) const {
+    const Size& in = sizes[program.layers[layer].inputs[0]];
+    return (size_t)in.channels * padded_width(layer);
+  }
+
+  int padded_width(int layer) const {
+    return program.layers[layer].before + sizes[program.layers[layer].inputs[0]].width + program.layers[layer].behind;
+  }
+
+  /* Pieces of a step that are computed one after the other, or by several threads. */
+  int pieces(size_t step, int threads) const {
+    const int last = program.steps[step].layers.back();
+    if (program.layers[last].kind == AVERAGE) return sizes[last].blocks();
+    const int height = sizes[last].height;
+    const size_t floats = std::max<size_t>(1, row_floats[step]);
+    const int rows = std::max<int>(1, std::min<size_t>(STRIP / floats, (height + threads - 1) / threads));
+    return (height + rows - 1) / rows;
+  }
+
+  /* Floats of the strip of a piece. */
+  size_t strip_floats(int threads) const {
+    size_t most = 0;
+    for (size_t s = 0; s < program.steps.size(); ++s) {
+      const int last = program.steps[s].layers.back(), number = pieces(s, threads);
+      const int rows = (sizes[last].height + number - 1) / number;
+      const size_t floats = program.layers[last].kind == DENSE ? ((rows - 1) * program.layers[last].stride + 3)
+          * dense_pitch(last) : rows * row_floats[s];
+      most = std::max(most, floats);
+    }
+    return most;
+  }
+
+  /* What a piece of a step knows: its rows, and where feature maps are. */
+  struct Piece {
+    int image, first, end;
+    std::vector<Floats>* maps;
+    float* strip;
+  };
+
+  float* map_of(int layer, const Piece& piece) const { return (*piece.maps)[buffer[layer]].data.get(); }
+
+  /* The pixels of a piece in a layer's output. */
+  View view(int layer, const Piece& piece) const {
+    const Size& size = sizes[layer];
+    const int rows = piece.end - piece.first;
+    if (buffer[layer] < 0) return {piece.strip + rows * offset[layer], (size_t)rows * size.width * BLOCK};
+    return {map_of(layer, piece) + (size_t)piece.first * size.width * BLOCK, (size_t)size.pixels() * BLOCK};
+  }
+
+  void run_piece(size_t step, int index, int pieces, int image, const Weights& weights, std::vector<MXTensor>* arrays,
+                 std::vector<Floats>* maps, float* strip, std::vector<Floats>* vectors) const {
+    const std::vector<int>& layers = program.steps[step].layers;
+    const Size& size = sizes[layers.back()];
+    if (program.layers[layers.back()].kind == AVERAGE) {
+      const int from = program.layers[layers.back()].inputs[0], pixels = sizes[from].pixels();
+      const Vector found = mean((*maps)[buffer[from]].data.get() + (size_t)index * pixels * BLOCK, pixels);
+      std::memcpy((*vectors)[layers.back()].data.get() + (size_t)image * size.channels + index * BLOCK, &found,
+                  std::min(BLOCK, size.channels - index * BLOCK) * sizeof(float));
+      return;
+    }
+    const Piece piece = {image, size.height * index / pieces, size.height * (index + 1) / pieces, maps, strip};
+    for (int layer : layers) run_layer(layer, piece, weights, arrays);
+  }
+
+  void run_layer(int index, const Piece& piece, const Weights& weights, std::vector<MXTensor>* arrays) const {
+    const Layer& layer = program.layers[index];
+    const Size& size = sizes[index];
+    const int pixels = (piece.end - piece.first) * size.width;
+    const Range range(layer.low, layer.high);
+    const Result result = {view(index, piece), layer.addend < 0 ? View{nullptr, 0} : view(layer.addend, piece), range};
+    switch (layer.kind) {
+      case INPUT:
+        for (int i = 0; i < size.blocks(); ++i)
+          to_blocks(plain(index, piece.image, arrays) + (size_t)i * BLOCK * size.pixels(),
+                    std::min(BLOCK, size.channels - i * BLOCK), size.pixels(), (size_t)piece.first * size.width,
+                    (size_t)piece.end * size.width, map_of(index, piece) + (size_t)i * size.pixels() * BLOCK);
+        break;
+      case DENSE:
+        dense(index, piece, weights, arrays, result);
+        break;
+      case POINTWISE:
+        pointwise(view(layer.inputs[0], piece), sizes[layer.inputs[0]].blocks(), pixels, weights.matrices[index],
+                  size.blocks(), result);
+        break;
+      case DEPTHWISE: {
+        const Size& in = sizes[layer.inputs[0]];
+        const Matrix& matrix = weights.matrices[index];
+        for (int i = 0; i < size.blocks(); ++i)
+          (layer.stride == 1 ? depthwise<1> : depthwise<2>)(
+              map_of(layer.inputs[0], piece) + (size_t)i * in.pixels() * BLOCK, in.height, in.width, layer.before,
+              matrix.weight + i * matrix.panel, range, piece.first, piece.end, size.width, result.to.at(i, 0));
+        break;
+      }
+      case ADD:
+        add(view(layer.inputs[0], piece), view(layer.inputs[1], piece), size.blocks(), pixels, result);
+        break;
+      case ACTIVATE:
+        add(view(layer.inputs[0], piece), {nullptr, 0}, size.blocks(), pixels, result);
+        break;
+      case NORMALIZE:
+        normalize(view(layer.inputs[0], piece), size.blocks(), pixels, layer.eps, result.to);
+        break;
+      case INTERLEAVE:
+        interleave(view(layer.inputs[0], piece), view(layer.inputs[1], piece), size.blocks(), pixels, result.to);
+        break;
+      case LARGEST: {
+        const Size& in = sizes[layer.inputs[0]];
+        for (int i = 0; i < size.blocks(); ++i)
+          largest(map_of(layer.inputs[0], piece) + (size_t)i * in.pixels() * BLOCK, in.height, in.width, piece.first,
+                  piece.end, size.width, result.to.at(i, 0));
+        break;
+      }
+      default:
+        break;
+    }
+  }
+
+  /* An input of the operator, of one image, as MXNet has it. */
+  const float* plain(int layer, int image, std::vector<MXTensor>* arrays) const {
+    return (*arrays)[program.layers[layer].array].data<float>() + (size_t)image * sizes[layer].channels
+        * sizes[layer].pixels();
+  }
+
+  void dense(int index, const Piece& piece, const Weights& weights, std::vector<MXTensor>* arrays,
+             const Result& result) const {
+    const Layer& layer = program.layers[index];
+    const int source = layer.inputs[0], width = sizes[index].width;
+    const Size& in = sizes[source];
+    const size_t pitch = padded_width(index);
+    const bool is_plain = buffer[source] < 0;
+    const int rows = (piece.end - piece.first - 1) * layer.stride + 3;
     for (int row = 0; row < rows; ++row)
-      for (int c = 0; c < channels; ++c) {
-        float* const to = padded + (size_t)(row * channels + c) * pitch;
-        const int from = first * stride - 1 + row;
-        std::memset(to, 0, pitch * sizeof(float));
-        if (from >= 0 && from < height)
-          std::memcpy(to + 1, x + ((size_t)(image * channels + c) * height + from) * width, width * sizeof(float));
+      for (int c = 0; c < in.channels; ++c) {
+        float* const to = piece.strip + ((size_t)row * in.channels + c) * pitch;
+        const int y = piece.first * layer.stride - layer.before + row;
+        to[0] = to[pitch - 1] = 0;
+        if (y < 0 || y >= in.height) {
+          std::memset(to, 0, pitch * sizeof(float));
+        } else if (is_plain) {
+          std::memcpy(to + layer.before, plain(source, piece.image, arrays) + ((size_t)c * in.height + y) * in.width,
+                      in.width * sizeof(float));
+        } else {
+          const float* const from = map_of(source, piece) + (size_t)c / BLOCK * in.pixels() * BLOCK
+              + (size_t)y * in.width * BLOCK + c % BLOCK;
+          for (int x = 0; x < in.width; ++x) to[layer.before + x] = from[(size_t)x * BLOCK];
+        }
       }
-    for (int row = first; row < end; ++row) {
-      const float* const from = padded + (size_t)(row - first) * stride * channels * pitch;
-      float* const to = y + image * out.blocks * out.plane() + (size_t)row * out.width * BLOCK;
-      auto put = [&](int i, int p, Vector sum) {
-        store(to + i * out.plane() + p * BLOCK, relu(sum + load(bias + i * BLOCK)));
-      };
-      if (stride == 1) multiply<3, 1>(from, out.width, 3 * channels, pitch, weight, out.blocks, put);
-      else multiply<3, 2>(from, out.width, 3 * channels, pitch, weight, out.blocks, put);
+    for (int row = 0; row < piece.end - piece.first; ++row) {
+      Result of_row = result;
+      of_row.to.data += (size_t)row * width * BLOCK;
+      dense_row(piece.strip + (size_t)row * layer.stride * in.channels * pitch, pitch, in.channels, layer.stride, width,
+                weights.matrices[index], sizes[index].blocks(), of_row);
     }
-  });
-  return MX_SUCCESS;
-}
-
-MXReturnValue pool(const Attributes&, std::vector<MXTensor>* inputs, std::vector<MXTensor>* outputs,
-                   const OpResource&) {
-  const Shape in = shape_of((*inputs)[0]);
-  const int channels = (*outputs)[0].shape[1], pixels = in.height * in.width;
-  const float* x = (*inputs)[0].data<float>();
-  float* const y = (*outputs)[0].data<float>();
-  for (int index = 0; index < in.images * in.blocks; ++index, x += in.plane()) {
-    Vector sum = {};
-    for (int p = 0; p < pixels; ++p) sum += load(x + (size_t)p * BLOCK);
-    sum /= (float)pixels;
-    const int first = index % in.blocks * BLOCK;
-    std::memcpy(y + index / in.blocks * channels + first, &sum, std::min(BLOCK, channels - first) * sizeof(float));
   }
-  return MX_SUCCESS;
-}
 
-/* From (N, C, H, W). */
-MXReturnValue block(const Attributes&, std::vector<MXTensor>* inputs, std::vector<MXTensor>* outputs,
-                    const OpResource&) {
-  const Shape out = shape_of((*outputs)[0]);
-  const int channels = (*inputs)[0].shape[1], pixels = out.height * out.width;
-  const float* const x = (*inputs)[0].data<float>();
-  float* const y = (*outputs)[0].data<float>();
-  for (int index = 0; index < out.images * out.blocks; ++index) {
-    const int image = index / out.blocks, first = index % out.blocks * BLOCK;
-    const float* const from = x + ((size_t)image * channels + first) * pixels;
-    float* const to = y + index * out.plane();
-    for (int p = 0; p < pixels; ++p)
-      for (int lane = 0; lane < BLOCK; ++lane)
-        to[(size_t)p * BLOCK + lane] = first + lane < channels ? from[(size_t)lane * pixels + p] : 0;
-  }
-  return MX_SUCCESS;
-}
-
-/* To (N, C, H, W). */
-MXReturnValue unblock(const Attributes&, std::vector<MXTensor>* inputs, std::vector<MXTensor>* outputs,
-                      const OpResource&) {
-  const Shape in = shape_of((*inputs)[0]);
-  const int channels = (*outputs)[0].shape[1], pixels = in.height * in.width;
-  const float* const x = (*inputs)[0].data<float>();
-  float* const y = (*outputs)[0].data<float>();
-  for (int image = 0; image < in.images; ++image)
-    for (int c = 0; c < channels; ++c) {
-      const float* const from = x + ((size_t)image * in.blocks + c / BLOCK) * in.plane() + c % BLOCK;
-      float* const to = y + ((size_t)image * channels + c) * pixels;
-      for (int p = 0; p < pixels; ++p) to[p] = from[(size_t)p * BLOCK];
+  /* Rows [4 index, 4 index + 4) of a dense layer, for all images. */
+  void run_tail(int index, int group, int images, const Weights& weights, std::vector<Floats>* vectors) const {
+    const Layer& layer = program.layers[index];
+    const float* const from = (*vectors)[layer.inputs[0]].data.get();
+    float* const to = (*vectors)[index].data.get();
+    const int size = sizes[index].channels, first = 4 * group, rows = std::min(4, size - first);
+    const Matrix& matrix = weights.matrices[index];
+    const Range range(layer.low, layer.high);
+    for (int image = 0; image < images; ++image) {
+      const float* const x = from + (size_t)image * sizes[layer.inputs[0]].channels;
+      float* const y = to + (size_t)image * size + first;
+      if (layer.kind == FLATTEN) {
+        std::memcpy(y, x + first, rows * sizeof(float));
+      } else if (rows == 4) {
+        dots<4>(x, matrix.panel, matrix.weight + first * matrix.panel, matrix.bias ? matrix.bias + first : nullptr,
+                range, y);
+      } else {
+        for (int row = 0; row < rows; ++row)
+          dots<1>(x, matrix.panel, matrix.weight + (first + row) * matrix.panel,
+                  matrix.bias ? matrix.bias + first + row : nullptr, range, y + row);
+      }
     }
-  return MX_SUCCESS;
+  }
+
+  /* An output of the operator that is a feature map, of one image, as MXNet has it. */
+  void write(int output, int image, std::vector<Floats>* maps, std::vector<MXTensor>* outputs) const {
+    const int layer = program.outputs[output];
+    const Size& size = sizes[layer];
+    if (program.is_flat(layer)) return;
+    for (int i = 0; i < size.blocks(); ++i)
+      from_blocks((*maps)[buffer[layer]].data.get() + (size_t)i * size.pixels() * BLOCK, size.channels - i * BLOCK,
+                  size.pixels(), (*outputs)[output].data<float>() + ((size_t)image * size.channels + i * BLOCK)
+                  * size.pixels());
+  }
+};
+
+void Plan::run(const Weights& weights, std::vector<MXTensor>* arrays, std::vector<MXTensor>* outputs,
+               Workspace* workspace) const {
+  const int threads = std::max(1, omp_get_max_threads()), images = (*arrays)[program.maps[0]].shape[0];
+  /* Each thread has images of its own, or all share one. */
+  const bool own = images >= threads;
+  workspace->maps.resize(threads);
+  workspace->strips.resize(threads);
+  workspace->vectors.resize(program.layers.size());
+  for (int thread = 0; thread < threads; ++thread) {
+    workspace->strips[thread].hold(strip_floats(own ? 1 : threads));
+    if (thread > 0 && !own) continue;
+    workspace->maps[thread].resize(buffer_floats.size());
+    for (size_t i = 0; i < buffer_floats.size(); ++i) workspace->maps[thread][i].hold(buffer_floats[i]);
+  }
+  for (size_t i = 0; i < program.layers.size(); ++i)
+    if (program.is_flat(i) && !program.layers[i].folded)
+      workspace->vectors[i].hold((size_t)images * sizes[i].channels);
+  const int steps = program.steps.size(), number = program.outputs.size();
+#pragma omp parallel num_threads(threads) if (threads > 1)
+  {
+    const int thread = omp_get_thread_num();
+    float* const strip = workspace->strips[thread].data.get();
+    if (own) {
+      std::vector<Floats>* const maps = &workspace->maps[thread];
+#pragma omp for schedule(dynamic)
+      for (int image = 0; image < images; ++image) {
+        for (int step = 0; step < steps; ++step)
+          for (int index = 0, count = pieces(step, 1); index < count; ++index)
+            run_piece(step, index, count, image, weights, arrays, maps, strip, &workspace->vectors);
+        for (int output = 0; output < number; ++output) write(output, image, maps, outputs);
+      }
+    } else {
+      std::vector<Floats>* const maps = &workspace->maps[0];
+      for (int image = 0; image < images; ++image) {
+        for (int step = 0; step < steps; ++step) {
+          const int count = pieces(step, threads);
+#pragma omp for schedule(dynamic)
+          for (int index = 0; index < count; ++index)
+            run_piece(step, index, count, image, weights, arrays, maps, strip, &workspace->vectors);
+        }
+#pragma omp for schedule(dynamic)
+        for (int output = 0; output < number; ++output) write(output, image, maps, outputs);
+      }
+    }
+    for (const Step& step : program.tail) {
+      const int layer = step.layers.back(), groups = (sizes[layer].channels + 3) / 4;
+#pragma omp for schedule(static)
+      for (int group = 0; group < groups; ++group) run_tail(layer, group, images, weights, &workspace->vectors);
+    }
+  }
+  for (int output = 0; output < number; ++output) {
+    const int layer = program.outputs[output];
+    if (program.is_flat(layer))
+      std::memcpy((*outputs)[output].data<float>(), workspace->vectors[layer].data.get(),
+                  (size_t)images * sizes[layer].channels * sizeof(float));
+  }
 }
 
-template <int INPUTS>
-MXReturnValue arity(const Attributes&, int* inputs, int* outputs) {
-  *inputs = INPUTS;
-  *outputs = 1;
-  return MX_SUCCESS;
-}
+// ---------------------------------------------------------------------------------------------------------------------
+// MXNet's interface
 
-MXReturnValue types(const Attributes&, std::vector<int>* inputs, std::vector<int>* outputs) {
-  for (int& type : *inputs) {
-    if (type != kFloat32 && type != kUNSET && type != -1) {
-      MX_ERROR_MSG << "The operators of a deployed network take float32.";
+/* What is made of the parameters of a network: packed weights, and plans for shapes. */
+struct Packed {
+  const Weights weights;
+  std::vector<std::shared_ptr<Plan> > plans;
+  Packed(const Program& program, std::vector<MXTensor>* inputs) : weights(program, inputs) {}
+};
+
+/* A graph with what was made of it. Without static_alloc MXNet makes an operator for each pass, and blocks of the same
+ * graph have operators of their own: all share this. */
+class Network {
+ public:
+  explicit Network(const std::string& json) : json(json), program(json) {}
+
+  const std::string json;
+
+  void run(std::vector<MXTensor>* inputs, std::vector<MXTensor>* outputs) {
+    std::shared_ptr<Packed> packed;
+    std::shared_ptr<Plan> plan;
+    std::unique_ptr<Workspace> workspace;
+    {
+      std::lock_guard<std::mutex> lock(mutex);
+      packed = packed_for(inputs);
+      plan = plan_for(inputs, packed.get());
+      workspace = plan->workspace();
+    }
+    plan->run(packed->weights, inputs, outputs, workspace.get());
+    std::lock_guard<std::mutex> lock(mutex);
+    plan->give_back(std::move(workspace));
+  }
+
+  /* The network of a graph, one of the last few or a new one. */
+  static std::shared_ptr<Network> of(const std::string& json) {
+    static std::mutex mutex;
+    static std::vector<std::shared_ptr<Network> > recent;
+    std::lock_guard<std::mutex> lock(mutex);
+    for (const auto& network : recent)
+      if (network->json == json) return network;
+    if (recent.size() == KEPT) recent.erase(recent.begin());
+    recent.push_back(std::make_shared<Network>(json));
+    return recent.back();
+  }
+
+ private:
+  const Program program;
+  std::mutex mutex;
+  std::vector<std::shared_ptr<Packed> > packed;
+
+  /* The parameters as they are now; they are packed again if MXNet wrote to one. */
+  std::shared_ptr<Packed> packed_for(std::vector<MXTensor>* inputs) {
+    for (const auto& known : packed) {
+      bool current = true;
+      for (size_t i = 0; current && i < program.parameters.size(); ++i)
+        current = known->weights.stamps[i] == Stamp((*inputs)[program.parameters[i]]);
+      if (current) return known;
+    }
+    if (packed.size() == KEPT) packed.erase(packed.begin());
+    packed.push_back(std::make_shared<Packed>(program, inputs));
+    return packed.back();
+  }
+
+  std::shared_ptr<Plan> plan_for(std::vector<MXTensor>* inputs, Packed* packed) {
+    std::vector<std::vector<int64_t> > shapes;
+    for (int map : program.maps) {
+      shapes.push_back((*inputs)[map].shape);
+      if (shapes.back().size() != 4) throw std::runtime_error("an input does not have four dimensions");
+      shapes.back()[0] = 0;
+    }
+    for (const auto& plan : packed->plans)
+      if (plan->shapes == shapes) return plan;
+    if (packed->plans.size() == KEPT) packed->plans.erase(packed->plans.begin());
+    packed->plans.push_back(std::make_shared<Plan>(program, packed->weights, shapes));
+    return packed->plans.back();
+  }
+};
+
+class Operator : public CustomStatefulOp {
+ public:
+  explicit Operator(const std::string& json) : network(Network::of(json)) {}
+
+  MXReturnValue Forward(std::vector<MXTensor>* inputs, std::vector<MXTensor>* outputs, const OpResource&) override {
+    try {
+      for (const auto* arrays : {inputs, outputs})
+        for (const MXTensor& array : *arrays)
+          if (array.dtype != kFloat32 || array.stype != kDefaultStorage)
+            throw std::runtime_error("it takes dense arrays of float32");
+      network->run(inputs, outputs);
+      return MX_SUCCESS;
+    } catch (const std::exception& error) {
+      MX_ERROR_MSG << "A deployed network failed as an operator: " << error.what() << ".";
       return MX_FAIL;
     }
-    type = kFloat32;
   }
-  (*outputs)[0] = kFloat32;
-  return MX_SUCCESS;
-}
 
-/* MXNet makes no symbol of an operator without a gradient. */
-MXReturnValue no_gradient(const Attributes&, std::vector<MXTensor>*, std::vector<MXTensor>*, const OpResource&) {
-  MX_ERROR_MSG << "The operators of a deployed network are for inference: they have no gradient.";
-  return MX_FAIL;
-}
-
-typedef std::vector<std::vector<unsigned> > Shapes;
-
-unsigned blocks_of(unsigned channels) { return (channels + BLOCK - 1) / BLOCK; }
-
-/* The shape after a 3x3 convolution. */
-MXReturnValue convolved(const Attributes& attributes, const Shapes& inputs, size_t dimensions, unsigned blocks,
-                        Shapes* outputs) {
-  const std::vector<unsigned>& x = inputs[0];
-  if (x.size() != dimensions) {
-    MX_ERROR_MSG << "An operator of a deployed network takes an array of " << dimensions << " dimensions, not of "
-                 << x.size() << ".";
+  MXReturnValue Backward(std::vector<MXTensor>*, std::vector<MXTensor>*, const OpResource&) override {
+    MX_ERROR_MSG << "The operator of a deployed network is for inference: it has no gradient.";
     return MX_FAIL;
   }
-  const unsigned stride = std::stoi(attributes.at("stride"));
-  (*outputs)[0] = {x[0], blocks, (x[2] + stride - 1) / stride, (x[3] + stride - 1) / stride, BLOCK};
+
+ private:
+  const std::shared_ptr<Network> network;
+};
+
+MXReturnValue create(const Attributes& attributes, const MXContext&, const std::vector<std::vector<unsigned> >&,
+                     const std::vector<int>, CustomStatefulOp** instance) {
+  try {
+    *instance = CustomStatefulOp::create<Operator>(attributes.at(MX_STR_SUBGRAPH_SYM_JSON));
+    return MX_SUCCESS;
+  } catch (const std::exception& error) {
+    MX_ERROR_MSG << "The operator's graph was not made by the backend LPRNet: " << error.what() << ".";
+    return MX_FAIL;
+  }
+}
+
+MXReturnValue supported(const Graph* graph, std::vector<int>* ids, const Attributes&) {
+  const Layers found(*graph, false);
+  const std::vector<const Node*>& covered = found.covered;
+  for (size_t i = 0; i < graph->size(); ++i)
+    /* -1: with any others. */
+    if (graph->getNode(i)->op != "null" && std::count(covered.begin(), covered.end(), graph->getNode(i)))
+      (*ids)[i] = -1;
   return MX_SUCCESS;
 }
 
-MXReturnValue convolution_shapes(const Attributes& attributes, Shapes* inputs, Shapes* outputs) {
-  return convolved(attributes, *inputs, 4, (*inputs)[1][0], outputs);
-}
-
-MXReturnValue separable_shapes(const Attributes& attributes, Shapes* inputs, Shapes* outputs) {
-  return convolved(attributes, *inputs, 5, (*inputs)[attributes.count("eps") ? 4 : 3][0], outputs);
-}
-
-MXReturnValue block_shapes(const Attributes&, Shapes* inputs, Shapes* outputs) {
-  const std::vector<unsigned>& x = (*inputs)[0];
-  (*outputs)[0] = {x[0], blocks_of(x[1]), x[2], x[3], BLOCK};
-  return MX_SUCCESS;
-}
-
-MXReturnValue pool_shapes(const Attributes& attributes, Shapes* inputs, Shapes* outputs) {
-  (*outputs)[0] = {(*inputs)[0][0], (unsigned)std::stoi(attributes.at("channels")), 1, 1};
-  return MX_SUCCESS;
-}
-
-MXReturnValue unblock_shapes(const Attributes& attributes, Shapes* inputs, Shapes* outputs) {
-  const std::vector<unsigned>& x = (*inputs)[0];
-  (*outputs)[0] = {x[0], (unsigned)std::stoi(attributes.at("channels")), x[2], x[3]};
+/* A part of one convolution alone is left to MXNet: the layout would have to be changed before and after it. */
+MXReturnValue review(const Graph* graph, int, bool* accept, const Attributes&, Attributes*) {
+  try {
+    const Program program(graph->toString());
+    *accept = std::count_if(program.layers.begin(), program.layers.end(), [](const Layer& layer) {
+      return !layer.folded && layer.kind >= DENSE && layer.kind <= DEPTHWISE;
+    }) > 1;
+  } catch (const std::exception&) {
+    *accept = false;
+  }
   return MX_SUCCESS;
 }
 
 }  // namespace
 
-#define REGISTER(name, function, inputs, shapes) \
-  REGISTER_OP(name).setForward(function, "cpu").setBackward(no_gradient, "cpu").setParseAttrs(arity<inputs>) \
-      .setInferType(types).setInferShape(shapes)
+REGISTER_OP(lprnet_network).setIsSubgraphOp().setCreateOpState(create, "cpu");
 
-REGISTER(lprnet_block, block, 1, block_shapes);
-REGISTER(lprnet_convolution, convolution, 3, convolution_shapes);
-REGISTER(lprnet_pool, pool, 1, pool_shapes);
-REGISTER(lprnet_separable, separable, 5, separable_shapes);
-REGISTER(lprnet_unblock, unblock, 1, unblock_shapes);
+REGISTER_PARTITIONER(LPRNet).addStrategy("largest parts", "lprnet_network").setSupportedOps("largest parts", supported)
+    .setReviewSubgraph("largest parts", review);
 
 MXReturnValue initialize(int) { return MX_SUCCESS; }

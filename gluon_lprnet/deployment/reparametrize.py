@@ -21,7 +21,7 @@ import numpy as np
 from mxnet.gluon import HybridBlock, SymbolBlock
 
 from ..graph import SymbolGraph, as_block, attributes, trace
-from .operators import with_operators
+from .operators import BACKEND, load_library
 
 __all__ = ['deploy', 'reparametrize']
 
@@ -34,8 +34,8 @@ def deploy(net: HybridBlock, operators: bool = False) -> SymbolBlock:
     net : HybridBlock
         Initialized, in float32, with one NCHW input. It stays as it is, and can be trained on.
     operators : bool, default False
-        Run its modules in the operator library of :mod:`gluon_lprnet.deployment.operators`: faster, for CPUs only, and
-        compiled on first use.
+        Run it in the operator library of :mod:`gluon_lprnet.deployment.operators`, whole or in its largest parts:
+        faster, for CPUs only, and compiled on first use.
 
     Returns
     -------
@@ -48,10 +48,11 @@ def deploy(net: HybridBlock, operators: bool = False) -> SymbolBlock:
         If a parameter is not float32, or if the operator library cannot be built.
     """
     symbol, params = reparametrize(*trace(net))
-    if operators:
-        symbol, params = with_operators(symbol, params)
     block = as_block(symbol, params)
-    block.hybridize(static_alloc=True, static_shape=True)
+    if operators:
+        load_library()
+    # MXNet partitions the graph in the first pass, when it knows the shapes.
+    block.hybridize(backend=BACKEND if operators else None, static_alloc=True, static_shape=True)
     return block
 
 

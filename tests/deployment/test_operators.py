@@ -1,9 +1,10 @@
-"""The operator library against the standard deployed form and against float64 NumPy."""
+"""The operator library against the standard deployed form, stock MXNet and float64 NumPy."""
 import os
 import re
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import mxnet as mx
@@ -13,40 +14,126 @@ from mxnet import autograd
 from mxnet.gluon import nn
 from reference.networks import X, lpr_network, operators, random_images, random_network, reference, relative_error
 
-from gluon_lprnet import blocks
-from gluon_lprnet.deployment.operators import build_library, load_library, with_operators
+from gluon_lprnet import blocks, get_model
+from gluon_lprnet.deployment.export import _with_normalization
+from gluon_lprnet.deployment.operators import build_library, load_library
 from gluon_lprnet.deployment.reparametrize import deploy, reparametrize
-from gluon_lprnet.graph import trace
+from gluon_lprnet.graph import as_block, trace
 from gluon_lprnet.utils.errors import InputError
 
 pytestmark = pytest.mark.skipif(shutil.which('g++') is None, reason='no g++')
 
 ENVIRONMENT = dict(os.environ, PYTHONPATH=str(Path(__file__).resolve().parents[2]))
 
-# Network, keywords, and what of the library is in it.
 NETWORKS = {
-    'LPRNet-MobileNet': ('lprnet_mobilenet_x0.25', {}, {'convolution': 1, 'separable': 13, 'pool': 1}),
-    'channels beside blocks': ('lprnet_mobilenet_x0.6', {'rank': 1 / 12},
-                               {'convolution': 1, 'separable': 13, 'pool': 1}),
-    'small images': ('lprnet_mobilenet_x0.25', {'small_image': True},
-                     {'convolution': 1, 'separable': 13, 'pool': 1}),
-    'MobileNetV1': ('mobilenetv1_x0.25', {}, {'convolution': 1, 'separable': 13, 'pool': 1}),
-    'LPRNet-ShuffleNetV2': ('lprnet_shufflenetv2_x0.5', {}, {'block': 3, 'separable': 13, 'unblock': 3}),
-    'no residual': ('lprnet_mobilenet_x0.25', {'residual': False},
-                    {'convolution': 1, 'block': 3, 'separable': 5, 'unblock': 4}),
-    'MobileNetV2': ('mobilenetv2_x0.5', {}, {}),
+    'LPRNet-MobileNet': ('lprnet_mobilenet_x0.25', {}),
+    'channels beside blocks': ('lprnet_mobilenet_x0.6', {'rank': 1 / 12}),
+    'small images': ('lprnet_mobilenet_x0.25', {'small_image': True}),
+    'learned scale': ('lprnet_mobilenet_x0.25', {'l2_norm_scale': 'sqrt_width'}),
+    'no residual': ('lprnet_mobilenet_x0.25', {'residual': False}),
+    'no normalization': ('lprnet_mobilenet_x0.25', {'l2_norm': False}),
+    'MobileNetV1': ('mobilenetv1_x0.25', {}),
+    'MobileNetV2': ('mobilenetv2_x0.5', {}),
+    'LPRNet-ShuffleNetV2': ('lprnet_shufflenetv2_x0.5', {}),
 }
 
 
+@pytest.fixture(scope='module', autouse=True)
+def library():
+    load_library()
+
+
+def operators_run_by(block):
+    _, symbol = block._cached_graph
+    return operators(symbol)
+
+
 @pytest.mark.parametrize('case', NETWORKS)
-def test_network_is_the_same_function(case):
-    name, keywords, expected_operators = NETWORKS[case]
+def test_whole_network_is_one_operator(case):
+    name, keywords = NETWORKS[case]
     net = random_network(name, **keywords)
     deployed = deploy(net, operators=True)
-    found = operators(trace(deployed)[0])
-    assert {name[7:]: count for name, count in found.items() if name.startswith('lprnet_')} == expected_operators
     for images in (random_images(3, 64), random_images(1, 33)):
         assert relative_error(deployed(images).asnumpy(), net(images).asnumpy()) <= 1e-5
+    assert operators_run_by(deployed) == {'lprnet_network': 1}
+
+
+def test_compressed_network():
+    net = get_model('compressed_mobilenet_x0.5.imagenet', pretrained=True)
+    deployed = deploy(net, operators=True)
+    images = random_images(2, 96)
+    assert relative_error(deployed(images).asnumpy(), net(images).asnumpy()) <= 1e-5
+    assert operators_run_by(deployed) == {'lprnet_network': 1}
+
+
+def test_standard_call():
+    net = random_network('lprnet_mobilenet_x0.25')
+    images = random_images(2, 64)
+    expected = net(images).asnumpy()
+    for options in ({}, {'static_alloc': True, 'static_shape': True}):
+        block = as_block(*reparametrize(*trace(net)))
+        block.optimize_for(images, backend='LPRNet', **options)
+        for _ in range(2):
+            assert relative_error(block(images).asnumpy(), expected) <= 1e-5
+
+
+def test_normalization_in_the_graph():
+    net = random_network('lprnet_mobilenet_x0.25')
+    mean, std = (np.array(values).reshape(1, 3, 1, 1) for values in ([120, 110, 100], [60, 50, 40]))
+    symbol, params = _with_normalization(*reparametrize(*trace(net)), mean, std)
+    pixels = np.random.default_rng(0).uniform(0, 255, (2, 3, 40, 48))
+    partitioned = symbol.optimize_for('LPRNet')
+    assert operators(partitioned) == {'lprnet_network': 1}
+    assert relative_error(as_block(partitioned, params)(mx.nd.array(pixels)).asnumpy(),
+                          net(mx.nd.array((pixels - mean) / std)).asnumpy()) <= 1e-5
+
+
+def separable(x, channels, stride):
+    depthwise = mx.sym.Convolution(x, num_filter=channels, num_group=channels, kernel=(3, 3), stride=stride,
+                                   pad=(1, 1))
+    return mx.sym.Convolution(mx.sym.relu(depthwise), num_filter=channels, kernel=(1, 1))
+
+
+def assert_same_as_stock(symbol, x, expected_operators):
+    shapes = dict(zip(symbol.list_arguments(), symbol.infer_shape(data=x.shape)[0]))
+    params = {name: mx.nd.random.normal(scale=0.3, shape=shape) for name, shape in shapes.items() if name != 'data'}
+    partitioned = symbol.optimize_for('LPRNet', args={'data': x, **params})
+    assert operators(partitioned) == expected_operators
+    expected = as_block(symbol, params)(x).asnumpy()
+    assert expected.std() > 0.01
+    assert relative_error(as_block(partitioned, params)(x).asnumpy(), expected) <= 1e-5
+
+
+def test_unknown_layers_stay_those_of_mxnet():
+    x = mx.sym.Activation(separable(mx.sym.var('data'), 20, (1, 1)), act_type='relu')
+    middle = mx.sym.Activation(mx.sym.Convolution(x, num_filter=20, kernel=(5, 5), pad=(2, 2)), act_type='sigmoid')
+    # Used outside of the first part too, whose output is then a feature map.
+    x = mx.sym.Activation(separable(middle + x, 20, (2, 2)), act_type='relu')
+    dense = mx.sym.FullyConnected(mx.sym.Pooling(x, global_pool=True, pool_type='avg', kernel=(1, 1)), num_hidden=7)
+    assert_same_as_stock(mx.sym.tanh(dense), mx.nd.random.normal(shape=(2, 20, 9, 12)),
+                         {'lprnet_network': 2, 'Convolution': 1, 'Activation': 1, 'tanh': 1})
+
+
+def test_single_convolution_stays_that_of_mxnet():
+    convolution = mx.sym.Convolution(mx.sym.var('data'), num_filter=8, kernel=(1, 1))
+    assert_same_as_stock(mx.sym.Activation(convolution, act_type='relu'), mx.nd.random.normal(shape=(2, 5, 6, 6)),
+                         {'Convolution': 1, 'Activation': 1})
+
+
+@pytest.mark.parametrize('widths', [(0, 0, 0, 0, 0, 1, 0, 1), (0, 0, 0, 0, 1, 1, 1, 1)])
+@pytest.mark.parametrize('stride', [1, 2])
+@pytest.mark.parametrize('size', [(7, 10), (8, 9), (2, 3)])
+def test_padding(widths, stride, size):
+    def padded(x, **keywords):
+        return mx.sym.Convolution(mx.sym.pad(x, mode='constant', pad_width=widths), kernel=(3, 3),
+                                  stride=(stride, stride), **keywords)
+
+    x = padded(mx.sym.var('data'), num_filter=10)
+    x = mx.sym.Convolution(x, num_filter=10, kernel=(1, 1), no_bias=True)
+    if min(size) > 3:
+        x = padded(x, num_filter=10, num_group=10)
+        x = mx.sym.clip(mx.sym.Convolution(x, num_filter=3, kernel=(1, 1)), a_min=0, a_max=6)
+    assert_same_as_stock(x, mx.nd.random.normal(shape=(3, 4, *size)), {'lprnet_network': 1})
 
 
 def test_height_and_width_of_any_size():
@@ -72,7 +159,6 @@ def test_module_of_other_widths_and_ranks(channels, rank):
     net.initialize(mx.init.Normal(0.3))
     x = mx.nd.random.normal(shape=(2, channels, 9, 14))
     deployed = deploy(net, operators=True)
-    assert operators(trace(deployed)[0]) == {'lprnet_block': 1, 'lprnet_separable': 1, 'lprnet_unblock': 1}
     assert relative_error(deployed(x).asnumpy(), net(x).asnumpy()) <= 1e-5
 
 
@@ -84,9 +170,12 @@ def test_nan_is_not_hidden():
 
 
 def test_other_types_are_refused():
-    load_library()
+    block = as_block(*reparametrize(*trace(random_network('lprnet_mobilenet_x0.25'))))
+    block.cast('float64')
+    images = random_images(1, 32).astype('float64')
+    block.optimize_for(images, backend='LPRNet')
     with pytest.raises(mx.MXNetError, match='float32'):
-        mx.nd.lprnet_block(mx.nd.zeros((1, 16, 4, 4), dtype='float64')).wait_to_read()
+        block(images).wait_to_read()
 
 
 def test_no_gradient():
@@ -116,28 +205,113 @@ def test_functions_of_other_libraries_are_not_taken_for_its_own(tmp_path):
     subprocess.run([sys.executable, '-c', program, str(tmp_path / 'other.so')], check=True, env=ENVIRONMENT)
 
 
-@pytest.mark.parametrize('threads', ['1', '3'])
-def test_files_need_the_library_alone(threads, tmp_path):
-    """Saved, and loaded by MXNet in another process with another number of threads."""
-    net = random_network('lprnet_mobilenet_x0.25')
-    symbol, params = with_operators(*reparametrize(*trace(net)))
-    images = random_images(2, 64)
-    symbol.save(str(tmp_path / 'net-symbol.json'))
-    mx.nd.save(str(tmp_path / 'net-0000.params'), {f'arg:{name}': value for name, value in params.items()})
-    np.save(tmp_path / 'images.npy', images.asnumpy())
+def new_array(parameter, value):
+    """It may be where the old one was."""
+    parameter.shape = value.shape
+    parameter.initialize(mx.init.Normal(1), force_reinit=True)
+
+
+CHANGES = {
+    'set_data': lambda parameter, value: parameter.set_data(value),
+    'from NumPy': lambda parameter, value: parameter.data().__setitem__(slice(None), value.asnumpy()),
+    'one element': lambda parameter, value: parameter.data().reshape(-1)[3:4].__setitem__(slice(None), 2),
+    'in place': lambda parameter, value: parameter.data().__iadd__(value),
+    'a new array': new_array,
+}
+
+
+@pytest.mark.parametrize('change', CHANGES)
+def test_changed_parameters_are_seen(change):
+    net = nn.HybridSequential()
+    net.add(nn.Conv2D(12, 3, padding=1, activation='relu'), blocks.DSC(12, 16), blocks.LPR(16, 1 / 4),
+            nn.GlobalAvgPool2D(), nn.Dense(5))
+    net.initialize(mx.init.Normal(0.3))
+    images = random_images(2, 8)
+    net(images)
+    symbol, params = reparametrize(*trace(net))
+    block, plain = as_block(symbol, params), as_block(symbol, params)
+    block.optimize_for(images, backend='LPRNet', static_alloc=True, static_shape=True)
+    assert operators_run_by(block) == {'lprnet_network': 1}
+    before = block(images).asnumpy()
+    assert len(params) == 12
+    for name, parameter in block.collect_params().items():
+        CHANGES[change](parameter, mx.nd.random.normal(shape=parameter.data().shape))
+        plain.collect_params()[name].set_data(parameter.data())
+        after = block(images).asnumpy()
+        assert relative_error(after, plain(images).asnumpy()) <= 1e-5
+        assert abs(after - before).max() > 1e-5
+        before = after
+
+
+def test_networks_and_shapes_side_by_side():
+    """Blocks of the same graph with other parameters, and of another graph, each with two shapes, in threads."""
+    symbol, params = reparametrize(*trace(random_network('lprnet_mobilenet_x0.25')))
+    networks = [(symbol, {name: value * factor for name, value in params.items()}) for factor in (1, 1.1, 0.9)]
+    networks.append(reparametrize(*trace(random_network('mobilenetv1_x0.25'))))
+    shapes = [random_images(2, 64), random_images(1, 40), random_images(5, 32)]
+    expected = [[as_block(*network)(images).asnumpy() for images in shapes] for network in networks]
+    deployed = [as_block(symbol.optimize_for('LPRNet'), params) for symbol, params in networks]
+    for index, block in enumerate(deployed):
+        # Without static_alloc, each pass has an operator of its own.
+        block.hybridize(static_alloc=index < 2, static_shape=index < 2)
+
+    def work(index):
+        return max(relative_error(deployed[index](images).asnumpy(), expected[index][shape])
+                   for _ in range(10) for shape, images in enumerate(shapes))
+
+    with ThreadPoolExecutor(len(networks)) as pool:
+        assert max(pool.map(work, range(len(networks)))) <= 1e-5
+
+
+def run_elsewhere(folder, library, threads):
+    """The outputs of files of a network in ``folder``, in a process that has MXNet and the library alone."""
     program = (
         'import sys; from gluon_lprnet._compat import import_mxnet; mx = import_mxnet(); import numpy as np\n'
         'mx.library.load(sys.argv[1], verbose=False)\n'
         "net = mx.gluon.SymbolBlock.imports('net-symbol.json', ['data'], 'net-0000.params')\n"
         "np.save('outputs.npy', net(mx.nd.array(np.load('images.npy'))).asnumpy())\n"
         "assert 'gluon_lprnet.deployment' not in sys.modules")
-    subprocess.run([sys.executable, '-c', program, str(build_library())], cwd=tmp_path, check=True,
+    subprocess.run([sys.executable, '-c', program, str(library)], cwd=folder, check=True,
                    env=dict(ENVIRONMENT, OMP_NUM_THREADS=threads))
-    assert relative_error(np.load(tmp_path / 'outputs.npy'), net(images).asnumpy()) <= 1e-5
+    return np.load(folder / 'outputs.npy')
+
+
+def write_files(net, images, folder):
+    symbol, params = reparametrize(*trace(net))
+    symbol.optimize_for('LPRNet').save(str(folder / 'net-symbol.json'))
+    mx.nd.save(str(folder / 'net-0000.params'), {f'arg:{name}': value for name, value in params.items()})
+    np.save(folder / 'images.npy', images.asnumpy())
+
+
+@pytest.mark.parametrize('threads', ['1', '3'])
+@pytest.mark.parametrize('name', ['lprnet_mobilenet_x0.25', 'lprnet_shufflenetv2_x0.5'])
+def test_files_need_the_library_alone(name, threads, tmp_path):
+    """Saved, and loaded by MXNet in another process with another number of threads: fewer and more than images."""
+    net = random_network(name)
+    images = random_images(2, 64)
+    write_files(net, images, tmp_path)
+    assert relative_error(run_elsewhere(tmp_path, build_library(), threads), net(images).asnumpy()) <= 1e-5
+
+
+@pytest.mark.slow
+def test_other_processors(tmp_path, monkeypatch):
+    """Without AVX, and, compiled only, with AVX-512."""
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+    monkeypatch.setenv('CXX', 'g++ -march=skylake-avx512')
+    other = build_library()
+    monkeypatch.setenv('CXX', 'g++ -march=x86-64')
+    library = build_library()
+    assert other != library
+    for name in ('lprnet_mobilenet_x0.25', 'lprnet_shufflenetv2_x0.5'):
+        net = random_network(name)
+        images = random_images(2, 50)
+        write_files(net, images, tmp_path)
+        assert relative_error(run_elsewhere(tmp_path, library, '2'), net(images).asnumpy()) <= 1e-5
 
 
 def test_built_once(tmp_path, monkeypatch):
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+    monkeypatch.setenv('CXX', 'g++ -O0')
     library = build_library()
     written = library.stat().st_mtime_ns
     assert build_library() == library and library.stat().st_mtime_ns == written
