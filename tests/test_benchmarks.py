@@ -38,6 +38,14 @@ def test_inference():
     assert len(aims) == 2 * len(RUNTIMES) + 1
 
 
+def test_int8():
+    pytest.importorskip('onnxruntime')
+    output = run('int8.py', '--widths', '0.25', '--input-size', '32', '--networks', 'lprnet_mobilenet', '--rounds', '3')
+    row, = ([cell.strip() for cell in line.split('|')[1:-1]] for line in output.splitlines() if ' x0.25' in line)
+    assert row[0] == 'lprnet_mobilenet x0.25' and all(float(cell) > 0 for cell in row[1:6])
+    assert set(row[6].split(', ')) <= {'none', 'convolution', 'depthwise', 'pointwise', 'low-rank', 'dense'}
+
+
 def test_onnx_runtimes(tmp_path):
     pytest.importorskip('onnxruntime')
     files = export('lprnet_mobilenet_x0.5.cifar10', tmp_path, ('deployed',), ('onnx',))

@@ -46,6 +46,7 @@ from .quantize import (
     onnx_function,
     outputs_of,
     quantize,
+    slow_layers,
 )
 from .reparametrize import reparametrize
 
@@ -281,7 +282,8 @@ def _write_int8(symbol, params, description, prefix, formats, int8, records, ima
     for format in formats:
         quantizer = {'mxnet': MXNetQuantizer, 'onnx': OnnxQuantizer}[format](symbol, params, images, int8.calibration)
         try:
-            found = quantize(quantizer, images, expected, int8.exclude, tolerance)
+            slow = slow_layers(quantizer, images[:1]) if isinstance(quantizer, OnnxQuantizer) else ()
+            found = quantize(quantizer, images, expected, int8.exclude, tolerance, slow)
         except InputError as error:
             raise InputError(f'--int8 as {format}: {error}') from error
         written, size = _write_quantized(found.model, format, prefix)

@@ -10,14 +10,22 @@ both a sum of squares and its epsilon.
 
 The measure is the noise that 8 bits add to the network's outputs, as a share of the variance of these outputs over the
 calibration images: 0.01 is a signal-to-noise ratio of 20 dB. It means the same for classes and for landmarks.
+
+In ONNX Runtime a layer may be slower in 8 bits than in float32: 8-bit depthwise convolutions, and layers between
+normalizations, round whose neighbors values are converted. Which ones these are depends on the processor and the width,
+so :func:`slow_layers` measures it, and they stay in float32.
 """
 import contextlib
 import copy
 import io
+import itertools
 import json
+import statistics
 import tempfile
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple, Optional, Union
@@ -31,16 +39,21 @@ from tqdm import tqdm
 from ..formats.onnx_files import open_session, require_onnx
 from ..graph import as_block
 from ..utils.errors import InputError
+from ..utils.timing import interleaved_milliseconds
 from .onnx import write_onnx
 
 __all__ = ['CALIBRATIONS', 'LayerNoise', 'MXNetQuantizer', 'OnnxQuantizer', 'Quantized', 'mxnet_function', 'noise_of',
-           'onnx_function', 'outputs_of', 'quantize']
+           'onnx_function', 'outputs_of', 'quantize', 'slow_layers']
 
 CALIBRATIONS = ('naive', 'entropy')
 
 _BATCH_SIZE = 64
 # Images on which each layer is measured alone: ranking the layers needs fewer than the noise of the network.
 _IMAGES_ALONE = 128
+
+# Times up to this share of the shortest are taken for as short: noise makes as much.
+_AS_FAST = 1.02
+_ROUNDS = 20
 
 _SUBGRAPHS = ('_sg_mkldnn_conv', '_sg_mkldnn_fully_connected')
 _ONNX_LAYERS = ('Conv', 'Gemm')
@@ -172,6 +185,9 @@ class OnnxQuantizer:
     ----------
     layers, floating
         As for :class:`MXNetQuantizer`.
+    kinds : dict of str to str
+        What each layer is: ``dense``, ``convolution`` (larger than 1x1), ``depthwise``, ``pointwise`` or ``low-rank``
+        (1x1 without bias, as LPR modules have them).
 
     Raises
     ------
@@ -195,6 +211,9 @@ class OnnxQuantizer:
             node.name = node.output[0]
         self.layers = _layers((node.name, node.op_type in _ONNX_LAYERS, node.input, node.output)
                               for node in graph.node)
+        shapes = {constant.name: tuple(constant.dims) for constant in graph.initializer}
+        self.kinds = {node.input[1][:-len('_weight')]: _kind(shapes[node.input[1]], len(node.input) > 2)
+                      for node in graph.node if node.op_type in _ONNX_LAYERS}
         # The sums with an epsilon, from L2 normalizations; the terms of a residual sum are not constants.
         self._in_float = [node.name for node in graph.node
                           if node.op_type == 'Add' and not constants.isdisjoint(node.input)]
@@ -218,8 +237,42 @@ class OnnxQuantizer:
         return onnx_function(model.SerializeToString())
 
 
+def slow_layers(quantizer: OnnxQuantizer, image: np.ndarray,
+                clock: Callable[[], float] = time.thread_time) -> list[str]:
+    """The layers with which the network is fastest if they stay in float32, on this machine and one thread.
+
+    All layers of a kind (``quantizer.kinds``) stay together, and every choice of kinds is measured: a change of type
+    between two layers costs time too, so what one kind gains depends on the others. Dense layers are in 8 bits in each:
+    they have the most weights for their arithmetic. Of choices that take about as long as the fastest, the one with the
+    most layers in 8 bits counts.
+
+    Parameters
+    ----------
+    quantizer : OnnxQuantizer
+    image : ndarray (1, channels, height, width) float32
+    clock : callable
+        To seconds; by default the CPU time of the thread, which other processes hardly change.
+
+    Returns
+    -------
+    list of str
+        Names of layers.
+    """
+    found = set(quantizer.kinds.values())
+    kinds = sorted(found - {'dense'})
+    choices = [[layer for layer, kind in quantizer.kinds.items() if kind in (*chosen, 'dense')]
+               for count in range('dense' not in found, len(kinds) + 1)
+               for chosen in itertools.combinations(kinds, count)]
+    functions = [quantizer.function(quantizer.quantize(layers))
+                 for layers in tqdm(choices, 'kinds of layers', leave=False, disable=None)]
+    taken = interleaved_milliseconds([partial(function, image) for function in functions], _ROUNDS, clock=clock)
+    medians = list(map(statistics.median, taken))
+    fastest = max((layers for layers, median in zip(choices, medians) if median <= _AS_FAST * min(medians)), key=len)
+    return [layer for layer in quantizer.kinds if layer not in fastest]
+
+
 def quantize(quantizer: Union[MXNetQuantizer, OnnxQuantizer], images: np.ndarray, expected: np.ndarray,
-             exclude: Sequence[str] = (), tolerance: float = 0.01) -> Quantized:
+             exclude: Sequence[str] = (), tolerance: float = 0.01, slow: Collection[str] = ()) -> Quantized:
     """Quantize a network except for the layers that cost too much.
 
     Each layer is quantized alone first. Then, as long as the network with all remaining layers in 8 bits has
@@ -236,6 +289,8 @@ def quantize(quantizer: Union[MXNetQuantizer, OnnxQuantizer], images: np.ndarray
         Names of layers, or patterns, that are left out in any case.
     tolerance : float
         The most noise, as a share of the variance of ``expected``.
+    slow : collection of str
+        Names of layers that are left out for their time, from :func:`slow_layers`, unless none would remain.
 
     Returns
     -------
@@ -254,6 +309,9 @@ def quantize(quantizer: Union[MXNetQuantizer, OnnxQuantizer], images: np.ndarray
             raise InputError(f'--exclude: {pattern!r} matches no layer; the layers are '
                              f'{", ".join(quantizer.layers)}.')
         excluded.update(dict.fromkeys(found, '--exclude'))
+    # Not if it would leave nothing: 8 bits were asked for.
+    if set(quantizer.layers) - set(slow) - set(excluded):
+        excluded = {**dict.fromkeys(slow, 'time'), **excluded}
     candidates = [layer for layer in quantizer.layers if layer not in excluded]
 
     def noise(model, count=None):
@@ -323,6 +381,15 @@ def _layers(nodes):
             layers.setdefault(layer, []).append(name)
             owner.update(dict.fromkeys(outputs, layer))
     return layers
+
+
+def _kind(shape, has_bias):
+    """What a layer is, from the shape of its weight."""
+    if len(shape) == 2:
+        return 'dense'
+    if shape[2:] != (1, 1):
+        return 'depthwise' if shape[1] == 1 else 'convolution'
+    return 'pointwise' if has_bias else 'low-rank'
 
 
 def _other_nodes(layers, chosen):

@@ -1,5 +1,6 @@
 """INT8 files against the float network, ONNX Runtime's own quantize_static, and integer arithmetic in NumPy."""
 import json
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,6 +26,7 @@ from gluon_lprnet.deployment.quantize import (
     onnx_function,
     outputs_of,
     quantize,
+    slow_layers,
 )
 from gluon_lprnet.deployment.reparametrize import reparametrize
 from gluon_lprnet.graph import as_block, trace
@@ -38,6 +40,15 @@ MEAN, STD = [120.0, 115.0, 100.0], [60.0, 58.0, 57.0]
 @pytest.fixture(scope='module')
 def onnx():
     return pytest.importorskip('onnx'), pytest.importorskip('onnxruntime')
+
+
+@pytest.fixture(scope='module', autouse=True)
+def first_convolution_is_slow():
+    """What is slow depends on the machine; here it is always the first layer, but where a test measures."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr('gluon_lprnet.deployment.export.slow_layers',
+                      lambda quantizer, image: [next(iter(quantizer.layers))])
+        yield
 
 
 @pytest.fixture(scope='module')
@@ -89,6 +100,7 @@ def test_files_agree_with_the_float_network(written, trained, tiny_records):
         assert facts['float']['top1'] == pytest.approx((expected.argmax(axis=1) == labels).mean())
         assert facts[format]['top1'] == pytest.approx((outputs.argmax(axis=1) == labels).mean())
         names = [layer['name'] for layer in facts[format]['layers']]
+        assert (facts[format]['layers'][0]['left_out'] == 'time') == (format == 'onnx')
         assert len(names) == 36 and any(name.endswith('dense0') for name in names)
         assert names == [layer['name'] for layer in facts['mxnet']['layers']]
 
@@ -116,6 +128,34 @@ def test_stock_mxnet_loads_it(written, tiny_records, tmp_path):
     expected = load_network(f'{prefix}-symbol.json')[0](mx.nd.array(images)).asnumpy()
     for outputs in outputs_in_stock_mxnet(prefix, images, (8,), tmp_path):
         np.testing.assert_allclose(outputs, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('float32, int8, expected', [
+    # Seconds of each kind.
+    ({'convolution': 2, 'depthwise': 3, 'pointwise': 9}, {'convolution': 4, 'depthwise': 8, 'pointwise': 3}, 'abc'),
+    ({'convolution': 2, 'depthwise': 3, 'pointwise': 9}, {'convolution': 1, 'depthwise': 3.01, 'pointwise': 3}, ''),
+    ({'convolution': 2, 'depthwise': 3, 'pointwise': 9}, {'convolution': 5, 'depthwise': 5, 'pointwise': 10}, 'abcde'),
+])
+def test_layers_that_lose_time_are_left_out(float32, int8, expected):
+    """By a clock that goes on with each call by what the layers take."""
+    kinds = {'a': 'convolution', 'b': 'depthwise', 'c': 'depthwise', 'd': 'pointwise', 'e': 'pointwise', 'f': 'dense'}
+    seconds = 0.0
+
+    def run(layers):
+        def pass_(_):
+            nonlocal seconds
+            seconds += sum((int8 if layer in layers else float32).get(kind, 1) for layer, kind in kinds.items())
+        return pass_
+
+    quantizer = SimpleNamespace(kinds=kinds, quantize=list, function=run)
+    assert slow_layers(quantizer, None, clock=lambda: seconds) == list(expected)
+
+
+def test_kinds(deployed, tiny_records, onnx):
+    quantizer = OnnxQuantizer(*deployed, pictures(tiny_records)[:8], 'naive')
+    assert list(quantizer.kinds) == list(quantizer.layers)
+    assert Counter(quantizer.kinds.values()) == {'convolution': 1, 'depthwise': 13, 'pointwise': 5, 'low-rank': 16,
+                                                 'dense': 1}
 
 
 def dense_network():
@@ -218,6 +258,17 @@ def test_the_rule(tolerance, exclude, left_out):
     assert [layer.name for layer in found.layers] == list(Fake.layers)
     for layer in found.layers:
         assert (layer.noise is None) == (layer.left_out == '--exclude')
+
+
+@pytest.mark.parametrize('slow, exclude, left_out', [
+    (['b1', 'c'], (), {'b1': 'time', 'c': 'time'}),
+    (['b1', 'c'], ('b*',), {'b1': '--exclude', 'b2': '--exclude', 'c': 'time'}),
+    # Nothing would remain.
+    (['b1', 'c'], ('a', 'b2'), {'a': '--exclude', 'b2': '--exclude'}),
+])
+def test_slow_layers_are_left_out(slow, exclude, left_out):
+    found = quantize(Fake(), IMAGES, IMAGES[:, :, 0, 0], exclude, 1, slow)
+    assert {layer.name: layer.left_out for layer in found.layers if layer.left_out} == left_out
 
 
 def test_the_rule_refuses(monkeypatch):
