@@ -60,7 +60,8 @@ def test_drawn_faces_at_all_poses_are_found(card):
 
 
 def test_answers_depend_on_the_picture(card):
-    net, _ = load_network(card.name)
-    outputs = net(mx.nd.random.normal(shape=(2, 3, 96, 96))).asnumpy()
+    net, description = load_network(card.name)
+    size = description['input_size']
+    outputs = net(mx.nd.random.normal(shape=(2, 3, size, size))).asnumpy()
     assert outputs.shape == (2, TWO_JAWS) and np.isfinite(outputs).all()
     assert not np.allclose(outputs[0], outputs[1], atol=1e-3)
