@@ -31,7 +31,8 @@ SHORT = ['--num-epochs', '1', '--warmup-epochs', '0', '--batch-size', '8', '--in
          '-j', '1']
 SHORTENED = {'train-imagenet': [*SHORT, '--tuning-epochs', '0'], 'train-face': SHORT,
              'pack photos': ['--held-out', '20'],
-             'benchmarks/loader.py': ['--batch-size', '8', '--epochs', '2', '--input-size', '32']}
+             'benchmarks/loader.py': ['--batch-size', '8', '--epochs', '2', '--input-size', '32'],
+             'benchmarks/scale.py': ['--counts', '70']}
 
 CLASSES = ('cat', 'dog', 'tree')
 
