@@ -37,7 +37,7 @@ _FAREWELL_SECONDS = 2
 _PART = 2 ** 14
 _METHODS = (b'GET', b'POST', b'PUT', b'PATCH', b'DELETE', b'OPTIONS')
 # Of one connection, not of the next: they are made anew.
-_OF_A_CONNECTION = (b'connection', b'content-length', b'expect', b'transfer-encoding')
+_OF_A_CONNECTION = (b'connection', b'content-length', b'expect', b'keep-alive', b'transfer-encoding', b'upgrade')
 
 
 class Refused(Exception):

@@ -97,6 +97,13 @@ def test_requests_are_handed_on_whole(start):
     connection.close()
 
 
+def test_a_wish_for_another_protocol_is_left_out(start):
+    answer = raw(start(), b'POST / HTTP/1.1\r\nHost: x\r\nUpgrade: h2c\r\nConnection: Upgrade, close\r\n'
+                          b'Content-Length: 4\r\n\r\nbody')
+    told = json.loads(answer.split(b'\r\n\r\n')[1])
+    assert told['body'] == 'body' and 'upgrade' not in told['fields']
+
+
 def test_chunks_become_a_body_of_a_length(start):
     answer = raw(start(), b'POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nbody\r\n',
                  b'A;name=value\r\n of chunks\r\n0\r\n\r\nGET /last HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n')
