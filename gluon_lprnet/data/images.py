@@ -276,7 +276,7 @@ def shorter_side(description: Mapping[str, Any]) -> int:
 
 def side_to_read(description: Mapping[str, Any]) -> Optional[int]:
     """The ``least_side`` of :func:`read_image` for :func:`center_crop`; None where pixels are skipped, not averaged."""
-    # Four times the side: the rest of the averaging is as of a validation, which decodes all pixels.
+    # Read at four times the side or more, the crop is within a fraction of a level of that of all the pixels.
     return 4 * shorter_side(description) if description.get('inter_method') == AUTO else None
 
 

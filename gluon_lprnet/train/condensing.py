@@ -1,12 +1,10 @@
 """The training of CondenseNet (arXiv 1711.09224): its condensing stages and the group lasso in the loss."""
 import dataclasses
-import math
 
-from ..utils.errors import InputError
 from ..zoo.condensenet import CondenseNet
-from ..zoo.pretrained import split_tag
 from .config import NetworkTrainingConfig
 from .loop import TrainingTask
+from .training_form import steps_in_training_form
 
 
 def with_condensing(task: TrainingTask, config: NetworkTrainingConfig) -> TrainingTask:
@@ -21,14 +19,10 @@ def with_condensing(task: TrainingTask, config: NetworkTrainingConfig) -> Traini
     net = task.net
     if not isinstance(net, CondenseNet):
         return task
-    if not config.condensing:
-        if not config.init_from and split_tag(config.model)[1] is None:
-            raise InputError(f'`model` {config.model} learns which channels it reads in its form for training alone: '
-                             'give `condensing`, or trained weights by `init_from`.')
+    steps = steps_in_training_form(task, config, 'condensing', 'which channels it reads',
+                                   'its first half has the stages')
+    if steps is None:
         return task
-    steps = config.num_epochs * math.ceil(task.batches_per_epoch / config.accumulate)
-    if steps < 2:
-        raise InputError('`condensing` needs a training of two steps at least: its first half has the stages.')
 
     def begin_step(step):
         while net.stages_left > stages_left(net.stages, step, steps):

@@ -1,12 +1,10 @@
 """The training of irregular kernels: a relaxed choice of segments that hardens, then their weights alone."""
 import dataclasses
-import math
 
-from ..utils.errors import InputError
 from ..zoo.irregular import IrregularDenseNet40
-from ..zoo.pretrained import split_tag
 from .config import NetworkTrainingConfig
 from .loop import TrainingTask
+from .training_form import steps_in_training_form
 
 # A segment of 0.8 of the largest energy has a share of 3% then.
 LAST_SHARPNESS = 16.0
@@ -28,14 +26,9 @@ def with_hardening(task: TrainingTask, config: NetworkTrainingConfig) -> Trainin
     net = task.net
     if not isinstance(net, IrregularDenseNet40):
         return task
-    if not config.relaxed:
-        if not config.init_from and split_tag(config.model)[1] is None:
-            raise InputError(f'`model` {config.model} learns its segments in its form for training alone: give '
-                             '`relaxed`, or trained weights by `init_from`.')
+    steps = steps_in_training_form(task, config, 'relaxed', 'its segments', 'the choice hardens in its first half')
+    if steps is None:
         return task
-    steps = config.num_epochs * math.ceil(task.batches_per_epoch / config.accumulate)
-    if steps < 2:
-        raise InputError('`relaxed` needs a training of two steps at least: the choice hardens in its first half.')
 
     def begin_step(step):
         if 2 * step < steps:
