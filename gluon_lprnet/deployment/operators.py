@@ -34,8 +34,10 @@ BACKEND = 'LPRNet'
 
 SOURCES = [Path(__file__).with_name(name) for name in ('operators.cc', 'kernels.h')]
 # -Bsymbolic: the library calls its own functions. Horovod's, which is loaded for all to see, has some of the same names
-# with other classes behind them.
-FLAGS = ['-std=c++17', '-O3', '-march=native', '-fopenmp', '-shared', '-fPIC', '-Wl,-Bsymbolic']
+# with other classes behind them. --exclude-libs: nor does it share the standard library's objects with others where a
+# compiler links that one in, and half of its functions would find them elsewhere.
+FLAGS = ['-std=c++17', '-O3', '-march=native', '-fopenmp', '-shared', '-fPIC', '-Wl,-Bsymbolic',
+         '-Wl,--exclude-libs,ALL']
 
 
 def build_library() -> Path:

@@ -205,6 +205,27 @@ def test_functions_of_other_libraries_are_not_taken_for_its_own(tmp_path):
     subprocess.run([sys.executable, '-c', program, str(tmp_path / 'other.so')], check=True, env=ENVIRONMENT)
 
 
+def test_a_compiler_that_links_the_standard_library_in(tmp_path):
+    """Errors are written by its streams, which took the locale of the other standard library for theirs."""
+    program = ('import gluon_lprnet, mxnet as mx\n'
+               'net = gluon_lprnet.get_model("lprnet_mobilenet_x0.25", classes=10)\n'
+               'net.initialize()\n'
+               'deployed = gluon_lprnet.deploy(net, operators=True)\n'
+               'x = mx.nd.ones((1, 3, 32, 32))\n'
+               'x.attach_grad()\n'
+               'with mx.autograd.record():\n'
+               '    y = deployed(x)\n'
+               'try:\n'
+               '    y.backward()\n'
+               '    mx.nd.waitall()\n'
+               'except mx.MXNetError as error:\n'
+               '    assert "no gradient" in str(error), error\n'
+               'else:\n'
+               '    raise AssertionError("not refused")\n')
+    subprocess.run([sys.executable, '-c', program], check=True,
+                   env=dict(ENVIRONMENT, CXX='g++ -static-libstdc++ -O1', XDG_CACHE_HOME=str(tmp_path)))
+
+
 def new_array(parameter, value):
     """It may be where the old one was."""
     parameter.shape = value.shape
