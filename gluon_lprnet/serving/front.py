@@ -86,6 +86,8 @@ class Front:
         self._most = max_request_bytes
         self._free, self._memory = max_connections, max_held
         self._idle_seconds, self._body_seconds, self._answer_seconds = idle_seconds, body_seconds, answer_seconds
+        # Connections to the server that no request uses at the moment.
+        self._spare: list[_Talk] = []
 
     async def listen(self, sock: socket.socket) -> asyncio.AbstractServer:
         """Take the connections of a bound socket."""
@@ -155,7 +157,14 @@ class Front:
             raise Refused(502, 'the server does not answer: see its logs, and send the picture again') from None
 
     async def _exchange(self, head, body):
-        server = _Talk(h11.CLIENT, *await asyncio.open_unix_connection(self._upstream))
+        while self._spare:
+            # The server may have closed it meanwhile: then the next one is asked, and in the end a new one.
+            with contextlib.suppress(OSError, Refused):
+                return await self._ask_by(self._spare.pop(), head, body)
+        return await self._ask_by(_Talk(h11.CLIENT, *await asyncio.open_unix_connection(self._upstream)), head, body)
+
+    async def _ask_by(self, server, head, body):
+        is_spare = False
         try:
             # One of HTTP/1.0 may come without a host, and goes on as one of HTTP/1.1.
             host = [] if b'host' in dict(head.headers) else [(b'host', b'localhost')]
@@ -165,9 +174,15 @@ class Front:
             answer = await server.event()
             if not isinstance(answer, h11.Response):
                 raise ConnectionError
-            return answer, await server.body()
+            content = await server.body()
+            is_spare = server.http.our_state is server.http.their_state is h11.DONE
+            return answer, content
         finally:
-            server.writer.close()
+            if is_spare:
+                server.http.start_next_cycle()
+                self._spare.append(server)
+            else:
+                server.writer.close()
 
 
 class _Talk:

@@ -22,6 +22,7 @@ request is refused.
 """
 import base64
 import binascii
+import contextlib
 import json
 import logging
 import os
@@ -34,25 +35,21 @@ from typing import Any, NamedTuple, Optional, Union
 import cv2
 import numpy as np
 
-from .._compat import import_mxnet
-
-import_mxnet()
-
-import mxnet as mx  # noqa: E402  by what makes it importable
-
-from ..data import images  # noqa: E402
-from ..predict.aligner import Aligner  # noqa: E402
-from ..predict.detectors import detect_turned, make_detector  # noqa: E402
+from ..data import images
+from ..predict.aligner import Aligner
+from ..predict.detectors import detect_turned, make_detector
+from .forms import Network, load_network
 
 MAX_FACES = 100
 # In pixels, of a box's numbers: far beyond every image, and no sum or product of them overflows.
 _MAX_COORDINATE = 1e6
 _TOP_K = 5
-# Images or faces that pass the network at once, and images whose faces are kept for it, which bounds memory.
-_MAX_FORWARD = 32
+# Images whose faces are kept for the network at once, which bounds memory.
 _MAX_PREPARED = 8
 
 MAX_INSTANCES = 32
+# What the name of a file ends with, in the folder of an archive, that says in which form a network runs.
+REPORT = '.form'
 
 _FORM = ('send a picture as the body (Content-Type: image/jpeg), as the field "data" of a multipart form, or in base64 '
          'as {"data": "..."} (Content-Type: application/json)')
@@ -92,7 +89,12 @@ def handle(data: Optional[list[dict[str, Any]]], context: Any) -> Optional[list[
         os.environ['MMS_DECODE_INPUT_REQUEST'] = 'false'
         # One core per worker.
         cv2.setNumThreads(1)
-        _service = load(context.system_properties['model_dir'])
+        folder = Path(context.system_properties['model_dir'])
+        _service = load(folder)
+        logging.info('%s runs in %s', context.model_name, _service.report)
+        # For who has started the server; another one may have put it where nothing can be written.
+        with contextlib.suppress(OSError):
+            (folder / f'{context.model_name}{REPORT}').write_text(_service.report)
     if data is None:
         return None
     # Not by set_response_content_type, which adds a header: see _aligned.
@@ -126,16 +128,17 @@ def _types(context, index, fields):
 
 
 def load(folder: Union[str, 'os.PathLike[str]']) -> '_Service':
-    """The service of an unpacked archive: :class:`Classification` or :class:`Landmarks`."""
+    """The service of an unpacked archive: :class:`Classification` or :class:`Landmarks`.
+
+    Raises
+    ------
+    InputError
+        As of :func:`gluon_lprnet.serving.forms.load_network`.
+    """
     folder = Path(folder)
     description = json.loads((folder / 'description.json').read_text())
-    net = mx.gluon.SymbolBlock(mx.sym.load(str(folder / 'network-symbol.json')), mx.sym.var('data', dtype='float32'))
-    net.load_parameters(str(folder / 'network-0000.params'))
-    net.hybridize(static_alloc=True)
-    service = _SERVICES[description['task']](net, description)
-    # The first pass allocates and chooses kernels: not at the expense of the first request.
-    service.forward(np.zeros((1, 3, description['input_size'], description['input_size']), 'float32'))
-    return service
+    net = load_network(folder / 'network', description['input_size'], description['runs_in'])
+    return _SERVICES[description['task']](net, description)
 
 
 class BadRequest(Exception):
@@ -158,7 +161,8 @@ _PHRASES = {400: 'Bad Request', 413: 'Payload Too Large', 415: 'Unsupported Medi
 
 
 class _Service:
-    def __init__(self, net: mx.gluon.SymbolBlock, description: dict[str, Any]) -> None:
+    def __init__(self, net: Network, description: dict[str, Any]) -> None:
+        self.report = net.report
         self._net = net
         self._description = description
         self._size = description['input_size']
@@ -211,8 +215,7 @@ class _Service:
 
     def forward(self, data: np.ndarray) -> np.ndarray:
         """Outputs (N, outputs) for normalized inputs (N, 3, size, size), float32 ndarrays."""
-        outputs = np.concatenate([self._net(mx.nd.array(data[start:start + _MAX_FORWARD])).asnumpy()
-                                  for start in range(0, len(data), _MAX_FORWARD)])
+        outputs = self._net(data)
         if not np.isfinite(outputs).all():
             raise ArithmeticError('the network returns NaN or infinite outputs')
         return outputs
@@ -233,7 +236,7 @@ class Classification(_Service):
 
     field, other_field, purpose = 'top_k', 'boxes', 'names classes'
 
-    def __init__(self, net: mx.gluon.SymbolBlock, description: dict[str, Any]) -> None:
+    def __init__(self, net: Network, description: dict[str, Any]) -> None:
         super().__init__(net, description)
         self._names = description.get('class_names') or [str(index) for index in range(description['num_classes'])]
 
@@ -259,7 +262,7 @@ class Landmarks(_Service):
 
     field, other_field, purpose = 'boxes', 'top_k', 'finds landmarks'
 
-    def __init__(self, net: mx.gluon.SymbolBlock, description: dict[str, Any]) -> None:
+    def __init__(self, net: Network, description: dict[str, Any]) -> None:
         super().__init__(net, description)
         detect = make_detector()
         self._aligner = Aligner(self.forward, description, lambda image: detect_turned(detect, image)[:MAX_FACES])

@@ -1,6 +1,7 @@
 """``python -m gluon_lprnet serve``: networks behind the real multi-model-server."""
 import argparse
 import contextlib
+import glob
 import importlib.util
 import json
 import os
@@ -21,13 +22,15 @@ from typing import Any, NoReturn, Optional, Union
 from urllib.parse import quote, urlencode
 
 from ..data.images import MAX_PIXELS
+from ..deployment.operators import build_library
 from ..evaluate.network_flag import DEFAULTS
 from ..utils.errors import InputError
 from ..utils.files import PathLike, lock, make_folder, write_errors, write_file
 from ..utils.flags import Commands, add_parser, non_negative_int, positive_int
 from ..utils.processes import available_cpus
 from . import front
-from .archive import add_max_pixels_flag, archive, read_task, unpack_archive
+from .archive import add_archive_flags, archive, read_task, unpack_archive
+from .handler import REPORT
 from .page import Page
 
 __all__ = ['Server']
@@ -105,6 +108,8 @@ class Server:
         Where to listen for browsers, too, at the same host: a page to try the networks.
     max_pixels : int
         Of a picture, as of :func:`gluon_lprnet.serving.archive.archive`; archives have a limit of their own.
+    form : str
+        In which networks run, as of :func:`gluon_lprnet.serving.forms.load_network`; archives have one of their own.
 
     Attributes
     ----------
@@ -115,13 +120,13 @@ class Server:
     ------
     InputError
         If Java, the package, a network or a port is missing or does not work, ``run_dir`` is in use by another server
-        or cannot be written to, or the server does not start.
+        or cannot be written to, the operator library is asked for and cannot be built, or the server does not start.
     """
 
     def __init__(self, networks: Sequence[PathLike], run_dir: PathLike, host: str = LOOPBACK, port: int = 8080,
                  management_host: str = LOOPBACK, management_port: Optional[int] = None, workers: Optional[int] = None,
                  batch_size: int = 1, max_batch_delay: int = 10, page_port: Optional[int] = None,
-                 max_pixels: int = MAX_PIXELS) -> None:
+                 max_pixels: int = MAX_PIXELS, form: str = 'auto') -> None:
         self.run_dir = Path(run_dir).absolute()
         self.address = host, port
         self._management = (management_host, management_port) if management_port else None
@@ -130,7 +135,7 @@ class Server:
         self._loading = {'batch_size': batch_size, 'max_batch_delay': max_batch_delay, 'initial_workers': self.workers,
                          'synchronous': 'true'}
         self._networks = networks
-        self._max_pixels = max_pixels
+        self._max_pixels, self._form = max_pixels, form
         self.models: list[str] = []
         # Networks that have had a loader, and those of them that had none at the last look.
         self._loaded: set[str] = set()
@@ -157,6 +162,7 @@ class Server:
         try:
             self._folder = Path(tempfile.mkdtemp(prefix='serving-', dir=self.run_dir))
             archives = [self._store(network) for network in self._networks]
+            self._build_library()
             self._listen({path.stem: read_task(path) for path in archives})
             for network in self._networks:
                 if Path(network).suffix == '.mar':
@@ -188,6 +194,11 @@ class Server:
     def page_url(self) -> Optional[str]:
         """The page's address for a browser; None if there is no page."""
         return f'http://{_reachable(self._page_address)}/' if self._page_address else None
+
+    def report_of(self, model: str) -> Optional[str]:
+        """In which form a network runs, in words; None of one that does not say, in an archive of another program."""
+        reports = Path(str(self._scratch), 'models').glob(f'*/{glob.escape(model)}{REPORT}')
+        return next((path.read_text() for path in reports), None)
 
     @property
     def java(self) -> Any:
@@ -333,15 +344,28 @@ class Server:
                     shutil.rmtree(folder, ignore_errors=True)
             self._lock.close()
 
+    def _build_library(self):
+        """Once, before several processes want it at a time, and before the server waits for them."""
+        if self._form != 'standard':
+            try:
+                build_library()
+            except InputError:
+                # Each network says in its report what is missing.
+                if self._form == 'library':
+                    raise
+
     def _store(self, network):
         """Put an archive into the folder that the server loads from; returns its path there."""
         path = Path(network)
         with tempfile.TemporaryDirectory(dir=self._folder) as scratch:
             if path.suffix != '.mar':
-                archived = archive(network, scratch, self._max_pixels)
+                archived = archive(network, scratch, self._max_pixels, self._form)
             elif self._max_pixels != MAX_PIXELS:
                 raise InputError(f'`max_pixels` is not for {path}, which has a limit of its own: give the network, or '
                                  'archive it again.')
+            elif self._form != 'auto':
+                raise InputError(f'`form` is not for {path}, which has one of its own: give the network, or archive '
+                                 'it again.')
             elif zipfile.is_zipfile(path):
                 archived = Path(shutil.copyfile(path, Path(scratch) / path.name))
             else:
@@ -556,7 +580,7 @@ def add_commands(commands: Commands) -> None:
     parser.add_argument('--management-host', default=LOOPBACK, help='address of that port (default: %(default)s)')
     parser.add_argument('--max-batch-delay', type=non_negative_int, default=10, metavar='MS',
                        help='how long a request waits for others of its batch (default: %(default)s)')
-    add_max_pixels_flag(parser)
+    add_archive_flags(parser)
     add_server_flags(parser, 'runs/serve')
     parser.set_defaults(run=_run)
 
@@ -592,9 +616,11 @@ def _run(args):
     networks = networks or list(DEFAULTS.values())
     print(f'Starting the server with {", ".join(map(str, networks))} ...', file=sys.stderr, flush=True)
     with Server(networks, args.run_dir, args.host, args.port, args.management_host, args.management_port,
-                args.workers, args.batch_size, args.max_batch_delay, page_port, args.max_pixels) as server, \
+                args.workers, args.batch_size, args.max_batch_delay, page_port, args.max_pixels, args.form) as server, \
             _ready_file(args.ready_file) as on_ready:
         for model in server.models:
+            if report := server.report_of(model):
+                print(f'{model} runs in {report}.', file=sys.stderr)
             print(f'{server.url(model)}\n  curl -F data=@photo.jpg {server.url(model)}')
         if server.page_url:
             print(f'In a browser: {server.page_url}')

@@ -15,6 +15,7 @@ from mxnet.gluon import nn
 from reference.networks import X, lpr_network, operators, random_images, random_network, reference, relative_error
 
 from gluon_lprnet import blocks, get_model
+from gluon_lprnet.deployment import operators as operators_module
 from gluon_lprnet.deployment.export import _with_normalization
 from gluon_lprnet.deployment.operators import build_library, load_library
 from gluon_lprnet.deployment.reparametrize import deploy, reparametrize
@@ -337,6 +338,14 @@ def test_built_once(tmp_path, monkeypatch):
     written = library.stat().st_mtime_ns
     assert build_library() == library and library.stat().st_mtime_ns == written
     assert [path.name for path in library.parent.iterdir()] == [library.name]
+    # Without a compiler it is still there, for this source alone.
+    monkeypatch.setenv('CXX', str(tmp_path / 'missing-g++'))
+    assert build_library() == library
+    source = tmp_path / 'operators.cc'
+    source.write_bytes(operators_module.SOURCES[0].read_bytes() + b'// changed')
+    monkeypatch.setattr(operators_module, 'SOURCES', [source, *operators_module.SOURCES[1:]])
+    with pytest.raises(InputError, match='missing-g'):
+        build_library()
 
 
 def test_no_compiler(tmp_path, monkeypatch):

@@ -1,10 +1,12 @@
 """What listens on the server's port, before a server that tells what it was sent: no Java is needed."""
 import asyncio
 import contextlib
+import itertools
 import json
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPConnection
 from types import SimpleNamespace
 
@@ -18,17 +20,20 @@ PATIENCE = 0.5
 
 
 async def tell(reader, writer):
-    """Answer a request with what it is; hang up, or say nothing, when the body asks for it."""
-    head = (await reader.readuntil(b'\r\n\r\n')).decode().split('\r\n')
-    fields = dict(line.split(': ', 1) for line in head[1:] if line)
-    body = await reader.readexactly(int(fields['content-length']))
-    if body == b'say nothing':
-        await asyncio.sleep(SECONDS)
-    if body != b'hang up':
-        told = {'line': head[0], 'fields': fields, 'bytes': len(body), 'body': body[:99].decode()}
-        answer = json.dumps(told).encode()
-        writer.write(b'HTTP/1.1 418 Teapot\r\nconnection: keep-alive\r\nx-mark: 5\r\ncontent-length: %d\r\n\r\n'
-                     % len(answer) + answer)
+    """Answer requests with what they are; hang up, stay, or say nothing, when the body asks for it."""
+    for number in itertools.count():
+        head = (await reader.readuntil(b'\r\n\r\n')).decode().split('\r\n')
+        fields = dict(line.split(': ', 1) for line in head[1:] if line)
+        body = await reader.readexactly(int(fields['content-length']))
+        if body == b'say nothing':
+            await asyncio.sleep(SECONDS)
+        if body != b'hang up':
+            told = {'line': head[0], 'fields': fields, 'bytes': len(body), 'body': body[:99].decode(), 'number': number}
+            answer = json.dumps(told).encode()
+            writer.write(b'HTTP/1.1 418 Teapot\r\nconnection: keep-alive\r\nx-mark: 5\r\ncontent-length: %d\r\n\r\n'
+                         % len(answer) + answer)
+        if body != b'stay':
+            break
     writer.close()
 
 
@@ -205,6 +210,36 @@ def test_a_server_that_does_not_answer(start, body, status):
     found, answer = ask(connection, body=body)
     assert found == status and 'see its logs' in answer['error']
     assert ask(connection)[0] == 418
+
+
+def test_connections_to_the_server_are_used_again(start):
+    """By another client, too; after one that the server has closed meanwhile, a new one."""
+    front = start()
+    for body, number in ((b'stay', 0), (b'stay', 1), (b'leave', 2), (b'stay', 0), (b'stay', 1), (b'hang up', None),
+                         (b'stay', 0)):
+        connection = HTTPConnection(*front.address, timeout=SECONDS)
+        status, told = ask(connection, body=body)
+        assert (status, told.get('number')) == ((418, number) if number is not None else (502, None))
+        connection.close()
+
+
+def test_an_answer_goes_to_its_own_client(start):
+    """Also where the one before on the connection was given up."""
+    front = start(answer_seconds=PATIENCE)
+
+    def converse(client):
+        connection = HTTPConnection(*front.address, timeout=SECONDS)
+        for number in range(20):
+            if number == 10 and client % 2:
+                assert ask(connection, body=b'say nothing')[0] == 504
+                connection = HTTPConnection(*front.address, timeout=SECONDS)
+            status, told = ask(connection, f'/{client}/{number}', b'stay')
+            assert status == 418 and told['line'] == f'POST /{client}/{number} HTTP/1.1'
+        connection.close()
+        return True
+
+    with ThreadPoolExecutor(8) as clients:
+        assert all(clients.map(converse, range(8)))
 
 
 def until(condition):

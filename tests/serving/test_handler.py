@@ -294,8 +294,8 @@ def test_a_network_that_fails_says_so_for_its_request_only(services, photos, mon
 
     def fail(data):
         outputs = net(data)
-        outputs[int(np.argmin(abs(data.asnumpy() - bad).sum(axis=(1, 2, 3))))] = np.nan
-        return outputs if len(data) > 1 or np.allclose(data.asnumpy()[0], bad) else net(data)
+        outputs[np.argmin(abs(data - bad).sum(axis=(1, 2, 3)))] = np.nan
+        return outputs if len(data) > 1 or np.allclose(data[0], bad) else net(data)
     monkeypatch.setattr(services[0], '_net', fail)
     answers = services[0].answer([{'body': photo} for photo in photos[:2]], [{}, {}])
     assert [status for status, _ in answers] == [200, 500] and 'error' in answers[1][1]
@@ -306,6 +306,7 @@ class Context:
 
     def __init__(self, folder, headers=()):
         self.system_properties = {'model_dir': str(folder)}
+        self.model_name = 'network'
         self._headers = headers
         self.statuses = {}
 
@@ -458,7 +459,7 @@ def test_what_flags_of_serve_mean(monkeypatch):
         models, page_url, workers, run_dir = (), None, 1, Path('run')
 
         def __init__(self, networks, *arguments):
-            served.append((networks, arguments[-2]))
+            served.append((networks, arguments[-3]))
 
         def __enter__(self):
             return self
