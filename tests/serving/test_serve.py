@@ -1,5 +1,6 @@
 """The real multi-model-server with small networks: answers, bad requests, killed workers, and its end."""
 import base64
+import csv
 import importlib.util
 import json
 import os
@@ -585,13 +586,23 @@ def test_benchmark(artifacts, photos, tmp_path):
     script = Path(server_module.__file__).parents[2] / 'benchmarks' / 'serving.py'
     if not script.exists():
         pytest.skip('not in a checkout')
+    mar = archive(artifacts[0], tmp_path)
     output = subprocess.run([sys.executable, str(script), str(artifacts[0]), '--image', str(tmp_path / 'photo.jpg'),
-                             '--requests', '64', '--workers', '1'], check=True, cwd=tmp_path, text=True,
+                             '--requests', '40', '--clients', '1', '4', '--rounds', '2', '--workers', '1', '--archives',
+                             str(mar), '--csv', str(tmp_path / 'table.csv')], check=True, cwd=tmp_path, text=True,
                             capture_output=True).stdout
-    rows = re.findall(r'^\| +(\d+) +\| (\w+) +\| (\d+) \(\d+ to \d+\) ', output, re.MULTILINE)
-    assert [row[:2] for row in rows] == [(clients, side) for clients in ('1', '4', '16', '64')
-                                         for side in ('network', 'handler', 'server')]
-    assert all(int(rate) > 0 for *_, rate in rows)
+    expected = [(clients, form, side) for clients in ('1', '4') for form in ('standard', 'library', mar.name)
+                for side in ('network', 'handler', 'server', 'no port')]
+    rates = re.findall(r'^\| +(\d+) +\| (\S+) +\| (\w+(?: \w+)?) +\| (\d+) \(\d+ to \d+\) ', output, re.MULTILINE)
+    assert [tuple(row[:3]) for row in rates] == expected and all(int(rate) > 0 for *_, rate in rates)
+    with open(tmp_path / 'table.csv', newline='') as file:
+        rows = list(csv.DictReader(file))
+    assert [(row['clients'], row['form'], row['measured']) for row in rows] == expected
+    for row in rows:
+        # What takes no part takes no time.
+        assert (float(row['port_processor_ms']) > 0) <= (row['measured'] == 'server')
+        assert (float(row['java_processor_ms']) > 0) <= (row['measured'] in ('server', 'no port'))
+        assert float(row['workers_processor_ms']) > 0
 
 
 def test_what_is_in_the_run_folder_stays(artifacts, photos, tmp_path):
