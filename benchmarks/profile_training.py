@@ -5,8 +5,8 @@
     python benchmarks/profile_training.py --width 0.5 --batch-size 32
 
 One thread, forward, backward and update on one fixed batch. The networks take turns; the table shows, for each kind of
-operator, the milliseconds of a step as MXNet's profiler reports them, medians of the steps. `between` is what a step
-without the profiler takes beside its operators.
+operator, the milliseconds of a step as MXNet's profiler reports them, medians of the steps, in wall time: on a busy
+machine their shares say more. Kinds that take less than a hundredth of either network's step are one row.
 """
 import argparse
 import json
@@ -30,6 +30,8 @@ from tabulate import tabulate
 from gluon_lprnet.blocks import normalize_in_rank_space
 from gluon_lprnet.utils.timing import interleaved_milliseconds
 
+WAYS = 'forward', 'backward'
+_REST = 'the rest'
 NETWORKS = {'MobileNetV1': 'mobilenetv1', 'LPRNet': 'lprnet_mobilenet'}
 
 
@@ -115,6 +117,14 @@ def by_kind(operators, convolutions):
     return taken
 
 
+def merged(taken, small):
+    """The same by kind and direction, with the small kinds in one."""
+    found = Counter()
+    for (kind, way), milliseconds in taken.items():
+        found[_REST if kind in small else kind, way] += milliseconds
+    return found
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--width', type=float, default=1.0)
@@ -131,19 +141,29 @@ def main():
             profiles[name].append(by_kind(next(found), step.convolutions()))
     medians = {name: {kind: statistics.median(each[kind] for each in found) for kind in found[0]}
                for name, found in profiles.items()}
-    for found, times in zip(medians.values(), whole):
-        found['between', 'forward'] = statistics.median(times) - sum(found.values())
+    sums = {name: sum(found.values()) for name, found in medians.items()}
+    shares = Counter()
+    for name, found in medians.items():
+        for (kind, _), taken in found.items():
+            shares[kind, name] += taken / sums[name]
+    small = {kind for kind, _ in shares} - {kind for (kind, _), share in shares.items() if share >= 0.01}
+    medians = {name: merged(found, small) for name, found in medians.items()}
     kinds = sorted({kind for found in medians.values() for kind, _ in found},
-                   key=lambda kind: -sum(found.get((kind, way), 0) for found in medians.values()
-                                         for way in ('forward', 'backward')))
+                   key=lambda kind: (kind == _REST, -sum(found[kind, way] for found in medians.values()
+                                                         for way in WAYS)))
     print(f'x{args.width:g}, {args.input_size}x{args.input_size}, batch {args.batch_size}, one thread; images/s: '
           + ', '.join(f'{name} {1000 * args.batch_size / statistics.median(times):.1f}'
                       for name, times in zip(steps, whole))
           + f'; ratio of the rounds {statistics.median(base / lpr for base, lpr in zip(*whole)):.2f}\n')
-    print(tabulate([(kind, *(f'{found[kind, way]:.1f}' if (kind, way) in found else ''
-                             for found in medians.values() for way in ('forward', 'backward'))) for kind in kinds],
-                   ('ms a step', *(f'{name}, {way}' for name in medians for way in ('forward', 'backward'))),
-                   tablefmt='github', disable_numparse=True))
+    rows = [(kind, *(f'{found[kind, way]:.0f}' if (kind, way) in found else '' for found in medians.values()
+                     for way in WAYS),
+             *(f'{sum(found[kind, way] for way in WAYS) / sums[name]:.0%}' for name, found in medians.items()))
+            for kind in kinds]
+    print(tabulate([*rows, ('all', *(f'{sum(found[kind, way] for kind in kinds):.0f}' for found in medians.values()
+                                     for way in WAYS), '', '')],
+                   ('ms a step', *(f'{name}, {way}' for name in medians for way in WAYS),
+                    *(f'{name}, share' for name in medians)), tablefmt='github', disable_numparse=True))
+
 
 
 if __name__ == '__main__':
