@@ -1,7 +1,9 @@
 """The benchmarks of compression: what they choose and compute, in small."""
 import sys
+from argparse import Namespace
 from pathlib import Path
 
+import cv2
 import mxnet as mx
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from gluon_lprnet.compression import import_mobilenetv1
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / 'benchmarks'))
 import compressed_beside_originals
+import fine_tuning
 import rank_sensitivity
 
 
@@ -46,3 +49,40 @@ def test_errors_and_ranks(original):
         ranks = rank_sensitivity.random_ranks(spectra, rng)
         assert len(ranks) >= 2
         assert all(rank / len(spectra[name]) in (1 / 8, 1 / 4, 3 / 8) for name, rank in ranks.items())
+
+
+def drawn(folder, names, count):
+    """Noise of another grain for each class."""
+    rng = np.random.default_rng(0)
+    for number, name in enumerate(names):
+        (folder / name / 'inner').mkdir(parents=True)
+        for index in range(count):
+            grains = rng.integers(0, 256, (3 + 40 * number,) * 2 + (3,)).astype('uint8')
+            cv2.imwrite(str(folder / name / 'inner' / f'{index}.png'), cv2.resize(grains, (160, 160)))
+    return [str(folder / name) for name in names]
+
+
+def test_photos_are_trained_on_or_tested_on(tmp_path):
+    folders = (drawn(tmp_path / 'train', 'bca', 9) + drawn(tmp_path / 'train', ['few'], 5))
+    args = Namespace(train=folders, test=None, classes=3, tests=4, seed=0)
+    found = fine_tuning.chosen(args, 5)
+    assert list(found) == ['a', 'b', 'c']
+    for train, test in found.values():
+        assert (len(train), len(test)) == (5, 4) and not set(train) & set(test)
+    with pytest.raises(SystemExit, match='3 of the folders have photos enough, not 4'):
+        fine_tuning.chosen(Namespace(**{**vars(args), 'classes': 4}), 5)
+    args.test = drawn(tmp_path / 'test', 'abc', 4)
+    found = fine_tuning.chosen(args, 9)
+    assert all(len(train) == 9 and len(test) == 4 and test[0].parents[2] == tmp_path / 'test'
+               for train, test in found.values())
+
+
+def test_fine_tuning_from_few_photos(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, 'argv', ['fine_tuning.py', '--train', *drawn(tmp_path, 'ab', 4), '--classes', '2',
+                                      '--per-class', '1', '2', '--tests', '2'])
+    fine_tuning.main()
+    table = capsys.readouterr().out.split('photos of a class')[1].splitlines()[2:]
+    rows = [[cell.strip() for cell in row.split('|')[1:4]] for row in table]
+    # From the weights fine noise is told from coarse.
+    assert [row for row in rows if row[1] != 'nothing'] == [[number, fine_tuning.WEIGHTS, '100.0'] for number in '12']
+    assert [row[0] for row in rows if row[1] == 'nothing'] == ['1', '2']
