@@ -1,12 +1,14 @@
 #!/usr/bin/env python
-"""Latency in 8 bits in ONNX Runtime, and which kinds of layers lose time there: MobileNetV1 and LPRNet deployed.
+"""Latency in 8 bits, in ONNX Runtime and in the operator library: MobileNetV1 and LPRNet deployed.
 
     python benchmarks/int8.py
     python benchmarks/int8.py --widths 0.5 --networks lprnet_mobilenet
 
-One thread, batch 1. For each width: milliseconds in float32, with all layers in 8 bits, and with those kinds of layers
-in float32 that the rule of `export --int8` leaves out on this machine; medians of interleaved passes, in CPU time of
-the thread. Networks have random weights, of which time does not depend.
+One thread, batch 1. For each width: milliseconds in float32 and in 8 bits, medians of passes that take turns, all in
+one process and in CPU time of the thread. In ONNX Runtime 8 bits are all layers, or all but those kinds that the rule
+of `export --int8` leaves in float32 on this machine, whichever is faster; in the library they are all layers. Last, for
+each width, the time of MobileNetV1 in ONNX Runtime, in 8 bits, over that of each network in its faster form of 8 bits,
+the median of the rounds. Networks have random weights, of which time does not depend.
 """
 import argparse
 import os
@@ -17,35 +19,56 @@ import time
 os.environ.update(OMP_NUM_THREADS='1', MXNET_ENGINE_TYPE='NaiveEngine')
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-NETWORKS = ('mobilenetv1', 'lprnet_mobilenet')
+BASE = 'mobilenetv1'
+NETWORKS = (BASE, 'lprnet_mobilenet')
+FORMS = ('ONNX Runtime, float32', 'ONNX Runtime, 8 bits', 'ONNX Runtime, by the rule', 'library, float32',
+         'library, 8 bits')
 
 
-def measure(name, width, size, rounds):
-    """Row of the table for a network."""
+def load(name, width, size):
+    """The forms of a network, functions of an image in the order of FORMS, and the kinds that the rule leaves out."""
     import gluon_lprnet  # before MXNet
     import mxnet as mx
     import numpy as np
 
-    from gluon_lprnet.deployment.quantize import OnnxQuantizer, slow_layers
+    from gluon_lprnet.deployment.quantize import LibraryQuantizer, OnnxQuantizer, slow_layers
     from gluon_lprnet.deployment.reparametrize import reparametrize
     from gluon_lprnet.graph import trace
-    from gluon_lprnet.utils.timing import interleaved_milliseconds
 
     images = np.random.default_rng(0).normal(0, 1, (2, 3, size, size)).astype('float32')
     net = gluon_lprnet.get_model(name, width=width)
     net.initialize(mx.init.MSRAPrelu())
     net(mx.nd.array(images))
-    quantizer = OnnxQuantizer(*reparametrize(*trace(net)), images, 'naive')
-    slow = slow_layers(quantizer, images[:1])
-    models = [quantizer.quantize([layer for layer in quantizer.layers if layer not in left_out])
-              for left_out in ((), slow)]
-    functions = [quantizer.floating, *map(quantizer.function, models)]
-    taken = interleaved_milliseconds([lambda run=run: run(images[:1]) for run in functions], rounds,
+    form = reparametrize(*trace(net))
+    onnx, library = (quantizer_of(*form, images, 'naive') for quantizer_of in (OnnxQuantizer, LibraryQuantizer))
+    slow = slow_layers(onnx, images[:1])
+    kinds = list(dict.fromkeys(onnx.kinds[layer] for layer in slow))
+    forms = [onnx.floating, onnx.function(onnx.quantize(list(onnx.layers))),
+             onnx.function(onnx.quantize([layer for layer in onnx.layers if layer not in slow])),
+             library.floating, library.function(library.quantize(list(library.layers)))]
+    return [lambda run=run: run(images[:1]) for run in forms], kinds
+
+
+def measure(networks, width, size, rounds):
+    """Rows of the table for a width."""
+    from gluon_lprnet.utils.timing import interleaved_milliseconds
+    loaded = {name: load(name, width, size) for name in networks}
+    taken = interleaved_milliseconds([run for forms, _ in loaded.values() for run in forms], rounds,
                                      clock=time.thread_time)
-    shares = [statistics.median(a / b for a, b in zip(times, taken[0])) for times in taken[1:]]
-    kinds = list(dict.fromkeys(quantizer.kinds[layer] for layer in slow))
-    return [f'{name} x{width:g}', *(f'{statistics.median(times):.2f}' for times in taken),
-            *(f'{share:.2f}' for share in shares), ', '.join(kinds) or 'none']
+    times = {name: taken[index * len(FORMS):(index + 1) * len(FORMS)] for index, name in enumerate(networks)}
+
+    def fastest(*forms):
+        return min(forms, key=statistics.median)
+
+    for name, (float_onnx, *int8_onnx, float_library, int8_library) in times.items():
+        speed = '-'
+        if BASE in times:
+            base = fastest(*times[BASE][1:3])
+            best = fastest(*int8_onnx, int8_library)
+            speed = f'{statistics.median(a / b for a, b in zip(base, best)):.2f}'
+        yield [f'{name} x{width:g}',
+               *(f'{statistics.median(each):.2f}' for each in (float_onnx, *int8_onnx, float_library, int8_library)),
+               speed, ', '.join(loaded[name][1]) or 'none']
 
 
 def main():
@@ -57,9 +80,9 @@ def main():
     parser.add_argument('--rounds', type=positive_int, default=60)
     args = parser.parse_args()
     from tabulate import tabulate
-    rows = [measure(name, width, args.input_size, args.rounds) for width in args.widths for name in args.networks]
-    print(tabulate(rows, ['', 'float32', 'all in 8 bits', 'by the rule', 'all / float32', 'rule / float32',
-                          'left in float32'], tablefmt='github', disable_numparse=True))
+    rows = [row for width in args.widths for row in measure(args.networks, width, args.input_size, args.rounds)]
+    print(tabulate(rows, ['', *FORMS, 'speed', 'left in float32 by the rule'], tablefmt='github',
+                   disable_numparse=True))
 
 
 if __name__ == '__main__':

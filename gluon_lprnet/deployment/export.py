@@ -37,8 +37,10 @@ from ..utils.flags import Commands, add_parser, positive_float, positive_int
 from ..utils.text import paragraph, render_table
 from ..utils.timing import interleaved_milliseconds
 from .onnx import run_onnx, write_onnx
+from .operators import load_library
 from .quantize import (
     CALIBRATIONS,
+    LibraryQuantizer,
     MXNetQuantizer,
     OnnxQuantizer,
     mxnet_function,
@@ -53,7 +55,9 @@ from .reparametrize import reparametrize
 __all__ = ['export', 'export_as_flags_say', 'Int8', 'FORMS', 'FORMATS']
 
 FORMS = ('training', 'deployed')
-FORMATS = ('mxnet', 'onnx')
+# The operator library has a format of its own in 8 bits; in float32 it runs the deployed form of MXNet.
+LIBRARY = 'library'
+FORMATS = ('mxnet', 'onnx', LIBRARY)
 
 # Largest difference from the network, relative to its largest output.
 TOLERANCE = 1e-5
@@ -62,7 +66,8 @@ TOLERANCE = 1e-5
 _NOISE, _NOISE_OF_LANDMARKS = 0.01, 0.0015
 
 # What the forms add to the name.
-_SUFFIXES = {'training': '', 'deployed': '-deployed', 'int8': '-int8'}
+_SUFFIXES = {'training': '', 'deployed': '-deployed', 'int8': '-int8', LIBRARY: '-int8-library'}
+_QUANTIZERS = {'mxnet': MXNetQuantizer, 'onnx': OnnxQuantizer, LIBRARY: LibraryQuantizer}
 
 _BATCH_SIZE = 64
 _THREADS = 2
@@ -101,8 +106,10 @@ def export(path: PathLike, out: PathLike, forms: Sequence[str] = FORMS, formats:
     """Write a trained network as files, all or none; each is compared with the network before that.
 
     ``NAME-symbol.json`` with ``NAME-0000.params`` (mxnet) and ``NAME.onnx`` (onnx) are the training form,
-    ``NAME-deployed...`` is the deployed form, ``NAME-int8...`` the same in 8 bits. Beside each, ``NAME.json``
-    describes input and output and, for INT8, the cost.
+    ``NAME-deployed...`` is the deployed form, ``NAME-int8...`` the same in 8 bits, and ``NAME-int8-library...`` in 8
+    bits for the operator library, which is to be loaded before
+    (:func:`gluon_lprnet.deployment.operators.load_library`). Beside each, ``NAME.json`` describes input and output and,
+    for INT8, the cost.
 
     Parameters
     ----------
@@ -111,7 +118,7 @@ def export(path: PathLike, out: PathLike, forms: Sequence[str] = FORMS, formats:
     out : path
         Folder, created if it does not exist.
     forms, formats : sequence of str
-        Of ``FORMS`` and ``FORMATS``.
+        Of ``FORMS`` and ``FORMATS``. The format ``library`` is of 8 bits only.
     normalize_input : bool
         Put ``(pixel - mean) / std`` into the graph: its input is then RGB from 0 to 255, and ``rgb_mean`` and
         ``rgb_std`` of the description, the remaining preprocessing, are 0 and 1.
@@ -135,11 +142,18 @@ def export(path: PathLike, out: PathLike, forms: Sequence[str] = FORMS, formats:
     ------
     InputError
         If there is no network at ``path``, if it was written by this function, if ``out`` has files of the name
-        already or cannot be written to, if a file differs from the network, if a package is not installed, or if
-        there is something wrong with ``int8``: its files, its patterns, or the network that would come of it.
+        already or cannot be written to, if a file differs from the network, if a package is not installed, if the
+        operator library cannot be built, or if there is something wrong with ``int8``: its files, its patterns, or the
+        network that would come of it.
     """
     if 'onnx' in formats:
         require_onnx()
+    if LIBRARY in formats:
+        if not int8:
+            raise InputError('the format `library` is of 8 bits only: give --int8 too. In float32 the operator library '
+                             "runs the deployed form of `mxnet`, by optimize_for(x, backend='LPRNet').")
+        load_library()
+    floating = [format for format in formats if format != LIBRARY]
     net, found = load_network(path)
     if 'form' in found:
         raise InputError(f'{path} was written by this command: give the run or the checkpoint it came from.')
@@ -173,10 +187,10 @@ def export(path: PathLike, out: PathLike, forms: Sequence[str] = FORMS, formats:
 
     written: list[Path] = []
     with whole_files(out, written, old) as scratch:
-        for form in forms:
+        for form in forms if floating else ():
             symbol, params, complexity = in_form(form)
             prefix = scratch / f'{name}{_SUFFIXES[form]}'
-            outputs = _write(symbol, params, image_shape, prefix, formats, data)
+            outputs = _write(symbol, params, image_shape, prefix, floating, data)
             write_description({**described_files, 'form': form}, prefix)
             differences = {format: relative_difference(output, expected) for format, output in outputs.items()}
             for format, difference in differences.items():
@@ -191,8 +205,7 @@ def export(path: PathLike, out: PathLike, forms: Sequence[str] = FORMS, formats:
                    + ' of the largest output')
         if int8:
             symbol, params, _ = in_form('deployed')
-            _write_int8(symbol, params, described_files, scratch / f'{name}{_SUFFIXES["int8"]}', formats, int8, records,
-                        images, report)
+            _write_int8(symbol, params, described_files, scratch / name, formats, int8, records, images, report)
     return written
 
 
@@ -272,15 +285,19 @@ def _has_landmarks(description):
     return description.get('task') == 'landmarks'
 
 
-def _write_int8(symbol, params, description, prefix, formats, int8, records, images, report):
+def _write_int8(symbol, params, description, name, formats, int8, records, images, report):
     """Quantize for each format, write, read back, measure and report."""
     network = mxnet_function(as_block(symbol, params))
     expected = outputs_of(network, images)
     tolerance = int8.tolerance or (_NOISE_OF_LANDMARKS if _has_landmarks(description) else _NOISE)
-    facts = {'calibration': int8.calibration, 'images': len(images), 'tolerance': tolerance,
-             'float': _accuracy(network, int8.rec_val, description, records)}
+    common = {'calibration': int8.calibration, 'images': len(images), 'tolerance': tolerance,
+              'float': _accuracy(network, int8.rec_val, description, records)}
+    # What describes the files of a name.
+    described: dict[str, dict[str, Any]] = {}
     for format in formats:
-        quantizer = {'mxnet': MXNetQuantizer, 'onnx': OnnxQuantizer}[format](symbol, params, images, int8.calibration)
+        prefix = f'{name}{_SUFFIXES[LIBRARY if format == LIBRARY else "int8"]}'
+        facts = described.setdefault(prefix, dict(common))
+        quantizer = _QUANTIZERS[format](symbol, params, images, int8.calibration)
         try:
             slow = slow_layers(quantizer, images[:1]) if isinstance(quantizer, OnnxQuantizer) else ()
             found = quantize(quantizer, images, expected, int8.exclude, tolerance, slow)
@@ -301,12 +318,13 @@ def _write_int8(symbol, params, description, prefix, formats, int8, records, ima
         if not _has_landmarks(description):
             facts[format]['agreement'] = float((outputs.argmax(axis=1) == expected.argmax(axis=1)).mean())
         report(_int8_lines(format, facts))
-    write_description({**description, 'form': 'int8', 'int8': facts}, prefix)
+    for prefix, facts in described.items():
+        write_description({**description, 'form': 'int8', 'int8': facts}, prefix)
 
 
 def _write_quantized(model, format, prefix):
     """The network read back from the written file, as a function, and the size of the file in bytes."""
-    if format == 'mxnet':
+    if format != 'onnx':
         write_symbol(*model, prefix)
         net, _ = load_network(f'{prefix}-symbol.json')
         return mxnet_function(net), os.path.getsize(f'{prefix}-0000.params')
@@ -375,7 +393,8 @@ def add_commands(commands: Commands) -> None:
     parser.add_argument('--form', choices=FORMS + ('both',), default='both',
                         help='as it was trained, in its faster form, or both (default: %(default)s)')
     parser.add_argument('--format', choices=FORMATS, nargs='+', default=['mxnet'],
-                        help='symbol and params, or an ONNX file (default: mxnet)')
+                        help='symbol and params, an ONNX file, or, with --int8, 8 bits for the operator library '
+                             '(default: mxnet)')
     parser.add_argument('--normalize-input', action='store_true',
                         help='put (pixel - mean) / std into the graph: its input is RGB from 0 to 255')
     parser.add_argument('--name', help='of the written files (default: of the model, or of the symbol file)')
@@ -385,7 +404,7 @@ def add_commands(commands: Commands) -> None:
     int8 = parser.add_argument_group('8 bits')
     int8.add_argument('--int8', action='store_true',
                       help='also write the deployed form quantized: MODEL-int8, by MXNet (mxnet) and ONNX Runtime '
-                           '(onnx)')
+                           '(onnx), and MODEL-int8-library for the operator library (library)')
     int8.add_argument('--calibrate', metavar='REC', help='RecordIO file of images like those of the training')
     int8.add_argument('--images', type=positive_int, metavar='N', help=_default('number of images', 'images'))
     int8.add_argument('--calibration', choices=CALIBRATIONS,

@@ -1,7 +1,11 @@
-/* Arithmetic of the operator library: strips of feature maps in blocks of channels, float32.
+/* Arithmetic of the operator library: strips of feature maps in blocks of channels, in float32 and in 8 bits.
  *
  * A feature map of C channels is an array (ceil(C / BLOCK), height, width, BLOCK), whose channels beyond C are 0. Part
- * of one is a View: the blocks are `pitch` floats apart, and the pixels of a block follow one another.
+ * of one is a View: the blocks are `pitch` elements apart, and the pixels of a block follow one another.
+ *
+ * In 8 bits an element is a whole number, from 0 to 255 or from -127 to 127, and counts steps of a size that the layers
+ * know. Sums of products are exact. What becomes of a sum is defined by Rounding, in float32 without fused
+ * multiply-adds, so that it is the same on every processor.
  */
 #ifndef LPRNET_KERNELS_H_
 #define LPRNET_KERNELS_H_
@@ -9,12 +13,18 @@
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
+#include <cstdint>
 #include <cstring>
+
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
 
 namespace lprnet {
 
 /* One vector register; blocks and pixels of outputs whose sums stay in registers. */
 #if defined(__AVX512F__)
+#define BLOCK_IS_16 1
 constexpr int BLOCK = 16, PIXELS = 12;
 #elif defined(__AVX__)
 constexpr int BLOCK = 8, PIXELS = 6;
@@ -26,17 +36,47 @@ constexpr int BLOCKS = 2;
 typedef float Vector __attribute__((vector_size(BLOCK * sizeof(float))));
 /* In memory: of any alignment, and of floats. */
 typedef float Stored __attribute__((vector_size(BLOCK * sizeof(float)), aligned(sizeof(float)), may_alias));
-typedef int Lanes __attribute__((vector_size(BLOCK * sizeof(int))));
+typedef int32_t Lanes __attribute__((vector_size(BLOCK * sizeof(int32_t))));
+typedef int32_t StoredLanes __attribute__((vector_size(BLOCK * sizeof(int32_t)), aligned(sizeof(int32_t)), may_alias));
+
+/* An element in 8 bits, and what is added to signed ones: VNNI multiplies unsigned by signed bytes. Elsewhere there is
+ * no exact product of bytes, and pairs of 16 bits are multiplied. Neighboring inputs that one instruction takes. */
+#if (BLOCK_IS_16 && defined(__AVX512VNNI__)) || (!BLOCK_IS_16 && defined(__AVXVNNI__))
+typedef uint8_t Small;
+constexpr int ZERO = 128;
+#else
+typedef int16_t Small;
+constexpr int ZERO = 0;
+#endif
+constexpr int GROUP = sizeof(int32_t) / sizeof(Small);
+typedef Small Smalls __attribute__((vector_size(BLOCK * sizeof(Small)), aligned(sizeof(Small)), may_alias));
 
 inline Vector load(const float* from) { return *reinterpret_cast<const Stored*>(from); }
+inline Lanes load(const int32_t* from) { return *reinterpret_cast<const StoredLanes*>(from); }
 inline void store(float* to, Vector value) { *reinterpret_cast<Stored*>(to) = value; }
 inline int blocks_of(int channels) { return (channels + BLOCK - 1) / BLOCK; }
 
-struct View {
-  float* data;
+/* Elements in 8 bits as float32; `zero` was added to them. */
+inline Vector load(const Small* from, int zero) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  /* GCC 12 takes more instructions. */
+  Lanes value = (Lanes)(sizeof(Small) == 1 ? _mm256_cvtepu8_epi32(_mm_loadu_si64(from))
+                                           : _mm256_cvtepi16_epi32(_mm_loadu_si128((const __m128i*)from)));
+#else
+  Lanes value = __builtin_convertvector(*reinterpret_cast<const Smalls*>(from), Lanes);
+#endif
+  if (ZERO) value -= zero;
+  return __builtin_convertvector(value, Vector);
+}
+inline Vector load(const float* from, int) { return load(from); }
+
+template <class Element>
+struct ViewOf {
+  Element* data;
   size_t pitch;
-  float* at(int block, int pixel) const { return data + block * pitch + (size_t)pixel * BLOCK; }
+  Element* at(int block, int pixel) const { return data + block * pitch + (size_t)pixel * BLOCK; }
 };
+typedef ViewOf<float> View;
 
 /* What an activation leaves of a value; NaN stays NaN. */
 struct Range {
@@ -47,11 +87,18 @@ struct Range {
     return value > high ? high : value;
   }
   float operator()(float value) const { return value < low[0] ? low[0] : value > high[0] ? high[0] : value; }
+  /* For 8 bits, which have no NaN: it becomes the lowest value. */
+  Vector number(Vector value) const {
+    value = value > low ? value : low;
+    return value < high ? value : high;
+  }
+  float number(float value) const { return !(value > low[0]) ? low[0] : value < high[0] ? value : high[0]; }
 };
 
-/* A matrix as blocks of rows, each column by column, and its bias. */
+/* A matrix as blocks of rows, each column by column, and what its sums begin with. In 8 bits a column is a group. */
+template <class Number>
 struct Matrix {
-  const float *weight, *bias;
+  const Number *weight, *bias;
   size_t panel;
 };
 
@@ -59,44 +106,18 @@ struct Matrix {
 struct Result {
   View to, addend;
   const Range& range;
+  Result row(size_t pixels) const { return {{to.data + pixels * BLOCK, to.pitch}, addend, range}; }
 };
 
-/* `number` tiles, one after the other, of M blocks of outputs at N pixels, from `count` groups of INNER neighboring
- * inputs: the groups are `pitch` apart, the pixels STEP. */
-template <int M, int N, int INNER, int STEP>
-void tiles(const float* x, int count, size_t pitch, const Matrix& matrix, int block, int pixel, int number,
-           const Result& result) {
-  const float* const panel = matrix.weight + block * matrix.panel;
-  const float* const bias = matrix.bias + block * BLOCK;
-  const size_t next = matrix.panel, to_pitch = result.to.pitch, addend_pitch = result.addend.pitch;
-  const Range range = result.range;
-  float* to = result.to.at(block, pixel);
-  const float* addend = result.addend.data ? result.addend.at(block, pixel) : nullptr;
-  x += (size_t)pixel * STEP;
-  for (int index = 0; index < number; ++index, x += N * STEP, to += N * BLOCK) {
-    Vector sums[M][N];
-#pragma GCC unroll 4
-    for (int i = 0; i < M; ++i)
-#pragma GCC unroll 32
-      for (int j = 0; j < N; ++j) sums[i][j] = load(bias + i * BLOCK);
-    const float* weight = panel;
-    const float* from = x;
-    for (int group = 0; group < count; ++group, from += pitch) {
-#pragma GCC unroll 4
-      for (int k = 0; k < INNER; ++k, weight += BLOCK) {
-        Vector row[M];
-#pragma GCC unroll 4
-        for (int i = 0; i < M; ++i) row[i] = load(weight + i * next);
-        /* Where pixels share inputs: do not keep those for the next k, in registers that the sums need. */
-        if (STEP < INNER) asm volatile("" : "+r"(from));
-#pragma GCC unroll 32
-        for (int j = 0; j < N; ++j) {
-          const float value = from[j * STEP + k];
-#pragma GCC unroll 4
-          for (int i = 0; i < M; ++i) sums[i][j] += value * row[i];
-        }
-      }
-    }
+/* Writes the outputs of blocks from `block` on, at one tile of pixels after the other. */
+class Writer {
+ public:
+  Writer(const Result& result, int block, int pixel)
+      : to(result.to.at(block, pixel)), addend(result.addend.data ? result.addend.at(block, pixel) : nullptr),
+        to_pitch(result.to.pitch), addend_pitch(result.addend.pitch), range(result.range) {}
+
+  template <int M, int N>
+  void write(Vector (&sums)[M][N]) {
     if (addend) {
 #pragma GCC unroll 4
       for (int i = 0; i < M; ++i)
@@ -108,13 +129,224 @@ void tiles(const float* x, int count, size_t pitch, const Matrix& matrix, int bl
     for (int i = 0; i < M; ++i)
 #pragma GCC unroll 32
       for (int j = 0; j < N; ++j) store(to + i * to_pitch + j * BLOCK, range(sums[i][j]));
+    to += N * BLOCK;
+  }
+
+ private:
+  float* to;
+  const float* addend;
+  const size_t to_pitch, addend_pitch;
+  const Range range;
+};
+
+inline Writer writer(const Result& result, int block, int pixel) { return Writer(result, block, pixel); }
+
+/* The compiler has to have a value as it is here: it can neither fuse nor reorder what it is made of. */
+template <class Value>
+inline void keep(Value* value) {
+#if defined(__AVX512F__)
+  asm("" : "+v"(*value));
+#elif defined(__SSE2__)
+  asm("" : "+x"(*value));
+#else
+  asm("" : "+m"(*value));
+#endif
+}
+
+/* A value as it is in float32: the compiler cannot fuse its product with a sum. */
+inline Vector rounded(Vector value) {
+  keep(&value);
+  return value;
+}
+
+inline Vector as_float(Vector value) { return value; }
+inline Vector as_float(Lanes value) { return __builtin_convertvector(value, Vector); }
+
+/* To the nearest whole number, of two the even one; of at most 2^22. */
+inline Lanes nearest(Vector value) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  return (Lanes)_mm256_cvtps_epi32((__m256)value);
+#else
+  constexpr float SHIFT = 3 << 22;
+  return (Lanes)(value + SHIFT) - (Lanes)(Vector{} + SHIFT);
+#endif
+}
+
+/* From -32768 to 32767, or from 0 to 255, to 8 bits: one vector, and two that follow each other. */
+inline void store(Small* to, Lanes value) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  __m128i narrow = _mm_packs_epi32(_mm256_castsi256_si128((__m256i)value), _mm256_extracti128_si256((__m256i)value, 1));
+  if (sizeof(Small) == 1) narrow = _mm_packus_epi16(narrow, narrow);
+  std::memcpy(to, &narrow, sizeof(Smalls));
+#else
+  *reinterpret_cast<Smalls*>(to) = __builtin_convertvector(value, Smalls);
+#endif
+}
+
+inline void store(Small* to, Lanes first, Lanes second) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  if (sizeof(Small) == 2) {
+    const __m256i narrow = _mm256_packs_epi32((__m256i)first, (__m256i)second);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_permute4x64_epi64(narrow, 0xd8));
+    return;
+  }
+#endif
+  store(to, first);
+  store(to + BLOCK, second);
+}
+
+/* From a sum to the output of a layer, in steps of the output: sum * multiplier + offset + addend * addend_multiplier,
+ * each product and sum in float32, from `low` to `high`, and for outputs in 8 bits the nearest whole number, of two
+ * the even one. */
+template <class Element>
+struct Rounding {
+  ViewOf<Element> to;
+  ViewOf<const Small> addend;
+  /* By channel. */
+  const float *multiplier, *offset;
+  float addend_multiplier;
+  /* What was added to the elements of the addend, and is to those of the output. */
+  int addend_zero, zero;
+  Range range;
+  Rounding row(size_t pixels) const {
+    Rounding found = *this;
+    found.to.data += pixels * BLOCK;
+    return found;
+  }
+};
+
+inline Lanes within(Vector value, const Range& range) { return nearest(range.number(value)); }
+
+inline void finish(float* to, Vector value, const Range& range, int) { store(to, range(value)); }
+inline void finish(Small* to, Vector value, const Range& range, int zero) {
+  store(to, within(value, range) + (ZERO ? zero : 0));
+}
+inline void finish(float* to, Vector first, Vector second, const Range& range, int) {
+  store(to, range(first));
+  store(to + BLOCK, range(second));
+}
+inline void finish(Small* to, Vector first, Vector second, const Range& range, int zero) {
+  store(to, within(first, range) + (ZERO ? zero : 0), within(second, range) + (ZERO ? zero : 0));
+}
+
+template <class Element>
+class RoundingWriter {
+ public:
+  RoundingWriter(const Rounding<Element>& result, int block, int pixel)
+      : to(result.to.at(block, pixel)), addend(result.addend.data ? result.addend.at(block, pixel) : nullptr),
+        to_pitch(result.to.pitch), addend_pitch(result.addend.pitch), multiplier(result.multiplier + block * BLOCK),
+        offset(result.offset + block * BLOCK), factor(Vector{} + result.addend_multiplier),
+        addend_zero(result.addend_zero), zero(result.zero), range(result.range) {}
+
+  template <class Sum, int M, int N>
+  void write(Sum (&sums)[M][N]) {
+#pragma GCC unroll 4
+    for (int i = 0; i < M; ++i) {
+      const Vector scale = load(multiplier + i * BLOCK), shift = load(offset + i * BLOCK);
+      Vector values[N];
+#pragma GCC unroll 32
+      for (int j = 0; j < N; ++j) values[j] = rounded(as_float(sums[i][j]) * scale) + shift;
+      if (addend)
+#pragma GCC unroll 32
+        for (int j = 0; j < N; ++j)
+          values[j] += rounded(load(addend + i * addend_pitch + j * BLOCK, addend_zero) * factor);
+      int j = 0;
+#pragma GCC unroll 32
+      for (; j + 2 <= N; j += 2)
+        finish(to + i * to_pitch + j * BLOCK, values[j], values[j + 1], range, zero);
+      if (N % 2) finish(to + i * to_pitch + (N - 1) * BLOCK, values[N - 1], range, zero);
+    }
+    to += N * BLOCK;
+    if (addend) addend += N * BLOCK;
+  }
+
+ private:
+  Element* to;
+  const Small* addend;
+  const size_t to_pitch, addend_pitch;
+  const float *multiplier, *offset;
+  const Vector factor;
+  const int addend_zero, zero;
+  const Range range;
+};
+
+template <class Element>
+inline RoundingWriter<Element> writer(const Rounding<Element>& result, int block, int pixel) {
+  return RoundingWriter<Element>(result, block, pixel);
+}
+
+inline void accumulate(Vector* sums, float value, Vector row) { *sums += value * row; }
+
+/* The products of a group of inputs with as many weights for each output. */
+inline void accumulate(Lanes* sums, int32_t value, Lanes row) {
+#if defined(__AVX512VNNI__)
+  *sums = (Lanes)_mm512_dpbusd_epi32((__m512i)*sums, _mm512_set1_epi32(value), (__m512i)row);
+#elif defined(__AVXVNNI__)
+  *sums = (Lanes)_mm256_dpbusd_avx_epi32((__m256i)*sums, _mm256_set1_epi32(value), (__m256i)row);
+#elif defined(__AVX512BW__)
+  *sums += (Lanes)_mm512_madd_epi16(_mm512_set1_epi32(value), (__m512i)row);
+#elif defined(__AVX2__) && !defined(__AVX512F__)
+  *sums += (Lanes)_mm256_madd_epi16(_mm256_set1_epi32(value), (__m256i)row);
+#elif defined(__SSE2__) && !defined(__AVX__)
+  *sums += (Lanes)_mm_madd_epi16(_mm_set1_epi32(value), (__m128i)row);
+#else
+  Small elements[GROUP];
+  std::memcpy(elements, &value, sizeof(value));
+  *sums += elements[0] * (row << 16 >> 16) + elements[1] * (row >> 16);
+#endif
+  /* Else it sums products of several groups first, for which there are no registers. */
+  keep(sums);
+}
+
+template <class Number> struct SumOf;
+template <> struct SumOf<float> { typedef Vector type; };
+template <> struct SumOf<int32_t> { typedef Lanes type; };
+
+/* `number` tiles, one after the other, of M blocks of outputs at N pixels, from `count` groups of INNER neighboring
+ * inputs: the groups are `pitch` apart, the pixels STEP. */
+template <int M, int N, int INNER, int STEP, class Number, class To>
+void tiles(const Number* x, int count, size_t pitch, const Matrix<Number>& matrix, int block, int pixel, int number,
+           const To& result) {
+  typedef typename SumOf<Number>::type Sum;
+  const Number* const panel = matrix.weight + block * matrix.panel;
+  const Number* const bias = matrix.bias + block * BLOCK;
+  const size_t next = matrix.panel;
+  auto out = writer(result, block, pixel);
+  x += (size_t)pixel * STEP;
+  for (int index = 0; index < number; ++index, x += N * STEP) {
+    Sum sums[M][N];
+#pragma GCC unroll 4
+    for (int i = 0; i < M; ++i)
+#pragma GCC unroll 32
+      for (int j = 0; j < N; ++j) sums[i][j] = load(bias + i * BLOCK);
+    const Number* weight = panel;
+    const Number* from = x;
+    for (int group = 0; group < count; ++group, from += pitch) {
+#pragma GCC unroll 4
+      for (int k = 0; k < INNER; ++k, weight += BLOCK) {
+        Sum row[M];
+#pragma GCC unroll 4
+        for (int i = 0; i < M; ++i) row[i] = load(weight + i * next);
+        /* Where pixels share inputs: do not keep those for the next k, in registers that the sums need. */
+        if (STEP < INNER) asm volatile("" : "+r"(from));
+#pragma GCC unroll 32
+        for (int j = 0; j < N; ++j) {
+          /* Of a group too, whatever its elements are. */
+          Number value;
+          std::memcpy(&value, from + j * STEP + k, sizeof(value));
+#pragma GCC unroll 4
+          for (int i = 0; i < M; ++i) accumulate(&sums[i][j], value, row[i]);
+        }
+      }
+    }
+    out.write(sums);
   }
 }
 
 /* Tiles of `size` pixels, from 1 to N. */
-template <int M, int N, int INNER, int STEP>
-inline void tiles_of(int size, const float* x, int count, size_t pitch, const Matrix& matrix, int block, int pixel,
-                     int number, const Result& result) {
+template <int M, int N, int INNER, int STEP, class Number, class To>
+inline void tiles_of(int size, const Number* x, int count, size_t pitch, const Matrix<Number>& matrix, int block,
+                     int pixel, int number, const To& result) {
   if constexpr (N > 0) {
     if (size == N) tiles<M, N, INNER, STEP>(x, count, pitch, matrix, block, pixel, number, result);
     else tiles_of<M, N - 1, INNER, STEP>(size, x, count, pitch, matrix, block, pixel, number, result);
@@ -122,18 +354,18 @@ inline void tiles_of(int size, const float* x, int count, size_t pitch, const Ma
 }
 
 /* All pixels, in tiles as even as possible: a tile of few pixels waits for its own sums. */
-template <int M, int N, int INNER, int STEP>
-void all_tiles(const float* x, int pixels, int count, size_t pitch, const Matrix& matrix, int block,
-               const Result& result) {
+template <int M, int N, int INNER, int STEP, class Number, class To>
+void all_tiles(const Number* x, int pixels, int count, size_t pitch, const Matrix<Number>& matrix, int block,
+               const To& result) {
   const int number = (pixels + N - 1) / N, size = pixels / number, larger = pixels % number;
   tiles_of<M, N, INNER, STEP>(size + 1, x, count, pitch, matrix, block, 0, larger, result);
   tiles_of<M, N, INNER, STEP>(size, x, count, pitch, matrix, block, larger * (size + 1), number - larger, result);
 }
 
 /* `outputs` blocks of outputs at `pixels` pixels. */
-template <int INNER, int STEP>
-void multiply(const float* x, int pixels, int count, size_t pitch, const Matrix& matrix, int outputs,
-              const Result& result) {
+template <int INNER, int STEP, class Number, class To>
+void multiply(const Number* x, int pixels, int count, size_t pitch, const Matrix<Number>& matrix, int outputs,
+              const To& result) {
   int block = 0;
   for (; block + BLOCKS <= outputs; block += BLOCKS)
     all_tiles<BLOCKS, PIXELS, INNER, STEP>(x, pixels, count, pitch, matrix, block, result);
@@ -141,74 +373,87 @@ void multiply(const float* x, int pixels, int count, size_t pitch, const Matrix&
     all_tiles<1, BLOCKS * PIXELS, INNER, STEP>(x, pixels, count, pitch, matrix, block, result);
 }
 
-inline void pointwise(const View& x, int inputs, int pixels, const Matrix& matrix, int outputs, const Result& result) {
+inline void pointwise(const View& x, int inputs, int pixels, const Matrix<float>& matrix, int outputs,
+                      const Result& result) {
   multiply<BLOCK, BLOCK>(x.data, pixels, inputs, x.pitch, matrix, outputs, result);
+}
+
+template <class To>
+void pointwise(const ViewOf<Small>& x, int inputs, int pixels, const Matrix<int32_t>& matrix, int outputs,
+               const To& result) {
+  multiply<BLOCK / GROUP, BLOCK / GROUP>(reinterpret_cast<const int32_t*>(x.data), pixels, inputs, x.pitch / GROUP,
+                                         matrix, outputs, result);
 }
 
 /* One row of a 3x3 convolution with stride 1 or 2 from rows of channels that have a zero at either end, `pitch` floats
  * each; the columns of the matrix are (row, channel, column) of the kernel. */
-inline void dense_row(const float* rows, size_t pitch, int channels, int stride, int width, const Matrix& matrix,
-                      int outputs, const Result& result) {
+template <class To>
+void dense_row(const float* rows, size_t pitch, int channels, int stride, int width, const Matrix<float>& matrix,
+               int outputs, const To& result) {
   if (stride == 1) multiply<3, 1>(rows, width, 3 * channels, pitch, matrix, outputs, result);
   else multiply<3, 2>(rows, width, 3 * channels, pitch, matrix, outputs, result);
 }
 
 /* The 3x3 depthwise convolution of COLUMNS neighboring pixels, of the kernel's rows and columns from Y0 to Y1 and X0 to
- * X1: those within the image. `from` is where the kernel's first row and column would be. */
-template <int STRIDE, int COLUMNS, int Y0, int Y1, int X0, int X1>
-inline void taps(const float* from, size_t pitch, const Vector* w, const Range& range, float* to) {
-  Vector sums[COLUMNS];
+ * X1: those within the image. `from` is where the kernel's first row and column would be, and `zero` was added to its
+ * elements. Sums of 8 bits are exact in float32. */
+template <int STRIDE, int COLUMNS, int Y0, int Y1, int X0, int X1, class From, class Writer>
+inline void taps(const From* from, int zero, size_t pitch, const Vector* w, Writer* out) {
+  Vector sums[1][COLUMNS];
 #pragma GCC unroll 4
-  for (int j = 0; j < COLUMNS; ++j) sums[j] = w[9];
+  for (int j = 0; j < COLUMNS; ++j) sums[0][j] = w[9];
 #pragma GCC unroll 3
   for (int y = Y0; y < Y1; ++y)
 #pragma GCC unroll 16
     for (int x = X0; x < (COLUMNS - 1) * STRIDE + X1; ++x) {
-      const Vector value = load(from + y * pitch + x * BLOCK);
+      const Vector value = load(from + y * pitch + x * BLOCK, zero);
 #pragma GCC unroll 4
       for (int j = 0; j < COLUMNS; ++j)
-        if (x - j * STRIDE >= X0 && x - j * STRIDE < X1) sums[j] += w[3 * y + x - j * STRIDE] * value;
+        if (x - j * STRIDE >= X0 && x - j * STRIDE < X1) sums[0][j] += w[3 * y + x - j * STRIDE] * value;
     }
-#pragma GCC unroll 4
-  for (int j = 0; j < COLUMNS; ++j) store(to + j * BLOCK, range(sums[j]));
+  out->write(sums);
 }
 
-template <int STRIDE, int Y0, int Y1>
-void depthwise_row(const float* from, size_t pitch, int before, int width, int out_width, const float* weight,
-                   const Range& range, float* to) {
+template <int STRIDE, int Y0, int Y1, class From, class Writer>
+void depthwise_row(const From* from, int zero, size_t pitch, int before, int width, int out_width, const float* weight,
+                   Writer out) {
   constexpr int COLUMNS = STRIDE == 1 ? 4 : 2;
   /* Copies, which the outputs cannot overwrite, stay in registers. */
   Vector w[10];
 #pragma GCC unroll 10
   for (int k = 0; k < 10; ++k) w[k] = load(weight + k * BLOCK);
-  const Range within = range;
   auto at = [&](int column) { return from + (ptrdiff_t)(column * STRIDE - before) * BLOCK; };
   /* The kernel is within the image for the columns from `first` to `end`. */
-  const int first = before, end = std::max(first, std::min(out_width, (width - 3 + before) / STRIDE + 1));
+  const int room = width + before - 3;
+  const int first = before, end = std::max(first, room < 0 ? 0 : std::min(out_width, room / STRIDE + 1));
   int column = 0;
   if (before) {
-    if (width == 1) taps<STRIDE, 1, Y0, Y1, 1, 2>(at(0), pitch, w, within, to);
-    else taps<STRIDE, 1, Y0, Y1, 1, 3>(at(0), pitch, w, within, to);
+    if (width == 1) taps<STRIDE, 1, Y0, Y1, 1, 2>(at(0), zero, pitch, w, &out);
+    else taps<STRIDE, 1, Y0, Y1, 1, 3>(at(0), zero, pitch, w, &out);
     ++column;
   }
   for (; column + COLUMNS <= end; column += COLUMNS)
-    taps<STRIDE, COLUMNS, Y0, Y1, 0, 3>(at(column), pitch, w, within, to + column * BLOCK);
-  for (; column < end; ++column) taps<STRIDE, 1, Y0, Y1, 0, 3>(at(column), pitch, w, within, to + column * BLOCK);
-  for (; column < out_width; ++column) taps<STRIDE, 1, Y0, Y1, 0, 2>(at(column), pitch, w, within, to + column * BLOCK);
+    taps<STRIDE, COLUMNS, Y0, Y1, 0, 3>(at(column), zero, pitch, w, &out);
+  for (; column < end; ++column) taps<STRIDE, 1, Y0, Y1, 0, 3>(at(column), zero, pitch, w, &out);
+  for (; column < out_width; ++column) taps<STRIDE, 1, Y0, Y1, 0, 2>(at(column), zero, pitch, w, &out);
 }
 
-/* Rows [first, end) of the depthwise 3x3 convolution of one block; weights tap by tap, then the bias. The image has
- * `before` rows and columns of zeros, 0 or 1, before it, and up to one behind it. */
-template <int STRIDE>
-void depthwise(const float* x, int height, int width, int before, const float* weight, const Range& range, int first,
-               int end, int out_width, float* to) {
+/* Rows [first, end) of the depthwise 3x3 convolution of one block; weights tap by tap, then what sums begin with. The
+ * image has `before` rows and columns of zeros, 0 or 1, before it, and up to one behind it. `result` begins at row
+ * `first`. */
+template <int STRIDE, class From, class To>
+void depthwise(const From* x, int zero, int height, int width, int before, const float* weight, int first, int end,
+               int out_width, int block, const To& result) {
   const size_t pitch = (size_t)width * BLOCK;
-  for (int row = first; row < end; ++row, to += (size_t)out_width * BLOCK) {
+  for (int row = first; row < end; ++row) {
     const int y = row * STRIDE - before;
-    const float* const from = x + (ptrdiff_t)y * width * BLOCK;
-    auto row_of = y < 0 ? height == 1 ? depthwise_row<STRIDE, 1, 2> : depthwise_row<STRIDE, 1, 3>
-        : y + 3 <= height ? depthwise_row<STRIDE, 0, 3> : depthwise_row<STRIDE, 0, 2>;
-    row_of(from, pitch, before, width, out_width, weight, range, to);
+    const From* const from = x + (ptrdiff_t)y * width * BLOCK;
+    const auto out = writer(result, block, (row - first) * out_width);
+    typedef decltype(writer(result, 0, 0)) Writer;
+    auto row_of = y < 0 ? height == 1 ? depthwise_row<STRIDE, 1, 2, From, Writer>
+                                      : depthwise_row<STRIDE, 1, 3, From, Writer>
+        : y + 3 <= height ? depthwise_row<STRIDE, 0, 3, From, Writer> : depthwise_row<STRIDE, 0, 2, From, Writer>;
+    row_of(from, zero, pitch, before, width, out_width, weight, out);
   }
 }
 
@@ -229,6 +474,52 @@ inline void normalize(const View& x, int blocks, int pixels, float eps, const Vi
     const float inverse = 1 / std::sqrt(total(squares) + eps);
     for (int i = 0; i < blocks; ++i) store(to.at(i, pixel), load(x.at(i, pixel)) * inverse);
   }
+}
+
+/* The same in steps, of which there are `steps` in 1, to 8 bits. On every processor the squares are summed in the same
+ * order: each channel in its lane of 16, and halves of the lanes. */
+inline void normalize(const View& x, int blocks, int pixels, float eps, float steps, const ViewOf<Small>& to, int zero,
+                      const Range& range) {
+  constexpr int PARTS = 16 / BLOCK;
+  for (int pixel = 0; pixel < pixels; ++pixel) {
+    Vector squares[PARTS] = {};
+    for (int i = 0; i < blocks; i += PARTS)
+#pragma GCC unroll 4
+      for (int part = 0; part < PARTS; ++part)
+        if (i + part < blocks) {
+          const Vector value = load(x.at(i + part, pixel));
+          squares[part] += rounded(value * value);
+        }
+    float lanes[16];
+    std::memcpy(lanes, squares, sizeof(lanes));
+#pragma GCC unroll 4
+    for (int half = 8; half > 0; half /= 2)
+#pragma GCC unroll 8
+      for (int lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
+    const Vector factor = Vector{} + steps / std::sqrt(lanes[0] + eps);
+    for (int i = 0; i < blocks; ++i) finish(to.at(i, pixel), load(x.at(i, pixel)) * factor, range, zero);
+  }
+}
+
+/* From float32 to 8 bits, with `steps` in 1. */
+inline void quantize(const View& x, int blocks, int pixels, float steps, const ViewOf<Small>& to, int zero,
+                     const Range& range) {
+  for (int i = 0; i < blocks; ++i)
+    for (int pixel = 0; pixel < pixels; ++pixel) finish(to.at(i, pixel), load(x.at(i, pixel)) * steps, range, zero);
+}
+
+/* From 8 bits to float32. */
+inline void dequantize(const ViewOf<Small>& x, int zero, int blocks, int pixels, float step, const View& to) {
+  for (int i = 0; i < blocks; ++i)
+    for (int pixel = 0; pixel < pixels; ++pixel) store(to.at(i, pixel), load(x.at(i, pixel), zero) * step);
+}
+
+/* `count` numbers in steps, of which there are `steps` in 1, as whole numbers in float32. */
+inline void quantize_row(const float* from, int count, float steps, const Range& range, float* to) {
+  constexpr float SHIFT = 3 << 22;
+  int k = 0;
+  for (; k + BLOCK <= count; k += BLOCK) store(to + k, (range.number(load(from + k) * steps) + SHIFT) - SHIFT);
+  for (; k < count; ++k) to[k] = (range.number(from[k] * steps) + SHIFT) - SHIFT;
 }
 
 inline void add(const View& x, const View& y, int blocks, int pixels, const Result& result) {
@@ -286,6 +577,20 @@ inline void dots(const float* x, int size, const float* weight, const float* bia
     float sum = total(sums[i]);
     for (int rest = k; rest < size; ++rest) sum += x[rest] * weight[(size_t)i * size + rest];
     to[i] = range(sum + (bias ? bias[i] : 0));
+  }
+}
+
+/* ROWS dot products of neighboring rows of a matrix in 8 bits with x, in 8 bits too; exact. */
+template <int ROWS>
+inline void dots(const Small* x, int zero, int size, const int8_t* weight, int32_t* to) {
+#pragma GCC unroll 8
+  for (int i = 0; i < ROWS; ++i) {
+    const int8_t* const row = weight + (size_t)i * size;
+    int32_t sum = 0, weights = 0;
+    for (int k = 0; k < size; ++k) sum += x[k] * row[k];
+    if (ZERO && zero)
+      for (int k = 0; k < size; ++k) weights += row[k];
+    to[i] = sum - zero * weights;
   }
 }
 

@@ -1,4 +1,4 @@
-/* Deployed networks as one operator, by MXNet's extension interface (mx.library): inference, float32, on the CPU.
+/* Deployed networks as one operator, by MXNet's extension interface (mx.library): inference on the CPU.
  *
  * The backend 'LPRNet' of optimize_for takes the largest parts of a graph that consist of
  *
@@ -12,15 +12,21 @@
  * are one step: an LPR module, a depthwise separable module, a unit of ShuffleNetV2. A step goes over its output in
  * strips of rows, between whose layers nothing leaves the cache. The feature maps between steps take turns in two or
  * three buffers. Weights are packed when the operator first runs, and again when MXNet says that they were written.
+ *
+ * A convolution or dense layer is computed in 8 bits where the graph says so: its weight is
+ * broadcast_mul(Cast(int8), scales of channels), and its input went through _contrib_quantize_v2 and
+ * _contrib_dequantize. These are then parts of the layers, as are sums with what was rounded so. All else is float32.
  */
 #include <omp.h>
 
 #include <array>
+#include <cmath>
 #include <cstdlib>
 #include <map>
 #include <memory>
 #include <mutex>
 #include <string>
+#include <type_traits>
 #include <unordered_map>
 #include <vector>
 
@@ -42,7 +48,18 @@ constexpr size_t KEPT = 4;
 // From the graph to layers
 
 enum Kind {
-  INPUT, DENSE, POINTWISE, DEPTHWISE, ADD, ACTIVATE, NORMALIZE, INTERLEAVE, LARGEST, AVERAGE, FLATTEN, FULLY_CONNECTED
+  INPUT, DENSE, POINTWISE, DEPTHWISE, ADD, ACTIVATE, NORMALIZE, INTERLEAVE, QUANTIZE, DEQUANTIZE, LARGEST, AVERAGE,
+  FLATTEN, QUANTIZE_VECTOR, FULLY_CONNECTED
+};
+
+/* How numbers are held: in whole steps, in 8 bits with a sign or without, or as they are (step 0). */
+struct Format {
+  float step = 0;
+  bool is_signed = false;
+  /* What is added to the elements. */
+  int zero() const { return is_signed ? ZERO : 0; }
+  float lowest() const { return is_signed ? -127 : 0; }
+  float highest() const { return is_signed ? 127 : 255; }
 };
 
 struct Layer {
@@ -51,6 +68,11 @@ struct Layer {
   std::vector<int> inputs;
   /* Inputs of the subgraph: the array of an INPUT, and parameters. */
   int array = -1, weight = -1, bias = -1;
+  /* The scales of a weight in 8 bits, and with it the format of the input. */
+  int scales = -1;
+  Format input_format;
+  /* Of the output. */
+  Format format;
   int stride = 1;
   /* Rows and columns of zeros before and behind the image. */
   int before = 0, behind = 0;
@@ -60,6 +82,7 @@ struct Layer {
   /* A layer whose output is added before the activation. */
   int addend = -1;
   bool folded = false;
+  bool in_8_bits() const { return scales >= 0; }
 };
 
 std::string attribute(const Node& node, const char* name, const char* otherwise) {
@@ -81,15 +104,44 @@ bool is_variable(const Node& node, size_t slot) {
   return slot < node.inputs.size() && node.inputs[slot].node->op == "null";
 }
 
+/* Whether a node's second input is a weight in 8 bits. */
+bool has_small_weight(const Node& node) {
+  const Node& scaled = *node.inputs[1].node;
+  return scaled.op == "broadcast_mul" && is_variable(scaled, 1) && scaled.inputs[0].node->op == "Cast"
+      && is_variable(*scaled.inputs[0].node, 0);
+}
+
 /* Whether the inputs from the second on are parameters: a weight, and a bias or none. */
 bool has_parameters(const Node& node, bool no_bias) {
-  return node.inputs.size() == (no_bias ? 2 : 3) && is_variable(node, 1) && (no_bias || is_variable(node, 2));
+  return node.inputs.size() == (no_bias ? 2 : 3) && (is_variable(node, 1) || has_small_weight(node))
+      && (no_bias || is_variable(node, 2));
+}
+
+/* The node that quantizes what `node` takes as its only input from it, as _contrib_dequantize does; or none. */
+const Node* quantizing(const Node& node) {
+  const Node* const source = node.op == "_contrib_dequantize" ? node.inputs[0].node : nullptr;
+  if (!source || source->op != "_contrib_quantize_v2") return nullptr;
+  for (int entry = 0; entry < 3; ++entry)
+    if (node.inputs[entry].node != source || node.inputs[entry].entry != entry) return nullptr;
+  for (const NodeEntry& user : source->outputs)
+    if (user.node != &node) return nullptr;
+  return source;
 }
 
 /* The node whose output `node` takes first, if it has the operator `op` and no other users. */
 const Node* sole(const Node* node, const char* op) {
   const Node* const source = node && !node->inputs.empty() ? node->inputs[0].node : nullptr;
   return source && source->op == op && source->outputs.size() == 1 ? source : nullptr;
+}
+
+bool has_format(const Node& quantize, Format* format) {
+  const float low = std::stof(attribute(quantize, "min_calib_range", "nan"));
+  const float high = std::stof(attribute(quantize, "max_calib_range", "nan"));
+  const std::string type = attribute(quantize, "out_type", "int8");
+  format->is_signed = type == "int8";
+  /* As MXNet counts them. */
+  format->step = format->is_signed ? std::max(std::fabs(low), std::fabs(high)) / 127.5f : high / 255.5f;
+  return (type == "int8" || (type == "uint8" && low == 0)) && format->step > 0 && std::isfinite(format->step);
 }
 
 std::string without_spaces(std::string text) {
@@ -207,13 +259,19 @@ struct Layers {
       if (found != of.end() && layers[found->second].kind != INPUT) (is_flat(found->second) ? vectors : maps) = true;
       if (whole) layer.inputs.push_back(of.at(source));
     }
-    const bool flat = layer.kind == FLATTEN || layer.kind == FULLY_CONNECTED;
+    const bool flat = layer.kind == FLATTEN || layer.kind == QUANTIZE_VECTOR || layer.kind == FULLY_CONNECTED;
     /* Of a convolution the kernel says that its input has four dimensions, of these the layer before. */
-    const bool needs_known = layer.kind == ADD || layer.kind == ACTIVATE || layer.kind == NORMALIZE;
+    const bool needs_known = layer.kind == ADD || layer.kind == ACTIVATE || layer.kind == NORMALIZE
+        || layer.kind == QUANTIZE || layer.kind == DEQUANTIZE;
     if (flat ? !vectors : vectors) return;
     if (!whole && needs_known && !maps) return;
     if ((layer.kind >= DENSE && layer.kind <= DEPTHWISE) || layer.kind == FULLY_CONNECTED) {
-      layer.weight = variables.at(node.inputs[1].node);
+      const Node* weight = node.inputs[1].node;
+      if (weight->op == "broadcast_mul") {
+        layer.scales = variables.at(weight->inputs[1].node);
+        weight = weight->inputs[0].node->inputs[0].node;
+      }
+      layer.weight = variables.at(weight);
       if (node.inputs.size() > 2) layer.bias = variables.at(node.inputs[2].node);
     }
     of[&node] = layers.size();
@@ -223,7 +281,17 @@ struct Layers {
 
   /* What a node computes, and the nodes that belong to it, from the last. */
   bool describe(const Node& node, Layer* layer, std::vector<const Node*>* nodes) const {
-    if (node.op == "Convolution") return is_convolution(node, layer, nodes);
+    if (node.op == "Convolution")
+      return is_convolution(node, layer, nodes) && (is_variable(node, 1) || takes_8_bits(node, layer, nodes));
+    if (node.op == "_contrib_quantize_v2") {
+      const auto source = of.find(node.inputs[0].node);
+      layer->kind = source != of.end() && is_flat(source->second) ? QUANTIZE_VECTOR : QUANTIZE;
+      return node.inputs.size() == 1 && has_format(node, &layer->format);
+    }
+    if (node.op == "_contrib_dequantize") {
+      layer->kind = DEQUANTIZE;
+      return quantizing(node) && has_format(*quantizing(node), &layer->input_format);
+    }
     if (node.op == "Pooling") return is_pooling(node, layer);
     if (node.op == "Activation" || node.op == "relu") {
       layer->kind = ACTIVATE;
@@ -253,11 +321,25 @@ struct Layers {
     if (node.op == "FullyConnected") {
       layer->kind = FULLY_CONNECTED;
       return has_parameters(node, is_true(attribute(node, "no_bias", "False")))
-          && is_true(attribute(node, "flatten", "True"));
+          && is_true(attribute(node, "flatten", "True"))
+          && (is_variable(node, 1) || takes_8_bits(node, layer, nodes));
     }
     *nodes = shuffle(node);
     layer->kind = INTERLEAVE;
     return !nodes->empty();
+  }
+
+  /* Add the nodes that make 8 bits of weight and input: the layer takes the output of the node that quantizes, or the
+   * input of a first convolution. */
+  bool takes_8_bits(const Node& node, Layer* layer, std::vector<const Node*>* nodes) const {
+    const Node* const dequantize = nodes->back()->inputs[0].node;
+    const Node* const quantize = quantizing(*dequantize);
+    if (!quantize || !has_format(*quantize, &layer->input_format)) return false;
+    nodes->insert(nodes->end(), {node.inputs[1].node, node.inputs[1].node->inputs[0].node, dequantize});
+    const bool is_first = quantize->inputs[0].node->op == "null" && dequantize->outputs.size() == 1;
+    if (layer->kind == DENSE && is_first) nodes->push_back(quantize);
+    else return of.count(quantize);
+    return true;
   }
 };
 
@@ -269,9 +351,7 @@ struct Step {
   std::vector<int> layers;
 };
 
-bool is_pixelwise(Kind kind) {
-  return kind == POINTWISE || kind == ADD || kind == ACTIVATE || kind == NORMALIZE || kind == INTERLEAVE;
-}
+bool is_pixelwise(Kind kind) { return kind == POINTWISE || (kind >= ADD && kind <= DEQUANTIZE); }
 
 struct Program {
   std::vector<Layer> layers;
@@ -281,6 +361,8 @@ struct Program {
   std::vector<int> outputs;
   /* Inputs of the operator that are feature maps, and parameters. */
   std::vector<int> maps, parameters;
+  /* Those inputs that are weights in 8 bits. */
+  std::vector<int> small;
 
   explicit Program(const std::string& json) {
     const std::unique_ptr<Graph> graph(Graph::fromString(json));
@@ -291,8 +373,9 @@ struct Program {
     group();
     for (const Layer& layer : layers) {
       if (layer.folded) continue;
-      for (int parameter : {layer.weight, layer.bias})
+      for (int parameter : {layer.weight, layer.scales, layer.bias})
         if (parameter >= 0) parameters.push_back(parameter);
+      if (layer.in_8_bits()) small.push_back(layer.weight);
       for (int source : sources(layer))
         if (layers[source].kind == INPUT) maps.push_back(layers[source].array);
     }
@@ -329,8 +412,30 @@ struct Program {
       if (layer.kind == ACTIVATE && can_take(layer.inputs[0], DENSE, ADD)) replace(&layer, layer.inputs[0], -1);
     for (Layer& layer : layers)
       for (int side : {0, 1})
-        if (layer.kind == ADD && !layer.folded && can_take(layer.inputs[side], POINTWISE, POINTWISE))
-          replace(&layer, layer.inputs[side], layer.inputs[1 - side]);
+        if (layer.kind == ADD && !layer.folded && can_take(layer.inputs[side], POINTWISE, POINTWISE)) {
+          const int index = layer.inputs[side];
+          int addend = layer.inputs[1 - side];
+          /* In 8 bits the summand is, too. */
+          if (layers[index].in_8_bits()) {
+            if (layers[addend].kind != DEQUANTIZE) continue;
+            addend = layers[addend].inputs[0];
+          }
+          replace(&layer, index, addend);
+        }
+    const auto then_using_it = users();
+    for (Layer& layer : layers) {
+      if (layer.kind != QUANTIZE) continue;
+      const int index = layer.inputs[0];
+      const Layer& source = layers[index];
+      if (then_using_it[index].size() != 1 || !(source.kind == NORMALIZE || source.in_8_bits())) continue;
+      const Format format = layer.format;
+      layer = source;
+      layer.format = format;
+      layers[index].folded = true;
+    }
+    /* Layers of 8 bits take what was quantized: nobody may be left who takes it as float32. */
+    for (int i = layers.size() - 1; i >= 0; --i)
+      if (layers[i].kind != INPUT && users()[i].empty()) layers[i].folded = true;
   }
 
   /* Put a layer, with the other summand, in the place of the activation or sum that takes its output. */
@@ -389,17 +494,24 @@ struct Floats {
   }
 };
 
+/* Elements of a type in a buffer of floats. */
+template <class Element>
+Element* as(float* data) { return reinterpret_cast<Element*>(data); }
+
 /* What is known of an array at little cost: where it is, how often MXNet wrote to it, and some of its values, for the
  * case that another array was made at the same place. */
 struct Stamp {
-  const float* data;
+  const void* data;
   size_t version;
   int64_t size;
   std::array<float, 8> values;
 
-  explicit Stamp(MXTensor& tensor) : data(tensor.data<float>()), version(tensor.verID), size(tensor.size()) {
+  explicit Stamp(MXTensor& tensor) : data(tensor.data_ptr), version(tensor.verID), size(tensor.size()) {
     const int64_t last = values.size() - 1;
-    for (int64_t i = 0; i <= last; ++i) values[i] = size ? data[(size - 1) * i / last] : 0;
+    for (int64_t i = 0; i <= last; ++i) {
+      const int64_t at = size ? (size - 1) * i / last : 0;
+      values[i] = !size ? 0 : tensor.dtype == kInt8 ? tensor.data<int8_t>()[at] : tensor.data<float>()[at];
+    }
   }
   bool operator==(const Stamp& other) const {
     return data == other.data && version == other.version && size == other.size
@@ -407,16 +519,27 @@ struct Stamp {
   }
 };
 
+/* A layer's weight, packed for its kernel, and what becomes of the sums (see Rounding). */
+struct SmallWeight {
+  const int8_t* rows;
+  Matrix<int32_t> matrix;
+  const float *multiplier, *offset;
+  float addend_multiplier;
+};
+
 /* The parameters of a program, packed for the kernels. */
 struct Weights {
   std::vector<Stamp> stamps;
-  std::vector<Matrix> matrices;
+  /* Of layers in float32, and of those in 8 bits whose sums float32 holds. */
+  std::vector<Matrix<float> > matrices;
+  std::vector<SmallWeight> small;
   /* Channels, or length of the vector, that a layer gives; 0 as its input has. */
   std::vector<int> channels;
-  std::vector<Floats> memory;
+  std::vector<Floats> memory, small_memory, rounding;
 
   Weights(const Program& program, std::vector<MXTensor>* arrays)
-      : matrices(program.layers.size()), channels(program.layers.size()), memory(program.layers.size()) {
+      : matrices(program.layers.size()), small(program.layers.size()), channels(program.layers.size()),
+        memory(program.layers.size()), small_memory(program.layers.size()), rounding(program.layers.size()) {
     for (int parameter : program.parameters) stamps.emplace_back((*arrays)[parameter]);
     for (size_t i = 0; i < program.layers.size(); ++i) {
       const Layer& layer = program.layers[i];
@@ -424,6 +547,10 @@ struct Weights {
       MXTensor& weight = (*arrays)[layer.weight];
       const float* const bias = layer.bias < 0 ? nullptr : (*arrays)[layer.bias].data<float>();
       channels[i] = weight.shape[0];
+      if (layer.in_8_bits()) {
+        pack_small(program, i, weight, (*arrays)[layer.scales].data<float>(), bias);
+        continue;
+      }
       if (layer.kind == FULLY_CONNECTED) matrices[i] = {weight.data<float>(), bias, (size_t)weight.shape[1]};
       else if (layer.kind == DEPTHWISE) pack_depthwise(i, weight.data<float>(), bias);
       else pack_matrix(i, weight.data<float>(), bias, weight.shape[1], layer.kind == DENSE ? 9 : 1);
@@ -431,6 +558,52 @@ struct Weights {
   }
 
  private:
+  void pack_small(const Program& program, int index, MXTensor& tensor, const float* scales, const float* bias) {
+    const Layer& layer = program.layers[index];
+    const int rows = channels[index];
+    const int8_t* const weight = tensor.data<int8_t>();
+    const size_t padded = (size_t)blocks_of(rows) * BLOCK;
+    rounding[index].hold(2 * padded);
+    float* const multiplier = rounding[index].data.get();
+    float* const offset = multiplier + padded;
+    const float step = layer.format.step ? layer.format.step : 1;
+    for (int row = 0; row < rows; ++row) {
+      multiplier[row] = layer.input_format.step * scales[row] / step;
+      offset[row] = bias ? bias[row] / step : 0;
+    }
+    SmallWeight& packed = small[index];
+    packed = {weight, {}, multiplier, offset,
+              layer.addend < 0 ? 0 : program.layers[layer.addend].format.step / step};
+    if (layer.kind == DENSE || layer.kind == DEPTHWISE) {
+      const std::vector<float> whole(weight, weight + tensor.size());
+      if (layer.kind == DEPTHWISE) pack_depthwise(index, whole.data(), nullptr);
+      else pack_matrix(index, whole.data(), nullptr, tensor.shape[1], 9);
+    } else if (layer.kind == POINTWISE) {
+      pack_groups(index, weight, tensor.shape[1], layer.input_format.zero());
+    }
+  }
+
+  void pack_groups(int index, const int8_t* weight, int inputs, int zero) {
+    const int rows = channels[index];
+    const size_t panel = (size_t)blocks_of(inputs) * BLOCK / GROUP * BLOCK;
+    small_memory[index].hold(blocks_of(rows) * (panel + BLOCK));
+    int32_t* const to = as<int32_t>(small_memory[index].data.get());
+    int32_t* const sums = to + blocks_of(rows) * panel;
+    /* int8_t where an element is a byte. */
+    typedef std::make_signed<Small>::type Element;
+    for (int row = 0; row < rows; ++row) {
+      int total = 0;
+      for (int c = 0; c < inputs; ++c) {
+        const int value = weight[(size_t)row * inputs + c];
+        int32_t* const group = to + row / BLOCK * panel + c / GROUP * BLOCK + row % BLOCK;
+        reinterpret_cast<Element*>(group)[c % GROUP] = value;
+        total += value;
+      }
+      sums[row] = -zero * total;
+    }
+    small[index].matrix = {to, sums, panel};
+  }
+
   void pack_depthwise(int layer, const float* weight, const float* bias) {
     memory[layer].hold((size_t)blocks_of(channels[layer]) * 10 * BLOCK);
     float* const to = memory[layer].data.get();
@@ -537,6 +710,12 @@ class Plan {
     if (weights.channels[index]) size.channels = weights.channels[index];
   }
 
+  /* Floats that a layer's output takes at `pixels` pixels. */
+  size_t floats_of(int layer, size_t pixels) const {
+    const size_t elements = sizes[layer].blocks() * pixels * BLOCK;
+    return program.layers[layer].format.step ? elements / (sizeof(float) / sizeof(Small)) : elements;
+  }
+
   /* Give the outputs of steps buffers, each free again after its last use, and those within steps their places. */
   void place() {
     std::map<int, size_t> last_use;
@@ -552,7 +731,7 @@ class Plan {
       for (int i : layers) {
         if (i == last) break;
         offset[i] = floats;
-        floats += (size_t)sizes[i].blocks() * sizes[i].width * BLOCK;
+        floats += floats_of(i, sizes[i].width);
       }
       const Layer& layer = program.layers[last];
       if (layer.kind == DENSE) floats = (size_t)layer.stride * dense_pitch(last);
@@ -565,8 +744,7 @@ class Plan {
         }
         busy[found] = true;
         buffer[last] = found;
-        buffer_floats[found] = std::max(buffer_floats[found],
-                                        (size_t)sizes[last].blocks() * sizes[last].pixels() * BLOCK);
+        buffer_floats[found] = std::max(buffer_floats[found], floats_of(last, sizes[last].pixels()));
       }
       for (const auto& use : last_use)
         if (use.second == s && buffer[use.first] >= 0) busy[buffer[use.first]] = false;
@@ -613,14 +791,26 @@ class Plan {
     float* strip;
   };
 
-  float* map_of(int layer, const Piece& piece) const { return (*piece.maps)[buffer[layer]].data.get(); }
+  template <class Element = float>
+  Element* map_of(int layer, const Piece& piece) const {
+    return as<Element>((*piece.maps)[buffer[layer]].data.get());
+  }
 
   /* The pixels of a piece in a layer's output. */
-  View view(int layer, const Piece& piece) const {
+  template <class Element = float>
+  ViewOf<Element> view(int layer, const Piece& piece) const {
     const Size& size = sizes[layer];
     const int rows = piece.end - piece.first;
-    if (buffer[layer] < 0) return {piece.strip + rows * offset[layer], (size_t)rows * size.width * BLOCK};
-    return {map_of(layer, piece) + (size_t)piece.first * size.width * BLOCK, (size_t)size.pixels() * BLOCK};
+    if (buffer[layer] < 0)
+      return {as<Element>(piece.strip + rows * offset[layer]), (size_t)rows * size.width * BLOCK};
+    return {map_of<Element>(layer, piece) + (size_t)piece.first * size.width * BLOCK, (size_t)size.pixels() * BLOCK};
+  }
+
+  /* From low to high, in steps of the output. */
+  Range range_of(const Layer& layer) const {
+    if (!layer.format.step) return Range(layer.low, layer.high);
+    return Range(std::max(layer.format.lowest(), std::nearbyint(layer.low / layer.format.step)),
+                 std::min(layer.format.highest(), std::nearbyint(layer.high / layer.format.step)));
   }
 
   void run_piece(size_t step, int index, int pieces, int image, const Weights& weights, std::vector<MXTensor>* arrays,
@@ -640,10 +830,80 @@ class Plan {
 
   void run_layer(int index, const Piece& piece, const Weights& weights, std::vector<MXTensor>* arrays) const {
     const Layer& layer = program.layers[index];
+    const Range range = range_of(layer);
+    if (!layer.in_8_bits()) {
+      run_layer(index, piece, weights, arrays, Result{
+          view(index, piece), layer.addend < 0 ? View{nullptr, 0} : view(layer.addend, piece), range});
+    } else if (layer.format.step) {
+      run_layer(index, piece, weights, arrays, rounding<Small>(index, piece, weights, range));
+    } else {
+      run_layer(index, piece, weights, arrays, rounding<float>(index, piece, weights, range));
+    }
+  }
+
+  template <class Element>
+  Rounding<Element> rounding(int index, const Piece& piece, const Weights& weights, const Range& range) const {
+    const Layer& layer = program.layers[index];
+    const SmallWeight& weight = weights.small[index];
+    ViewOf<const Small> addend = {nullptr, 0};
+    int addend_zero = 0;
+    if (layer.addend >= 0) {
+      const ViewOf<Small> found = view<Small>(layer.addend, piece);
+      addend = {found.data, found.pitch};
+      addend_zero = program.layers[layer.addend].format.zero();
+    }
+    return {view<Element>(index, piece), addend, weight.multiplier, weight.offset, weight.addend_multiplier,
+            addend_zero, layer.format.zero(), range};
+  }
+
+  void multiply_pixels(int index, const Piece& piece, const Weights& weights, const Result& result) const {
+    const int source = program.layers[index].inputs[0];
+    pointwise(view(source, piece), sizes[source].blocks(), (piece.end - piece.first) * sizes[index].width,
+              weights.matrices[index], sizes[index].blocks(), result);
+  }
+
+  template <class Element>
+  void multiply_pixels(int index, const Piece& piece, const Weights& weights, const Rounding<Element>& result) const {
+    const int source = program.layers[index].inputs[0];
+    pointwise(view<Small>(source, piece), sizes[source].blocks(), (piece.end - piece.first) * sizes[index].width,
+              weights.small[index].matrix, sizes[index].blocks(), result);
+  }
+
+  template <class From, class To>
+  void convolve_depthwise(int index, const Piece& piece, const Weights& weights, const To& result) const {
+    const Layer& layer = program.layers[index];
+    const Size& in = sizes[layer.inputs[0]];
+    const Matrix<float>& matrix = weights.matrices[index];
+    for (int i = 0; i < sizes[index].blocks(); ++i)
+      (layer.stride == 1 ? depthwise<1, From, To> : depthwise<2, From, To>)(
+          map_of<From>(layer.inputs[0], piece) + (size_t)i * in.pixels() * BLOCK, layer.input_format.zero(), in.height,
+          in.width, layer.before, matrix.weight + i * matrix.panel, piece.first, piece.end, sizes[index].width, i,
+          result);
+  }
+
+  template <class To>
+  void run_layer(int index, const Piece& piece, const Weights& weights, std::vector<MXTensor>* arrays,
+                 const To& result) const {
+    const Layer& layer = program.layers[index];
+    if (layer.kind == DENSE) {
+      dense(index, piece, weights, arrays, result);
+    } else if (layer.kind == POINTWISE) {
+      multiply_pixels(index, piece, weights, result);
+    } else if (layer.kind == DEPTHWISE) {
+      if (layer.in_8_bits()) convolve_depthwise<Small>(index, piece, weights, result);
+      else convolve_depthwise<float>(index, piece, weights, result);
+    } else if constexpr (std::is_same<To, Result>::value) {
+      run_other(index, piece, arrays, result);
+    }
+  }
+
+  /* A layer without a weight. */
+  void run_other(int index, const Piece& piece, std::vector<MXTensor>* arrays, const Result& result) const {
+    const Layer& layer = program.layers[index];
     const Size& size = sizes[index];
     const int pixels = (piece.end - piece.first) * size.width;
-    const Range range(layer.low, layer.high);
-    const Result result = {view(index, piece), layer.addend < 0 ? View{nullptr, 0} : view(layer.addend, piece), range};
+    const Format& format = layer.format;
+    const Range range(format.lowest(), format.highest());
     switch (layer.kind) {
       case INPUT:
         for (int i = 0; i < size.blocks(); ++i)
@@ -651,22 +911,14 @@ class Plan {
                     std::min(BLOCK, size.channels - i * BLOCK), size.pixels(), (size_t)piece.first * size.width,
                     (size_t)piece.end * size.width, map_of(index, piece) + (size_t)i * size.pixels() * BLOCK);
         break;
-      case DENSE:
-        dense(index, piece, weights, arrays, result);
+      case QUANTIZE:
+        quantize(view(layer.inputs[0], piece), size.blocks(), pixels, 1 / format.step, view<Small>(index, piece),
+                 format.zero(), range);
         break;
-      case POINTWISE:
-        pointwise(view(layer.inputs[0], piece), sizes[layer.inputs[0]].blocks(), pixels, weights.matrices[index],
-                  size.blocks(), result);
+      case DEQUANTIZE:
+        dequantize(view<Small>(layer.inputs[0], piece), layer.input_format.zero(), size.blocks(), pixels,
+                   layer.input_format.step, result.to);
         break;
-      case DEPTHWISE: {
-        const Size& in = sizes[layer.inputs[0]];
-        const Matrix& matrix = weights.matrices[index];
-        for (int i = 0; i < size.blocks(); ++i)
-          (layer.stride == 1 ? depthwise<1> : depthwise<2>)(
-              map_of(layer.inputs[0], piece) + (size_t)i * in.pixels() * BLOCK, in.height, in.width, layer.before,
-              matrix.weight + i * matrix.panel, range, piece.first, piece.end, size.width, result.to.at(i, 0));
-        break;
-      }
       case ADD:
         add(view(layer.inputs[0], piece), view(layer.inputs[1], piece), size.blocks(), pixels, result);
         break;
@@ -674,7 +926,11 @@ class Plan {
         add(view(layer.inputs[0], piece), {nullptr, 0}, size.blocks(), pixels, result);
         break;
       case NORMALIZE:
-        normalize(view(layer.inputs[0], piece), size.blocks(), pixels, layer.eps, result.to);
+        if (format.step)
+          normalize(view(layer.inputs[0], piece), size.blocks(), pixels, layer.eps, 1 / format.step,
+                    view<Small>(index, piece), format.zero(), range);
+        else
+          normalize(view(layer.inputs[0], piece), size.blocks(), pixels, layer.eps, result.to);
         break;
       case INTERLEAVE:
         interleave(view(layer.inputs[0], piece), view(layer.inputs[1], piece), size.blocks(), pixels, result.to);
@@ -697,14 +953,17 @@ class Plan {
         * sizes[layer].pixels();
   }
 
+  template <class To>
   void dense(int index, const Piece& piece, const Weights& weights, std::vector<MXTensor>* arrays,
-             const Result& result) const {
+             const To& result) const {
     const Layer& layer = program.layers[index];
     const int source = layer.inputs[0], width = sizes[index].width;
     const Size& in = sizes[source];
     const size_t pitch = padded_width(index);
     const bool is_plain = buffer[source] < 0;
     const int rows = (piece.end - piece.first - 1) * layer.stride + 3;
+    const Format& format = layer.input_format;
+    const Range range(format.lowest(), format.highest());
     for (int row = 0; row < rows; ++row)
       for (int c = 0; c < in.channels; ++c) {
         float* const to = piece.strip + ((size_t)row * in.channels + c) * pitch;
@@ -713,43 +972,68 @@ class Plan {
         if (y < 0 || y >= in.height) {
           std::memset(to, 0, pitch * sizeof(float));
         } else if (is_plain) {
-          std::memcpy(to + layer.before, plain(source, piece.image, arrays) + ((size_t)c * in.height + y) * in.width,
-                      in.width * sizeof(float));
+          const float* const from = plain(source, piece.image, arrays) + ((size_t)c * in.height + y) * in.width;
+          if (layer.in_8_bits()) quantize_row(from, in.width, 1 / format.step, range, to + layer.before);
+          else std::memcpy(to + layer.before, from, in.width * sizeof(float));
         } else {
-          const float* const from = map_of(source, piece) + (size_t)c / BLOCK * in.pixels() * BLOCK
-              + (size_t)y * in.width * BLOCK + c % BLOCK;
-          for (int x = 0; x < in.width; ++x) to[layer.before + x] = from[(size_t)x * BLOCK];
+          const size_t at = (size_t)c / BLOCK * in.pixels() * BLOCK + (size_t)y * in.width * BLOCK + c % BLOCK;
+          if (layer.in_8_bits()) {
+            const Small* const from = map_of<Small>(source, piece) + at;
+            for (int x = 0; x < in.width; ++x) to[layer.before + x] = from[(size_t)x * BLOCK] - format.zero();
+          } else {
+            const float* const from = map_of(source, piece) + at;
+            for (int x = 0; x < in.width; ++x) to[layer.before + x] = from[(size_t)x * BLOCK];
+          }
         }
       }
-    for (int row = 0; row < piece.end - piece.first; ++row) {
-      Result of_row = result;
-      of_row.to.data += (size_t)row * width * BLOCK;
+    for (int row = 0; row < piece.end - piece.first; ++row)
       dense_row(piece.strip + (size_t)row * layer.stride * in.channels * pitch, pitch, in.channels, layer.stride, width,
-                weights.matrices[index], sizes[index].blocks(), of_row);
+                weights.matrices[index], sizes[index].blocks(), result.row((size_t)row * width));
+  }
+
+  /* Elements [4 group, 4 group + 4) of the output of a layer on vectors, for all images. */
+  void run_tail(int index, int group, int images, const Weights& weights, std::vector<Floats>* vectors) const {
+    const Layer& layer = program.layers[index];
+    const int size = sizes[index].channels, first = 4 * group, rows = std::min(4, size - first);
+    const Range range = range_of(layer);
+    for (int image = 0; image < images; ++image) {
+      const size_t in = (size_t)image * sizes[layer.inputs[0]].channels, out = (size_t)image * size + first;
+      float* const x = (*vectors)[layer.inputs[0]].data.get();
+      float* const y = (*vectors)[index].data.get();
+      if (layer.kind == FLATTEN) {
+        std::memcpy(y + out, x + in + first, rows * sizeof(float));
+      } else if (layer.kind == QUANTIZE_VECTOR) {
+        float whole[4];
+        quantize_row(x + in + first, rows, 1 / layer.format.step, range, whole);
+        for (int row = 0; row < rows; ++row) as<Small>(y)[out + row] = (int)whole[row] + layer.format.zero();
+      } else if (layer.in_8_bits()) {
+        run_dense_rows(index, first, rows, as<Small>(x) + in, weights.small[index], range, y + out);
+      } else {
+        run_dense_rows(first, rows, x + in, weights.matrices[index], range, y + out);
+      }
     }
   }
 
-  /* Rows [4 index, 4 index + 4) of a dense layer, for all images. */
-  void run_tail(int index, int group, int images, const Weights& weights, std::vector<Floats>* vectors) const {
+  static void run_dense_rows(int first, int rows, const float* x, const Matrix<float>& matrix, const Range& range,
+                             float* y) {
+    const float* const weight = matrix.weight + first * matrix.panel;
+    const float* const bias = matrix.bias ? matrix.bias + first : nullptr;
+    if (rows == 4) {
+      dots<4>(x, matrix.panel, weight, bias, range, y);
+      return;
+    }
+    for (int row = 0; row < rows; ++row)
+      dots<1>(x, matrix.panel, weight + row * matrix.panel, bias ? bias + row : nullptr, range, y + row);
+  }
+
+  void run_dense_rows(int index, int first, int rows, const Small* x, const SmallWeight& weight, const Range& range,
+                      float* y) const {
     const Layer& layer = program.layers[index];
-    const float* const from = (*vectors)[layer.inputs[0]].data.get();
-    float* const to = (*vectors)[index].data.get();
-    const int size = sizes[index].channels, first = 4 * group, rows = std::min(4, size - first);
-    const Matrix& matrix = weights.matrices[index];
-    const Range range(layer.low, layer.high);
-    for (int image = 0; image < images; ++image) {
-      const float* const x = from + (size_t)image * sizes[layer.inputs[0]].channels;
-      float* const y = to + (size_t)image * size + first;
-      if (layer.kind == FLATTEN) {
-        std::memcpy(y, x + first, rows * sizeof(float));
-      } else if (rows == 4) {
-        dots<4>(x, matrix.panel, matrix.weight + first * matrix.panel, matrix.bias ? matrix.bias + first : nullptr,
-                range, y);
-      } else {
-        for (int row = 0; row < rows; ++row)
-          dots<1>(x, matrix.panel, matrix.weight + (first + row) * matrix.panel,
-                  matrix.bias ? matrix.bias + first + row : nullptr, range, y + row);
-      }
+    const int size = sizes[layer.inputs[0]].channels, zero = layer.input_format.zero();
+    for (int row = first; row < first + rows; ++row) {
+      int32_t sum;
+      dots<1>(x, zero, size, weight.rows + (size_t)row * size, &sum);
+      y[row - first] = range(rounded(Vector{} + (float)sum * weight.multiplier[row])[0] + weight.offset[row]);
     }
   }
 
@@ -842,6 +1126,11 @@ class Network {
   const std::string json;
 
   void run(std::vector<MXTensor>* inputs, std::vector<MXTensor>* outputs) {
+    for (size_t i = 0; i < inputs->size(); ++i) {
+      const bool is_small = std::count(program.small.begin(), program.small.end(), (int)i);
+      if ((*inputs)[i].dtype != (is_small ? kInt8 : kFloat32) || (*inputs)[i].stype != kDefaultStorage)
+        throw std::runtime_error("it takes dense arrays of float32, and of int8 for weights in 8 bits");
+    }
     std::shared_ptr<Packed> packed;
     std::shared_ptr<Plan> plan;
     std::unique_ptr<Workspace> workspace;
@@ -907,10 +1196,6 @@ class Operator : public CustomStatefulOp {
 
   MXReturnValue Forward(std::vector<MXTensor>* inputs, std::vector<MXTensor>* outputs, const OpResource&) override {
     try {
-      for (const auto* arrays : {inputs, outputs})
-        for (const MXTensor& array : *arrays)
-          if (array.dtype != kFloat32 || array.stype != kDefaultStorage)
-            throw std::runtime_error("it takes dense arrays of float32");
       network->run(inputs, outputs);
       return MX_SUCCESS;
     } catch (const std::exception& error) {

@@ -34,6 +34,7 @@ import mxnet as mx
 import numpy as np
 from mxnet.contrib import quantization
 from mxnet.gluon import HybridBlock
+from mxnet.test_utils import environment
 from tqdm import tqdm
 
 from ..formats.onnx_files import open_session, require_onnx
@@ -41,9 +42,10 @@ from ..graph import as_block
 from ..utils.errors import InputError
 from ..utils.timing import interleaved_milliseconds
 from .onnx import write_onnx
+from .operators import BACKEND, load_library
 
-__all__ = ['CALIBRATIONS', 'LayerNoise', 'MXNetQuantizer', 'OnnxQuantizer', 'Quantized', 'mxnet_function', 'noise_of',
-           'onnx_function', 'outputs_of', 'quantize', 'slow_layers']
+__all__ = ['CALIBRATIONS', 'LayerNoise', 'LibraryQuantizer', 'MXNetQuantizer', 'OnnxQuantizer', 'Quantized',
+           'mxnet_function', 'noise_of', 'onnx_function', 'outputs_of', 'quantize', 'slow_layers']
 
 CALIBRATIONS = ('naive', 'entropy')
 
@@ -55,6 +57,9 @@ _IMAGES_ALONE = 128
 _AS_FAST = 1.02
 _ROUNDS = 20
 
+# MXNet's number for the type.
+_INT8 = '5'
+_LAYERS = ('Convolution', 'FullyConnected')
 _SUBGRAPHS = ('_sg_mkldnn_conv', '_sg_mkldnn_fully_connected')
 _ONNX_LAYERS = ('Conv', 'Gemm')
 _ONNX_OPERATORS = [*_ONNX_LAYERS, 'Add', 'AveragePool', 'Clip', 'Concat', 'GlobalAveragePool', 'MaxPool', 'Relu',
@@ -132,7 +137,10 @@ class MXNetQuantizer:
         self.layers = _layers(
             (node['name'], node['op'] in _SUBGRAPHS, [names[index] for index, *_ in node['inputs']], [node['name']])
             for node in nodes if node['op'] != 'null')
-        self._ranges = SimpleNamespace(min_max_dict=self._calibrate(images, calibration))
+        # This covers more tensors than the fully quantized network needs: leaving layers out adds borders between
+        # float32 and 8 bits.
+        tensors = [name for name in self._fused.get_internals().list_outputs() if name not in params]
+        self._ranges = SimpleNamespace(min_max_dict=_mxnet_ranges(self._fused, params, images, calibration, tensors))
 
     def quantize(self, layers: Collection[str]) -> tuple[mx.sym.Symbol, dict[str, mx.nd.NDArray]]:
         """Symbol and parameters, including auxiliary states, with the ``layers`` (names) in 8 bits."""
@@ -150,25 +158,97 @@ class MXNetQuantizer:
         """What :meth:`quantize` returned, as a function from images to outputs, ndarrays."""
         return mxnet_function(as_block(*model))
 
-    def _calibrate(self, images, calibration):
-        """The range, (low, high), of each tensor that an operator writes, and of the input, in float32.
 
-        This covers more tensors than the fully quantized network needs: leaving layers out adds borders between
-        float32 and 8 bits.
-        """
-        *_, collector = quantization.quantize_graph(self._fused, self._arguments, self._auxiliary,
-                                                    calib_mode=calibration, quantized_dtype='auto', logger=None)
-        collector.include_layer = [name for name in self._fused.get_internals().list_outputs()
-                                   if name not in self._arguments and name not in self._auxiliary]
-        batches = mx.io.NDArrayIter(images, batch_size=min(_BATCH_SIZE, len(images)))
-        executor = self._fused.bind(mx.cpu(), {**self._arguments, 'data': mx.nd.zeros(batches.provide_data[0].shape)},
-                                    aux_states=self._auxiliary, grad_req='null')
-        executor.set_monitor_callback(collector.collect, monitor_all=True)
-        for batch in tqdm(batches, 'calibration', leave=False, disable=None):
-            executor.forward(is_train=False, data=batch.data[0])[0].wait_to_read()
-        if calibration == 'naive':
-            return collector.min_max_dict
-        return quantization._get_optimal_thresholds(collector.hist_dict, 'auto')
+class LibraryQuantizer:
+    """8 bits for the operator library (:mod:`gluon_lprnet.deployment.operators`), which computes them as one operator.
+
+    The graph says in operators of MXNet what is in 8 bits: the input of each layer goes through
+    ``_contrib_quantize_v2`` and ``_contrib_dequantize``, as uint8 where the calibration finds no value below 0 and
+    else as int8, and its weight is ``broadcast_mul(Cast(int8), scales of channels)``. So the parameters are of 8 bits,
+    and stock MXNet computes the same before the backend takes the graph, but for the roundings of float32.
+
+    Parameters
+    ----------
+    symbol, params, images, calibration
+        As for :class:`MXNetQuantizer`.
+
+    Attributes
+    ----------
+    layers, floating
+        As for :class:`MXNetQuantizer`.
+
+    Raises
+    ------
+    InputError
+        If the library cannot be built.
+    """
+
+    def __init__(self, symbol: mx.sym.Symbol, params: Mapping[str, mx.nd.NDArray], images: np.ndarray,
+                 calibration: str) -> None:
+        load_library()
+        self._symbol, self._params = symbol, dict(params)
+        self.floating = mxnet_function(as_block(symbol.optimize_for(BACKEND), params))
+        nodes = json.loads(symbol.tojson())['nodes']
+        self.layers: dict[str, list[str]] = {}
+        sources = []
+        for node in nodes:
+            if node['op'] in _LAYERS:
+                weight = nodes[node['inputs'][1][0]]
+                self.layers.setdefault(weight['name'][:-len('_weight')], []).append(node['name'])
+                sources.append(_output_of(nodes[_source(nodes, node)]))
+        self._ranges = _mxnet_ranges(symbol, params, images, calibration, sources)
+
+    def quantize(self, layers: Collection[str]) -> tuple[mx.sym.Symbol, dict[str, mx.nd.NDArray]]:
+        """Symbol, for the library, and parameters with the ``layers`` (names) in 8 bits."""
+        symbol, params = self.standard(layers)
+        return symbol.optimize_for(BACKEND), params
+
+    def standard(self, layers: Collection[str]) -> tuple[mx.sym.Symbol, dict[str, mx.nd.NDArray]]:
+        """The same in MXNet's own operators."""
+        chosen = {name for layer in layers for name in self.layers[layer]}
+        old, params = json.loads(self._symbol.tojson()), dict(self._params)
+        sources = {_source(old['nodes'], node) for node in old['nodes'] if node['name'] in chosen}
+        weights = {node['inputs'][1][0] for node in old['nodes'] if node['name'] in chosen}
+        nodes: list[dict[str, Any]] = []
+        # By its number in the old graph, the number of the node that gives what a node gave.
+        place: list[int] = []
+
+        def add(op, name, inputs, **attrs):
+            nodes.append({'op': op, 'name': name, 'attrs': attrs, 'inputs': [[*entry, 0] for entry in inputs]})
+            return len(nodes) - 1
+
+        for index, node in enumerate(old['nodes']):
+            nodes.append({**node, 'inputs': [[place[source], *rest] for source, *rest in node['inputs']]})
+            found, name = len(nodes) - 1, node['name']
+            if index in sources:
+                entries = [(found, 0)]
+                quantize = add('_contrib_quantize_v2', f'{name}_quantize', entries, **self._format(node))
+                found = add('_contrib_dequantize', f'{name}_dequantize', [(quantize, part) for part in range(3)])
+            elif index in weights:
+                params[name], params[f'{name}_scale'] = _by_channel(params[name])
+                nodes[found]['attrs'] = {'__dtype__': _INT8, '__shape__': str(params[name].shape)}
+                scale = add('null', f'{name}_scale', [], __shape__=str(params[f'{name}_scale'].shape))
+                cast = add('Cast', f'{name}_cast', [(found, 0)], dtype='float32')
+                found = add('broadcast_mul', f'{name}_scaled', [(cast, 0), (scale, 0)])
+            place.append(found)
+        heads = [[place[index], *rest] for index, *rest in old['heads']]
+        variables = [index for index, node in enumerate(nodes) if node['op'] == 'null']
+        graph = {'nodes': nodes, 'arg_nodes': variables, 'heads': heads, 'attrs': old['attrs']}
+        return mx.sym.load_json(json.dumps(graph)), params
+
+    def _format(self, node):
+        """The attributes of the operator that rounds a node's output."""
+        low, high = self._ranges[_output_of(node)]
+        # A range is 255.5 steps to MXNet, or 127.5 on either side, and the largest value is to be a step's.
+        if low >= 0:
+            return {'out_type': 'uint8', 'min_calib_range': '0', 'max_calib_range': repr(float(high) * 255.5 / 255)}
+        limit = max(abs(low), abs(high)) * 127.5 / 127
+        return {'out_type': 'int8', 'min_calib_range': repr(float(-limit)), 'max_calib_range': repr(float(limit))}
+
+    @staticmethod
+    def function(model: Any) -> Callable[[np.ndarray], np.ndarray]:
+        """What :meth:`quantize` returned, as a function from images to outputs, ndarrays."""
+        return mxnet_function(as_block(*model))
 
 
 class OnnxQuantizer:
@@ -271,8 +351,9 @@ def slow_layers(quantizer: OnnxQuantizer, image: np.ndarray,
     return [layer for layer in quantizer.kinds if layer not in fastest]
 
 
-def quantize(quantizer: Union[MXNetQuantizer, OnnxQuantizer], images: np.ndarray, expected: np.ndarray,
-             exclude: Sequence[str] = (), tolerance: float = 0.01, slow: Collection[str] = ()) -> Quantized:
+def quantize(quantizer: Union[MXNetQuantizer, OnnxQuantizer, LibraryQuantizer], images: np.ndarray,
+             expected: np.ndarray, exclude: Sequence[str] = (), tolerance: float = 0.01,
+             slow: Collection[str] = ()) -> Quantized:
     """Quantize a network except for the layers that cost too much.
 
     Each layer is quantized alone first. Then, as long as the network with all remaining layers in 8 bits has
@@ -394,6 +475,45 @@ def _kind(shape, has_bias):
 
 def _other_nodes(layers, chosen):
     return [node for layer, nodes in layers.items() if layer not in chosen for node in nodes]
+
+
+def _source(nodes, node):
+    """The number of the node whose output a layer takes, before it is padded with zeros."""
+    index = node['inputs'][0][0]
+    return nodes[index]['inputs'][0][0] if nodes[index]['op'] == 'Pad' else index
+
+
+def _output_of(node):
+    """The name of the output of a node with one."""
+    return node['name'] if node['op'] == 'null' else f'{node["name"]}_output'
+
+
+def _by_channel(weight):
+    """A weight as int8, from -127 to 127, and the scale of each output channel."""
+    value = weight.asnumpy()
+    largest = abs(value).max(axis=tuple(range(1, value.ndim)), keepdims=True)
+    scale = np.where(largest > 0, largest / np.float32(127), np.float32(1))
+    return (mx.nd.array(np.rint(value / scale), dtype='int8', ctx=weight.context),
+            mx.nd.array(scale, ctx=weight.context))
+
+
+def _mxnet_ranges(symbol, params, images, calibration, tensors):
+    """The range, (low, high), of each of the tensors (names) in float32."""
+    collector = {'naive': partial(quantization._LayerOutputMinMaxCollector, 'auto'),
+                 'entropy': quantization._LayerHistogramCollector}[calibration](include_layer=set(tensors))
+    batches = mx.io.NDArrayIter(images, batch_size=min(_BATCH_SIZE, len(images)))
+    auxiliary = set(symbol.list_auxiliary_states())
+    arguments = {name: value for name, value in params.items() if name not in auxiliary}
+    # Otherwise it fuses operators, whose tensors are then none.
+    with environment('MXNET_SUBGRAPH_BACKEND', 'NONE'):
+        executor = symbol.bind(mx.cpu(), {**arguments, 'data': mx.nd.zeros(batches.provide_data[0].shape)},
+                               aux_states={name: params[name] for name in auxiliary}, grad_req='null')
+    executor.set_monitor_callback(collector.collect, monitor_all=True)
+    for batch in tqdm(batches, 'calibration', leave=False, disable=None):
+        executor.forward(is_train=False, data=batch.data[0])[0].wait_to_read()
+    if calibration == 'naive':
+        return collector.min_max_dict
+    return quantization._get_optimal_thresholds(collector.hist_dict, 'auto')
 
 
 def _onnx_ranges(path, images, calibration):

@@ -1,5 +1,6 @@
 """INT8 files against the float network, ONNX Runtime's own quantize_static, and integer arithmetic in NumPy."""
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from conftest import outputs_in_stock_mxnet
 from mxnet import gluon
+from reference.networks import operators
 
 from gluon_lprnet import checkpoint, get_model
 from gluon_lprnet.__main__ import main
@@ -18,7 +20,9 @@ from gluon_lprnet.data.faces.records import FaceRecord, encode_record, pack_face
 from gluon_lprnet.data.images import encode_jpeg
 from gluon_lprnet.data.recordio import write_records
 from gluon_lprnet.deployment.export import Int8, export
+from gluon_lprnet.deployment.operators import load_library
 from gluon_lprnet.deployment.quantize import (
+    LibraryQuantizer,
     MXNetQuantizer,
     OnnxQuantizer,
     mxnet_function,
@@ -103,6 +107,37 @@ def test_files_agree_with_the_float_network(written, trained, tiny_records):
         assert (facts[format]['layers'][0]['left_out'] == 'time') == (format == 'onnx')
         assert len(names) == 36 and any(name.endswith('dense0') for name in names)
         assert names == [layer['name'] for layer in facts['mxnet']['layers']]
+
+
+@pytest.mark.skipif(shutil.which('g++') is None, reason='no g++')
+def test_files_for_the_library(trained, tiny_records, tmp_path, capsys):
+    """They hold int8 weights, and run as one operator, as MXNet alone loads them, with what was measured."""
+    run, rec = trained
+    assert not main(['export', str(run), '--out', str(tmp_path), '--format', 'library', '--int8', '--calibrate', rec,
+                     '--images', '40', '--rec-val', rec, '--tolerance', '0.02'])
+    assert 'int8 (library): 36 of 36 layers' in capsys.readouterr().out
+    prefix = tmp_path / f'{MODEL}-int8-library'
+    assert {file.name for file in tmp_path.iterdir()} == {f'{prefix.name}{end}' for end in (
+        '-symbol.json', '-0000.params', '.json')}
+    symbol = mx.sym.load(f'{prefix}-symbol.json')
+    assert operators(symbol) == {'lprnet_network': 1}
+    params = {name.split(':')[1]: value for name, value in mx.nd.load(f'{prefix}-0000.params').items()}
+    weights = [name for name in params if name.endswith('_weight')]
+    assert len(weights) == 36 and all(params[name].dtype == np.int8 for name in weights)
+    images = pictures(tiny_records)
+    load_library()
+    net = gluon.SymbolBlock.imports(f'{prefix}-symbol.json', ['data'], f'{prefix}-0000.params')
+    outputs = net(mx.nd.array(images)).asnumpy()
+    loaded, description = load_network(f'{prefix}-symbol.json')
+    np.testing.assert_array_equal(loaded(mx.nd.array(images)).asnumpy(), outputs)
+    expected = load_network(run)[0](mx.nd.array(images)).asnumpy()
+    facts, labels = description['int8'], tiny_records[2]
+    assert 0 < facts['library']['noise'] <= 0.02 and 0 < noise_of(outputs, expected) < 0.04
+    assert facts['library']['top1'] == pytest.approx((outputs.argmax(axis=1) == labels).mean())
+    assert facts['float']['top1'] == pytest.approx((expected.argmax(axis=1) == labels).mean())
+    # Another export of the name knows them.
+    assert main(['export', str(run), '--out', str(tmp_path)]) == 2
+    assert f'{prefix.name}-0000.params' in capsys.readouterr().err
 
 
 def test_weights_and_operators_are_of_8_bits(written, onnx):
@@ -210,7 +245,7 @@ def test_onnx_against_quantize_static(deployed, tiny_records, onnx, tmp_path):
     assert noise_of(found, expected) < 1e-4
 
 
-@pytest.mark.parametrize('quantizer_of', [MXNetQuantizer, OnnxQuantizer])
+@pytest.mark.parametrize('quantizer_of', [MXNetQuantizer, OnnxQuantizer, LibraryQuantizer])
 def test_a_bad_layer_is_left_out(deployed, tiny_records, onnx, quantizer_of):
     """A channel that is far larger than the others takes all 8 bits of its tensor; what reads it undoes that."""
     symbol, params = deployed
@@ -294,10 +329,23 @@ def test_layers_have_one_name_in_both_runtimes(model, layers, onnx):
     images = np.random.default_rng(0).normal(0, 1, (8, 3, 64, 64)).astype('float32')
     net(mx.nd.array(images))
     form = reparametrize(*trace(net))
-    found = [quantizer_of(*form, images, 'naive') for quantizer_of in (MXNetQuantizer, OnnxQuantizer)]
-    assert list(found[0].layers) == list(found[1].layers) and len(found[0].layers) == layers
+    found = [quantizer_of(*form, images, 'naive')
+             for quantizer_of in (MXNetQuantizer, OnnxQuantizer, LibraryQuantizer)]
+    assert list(found[0].layers) == list(found[1].layers) == list(found[2].layers)
+    assert len(found[0].layers) == layers
     for quantizer in found:
         assert np.isfinite(quantizer.function(quantizer.quantize(list(quantizer.layers)))(images)).all()
+
+
+def test_no_compiler_for_the_library(trained, tmp_path, monkeypatch, capsys):
+    run, rec = trained
+    monkeypatch.setenv('CXX', str(tmp_path / 'missing-g++'))
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+    monkeypatch.delattr(mx.sym, 'lprnet_network', raising=False)
+    assert main(['export', str(run), '--out', str(tmp_path / 'out'), '--format', 'library', '--int8', '--calibrate',
+                 rec]) == 2
+    assert 'missing-g++' in capsys.readouterr().err
+    assert not (tmp_path / 'out').exists()
 
 
 def test_pixels_in(trained, tiny_records, onnx, tmp_path):
@@ -357,6 +405,7 @@ def test_bad_arguments(trained, tmp_path, capsys):
     assert '--int8 needs --calibrate' in error('--int8')
     assert '--calibrate needs --int8' in error('--calibrate', rec)
     assert '--rec-val needs --int8' in error('--rec-val', rec)
+    assert '`library` is of 8 bits only' in error('--format', 'library')
     assert 'nothing.rec' in error('--int8', '--calibrate', str(tmp_path / 'nothing.rec'))
     assert not (tmp_path / 'out').exists()
     assert "--exclude: 'x' matches no layer" in error('--int8', '--calibrate', rec, '--exclude', 'x')
@@ -409,15 +458,16 @@ def test_real_images(shared_data, onnx):
 
 @pytest.mark.slow
 def test_real_faces(shared_data, onnx, tmp_path):
-    """The network of the package on faces held out of its training: at most 3% more NME, in both runtimes."""
+    """The network of the package on faces held out of its training: at most 3% more NME, in every runtime."""
     for part in ('rest', 'held-out'):
         pack_faces(shared_data / '300w' / 'train', 'pts', tmp_path / part, part=part)
     name = 'lprnet_mobilenet_x0.5.faces'
-    export(name, tmp_path / 'out', ('deployed',), ('mxnet', 'onnx'), name='faces',
+    export(name, tmp_path / 'out', ('deployed',), ('mxnet', 'onnx', 'library'), name='faces',
            int8=Int8(str(tmp_path / 'rest.rec'), images=256, rec_val=str(tmp_path / 'held-out.rec')))
-    facts = json.loads((tmp_path / 'out' / 'faces-int8.json').read_text())['int8']
+    facts = {key: value for form in ('int8', 'int8-library')
+             for key, value in json.loads((tmp_path / 'out' / f'faces-{form}.json').read_text())['int8'].items()}
     assert 0.02 < facts['float']['nme'] < 0.04
-    for runtime in ('mxnet', 'onnx'):
+    for runtime in ('mxnet', 'onnx', 'library'):
         assert facts[runtime]['nme'] < 1.03 * facts['float']['nme']
         # And half of the network or more is in 8 bits.
         assert sum(not layer['left_out'] for layer in facts[runtime]['layers']) >= 0.5 * len(facts[runtime]['layers'])
