@@ -33,6 +33,8 @@ _MAX_DIMENSIONS = 32
 _OUTPUTS = {'BatchNorm': 3, 'Dropout': 2, 'L2Normalization': 2, 'LayerNorm': 3, 'RNN': 3, 'topk': 2}
 _QUANTIZED = re.compile('_contrib_quantize|_contrib_requantize|_contrib_quantized_|_sg_mkldnn_')
 _MAX_INDEX = 2 ** 31 - 1
+# Of gluon_lprnet.deployment.operators.
+_OF_LIBRARY = 'lprnet_network'
 # What an operator divides by, or makes so many of: 0 or less ends the process.
 _POSITIVE = ('kernel', 'stride', 'dilate', 'num_group', 'num_filter', 'num_hidden', 'num_outputs', 'output_size')
 
@@ -98,12 +100,15 @@ def read_symbol(path: PathLike) -> mx.sym.Symbol:
     Raises
     ------
     InputError
-        If there is none, or it is damaged.
+        If there is none, or it is damaged, or of operators that are not loaded.
     """
     graph = read_json(path, 'the symbol of a network')
     fault = _fault_of(graph)
     if fault:
         raise InputError(f'{path} is not the symbol of an MXNet network: {fault}.')
+    if not hasattr(mx.sym, _OF_LIBRARY) and any(node['op'] == _OF_LIBRARY for node in graph['nodes']):
+        raise InputError(f'{path} is for the operator library, which the commands do not load: run it in Python, after '
+                         'gluon_lprnet.deployment.operators.load_library(), or give them another form of the network.')
     try:
         return mx.sym.load_json(json.dumps(graph, ensure_ascii=False))
     except (mx.MXNetError, UnicodeEncodeError) as error:

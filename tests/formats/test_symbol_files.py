@@ -1,4 +1,5 @@
 """What is read of files by MXNet's readers and by the package's, and what of damaged ones."""
+import json
 import os
 import re
 import subprocess
@@ -113,6 +114,16 @@ def test_symbols_whose_structure_is_damaged(old, new, message, tmp_path):
         with pytest.raises(InputError, match=message) as error:
             read_symbol(path)
         assert str(path) in str(error.value) and '\n' not in str(error.value)
+
+
+def test_symbols_for_the_operator_library(tmp_path, monkeypatch):
+    monkeypatch.delattr(mx.sym, 'lprnet_network', raising=False)
+    path = tmp_path / 'net-symbol.json'
+    path.write_text(json.dumps({'nodes': [
+        {'op': 'null', 'name': 'data', 'inputs': []}, {'op': 'lprnet_network', 'name': 'net', 'inputs': [[0, 0, 0]]}],
+        'arg_nodes': [0], 'heads': [[1, 0, 0]], 'attrs': {'mxnet_version': ['int', 10901]}}))
+    with pytest.raises(InputError, match=r'net-symbol.json is for the operator library.*load_library\(\)'):
+        read_symbol(path)
 
 
 def test_old_symbols_are_upgraded(tmp_path):
