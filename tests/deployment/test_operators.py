@@ -388,11 +388,11 @@ def test_largest_products_do_not_saturate():
                                   int8.run(symbol, params, many))
 
 
-# A sum so close to a half that it rounds to another whole number is rare, but random weights make much of it.
-@pytest.mark.parametrize('name, most', [('lprnet_mobilenet_x0.5.cifar10', 5e-3), ('lprnet_shufflenetv2_x0.5', 0.05)])
+# Of a trained network: with random weights, a sum that rounds to another whole number because it is added up in another
+# order makes as much of a difference as the 8 bits themselves.
 @pytest.mark.parametrize('chosen', [lambda index: index % 2, lambda index: index % 3 == 0])
-def test_some_layers_in_8_bits(name, most, chosen):
-    symbol, params, images = network_that_varies(name, 32)
+def test_some_layers_in_8_bits(chosen):
+    symbol, params, images = network_that_varies('lprnet_mobilenet_x0.5.cifar10', 32)
     quantizer = LibraryQuantizer(symbol, params, images, 'naive')
     layers = [layer for index, layer in enumerate(quantizer.layers) if chosen(index)]
     symbol, params = quantizer.standard(layers)
@@ -402,7 +402,7 @@ def test_some_layers_in_8_bits(name, most, chosen):
     assert operators(partitioned) == {'lprnet_network': 1}
     found = as_block(partitioned, params)(x).asnumpy()
     assert np.ptp(expected, axis=0).max() > 1e-3 * abs(expected).max()
-    assert relative_error(found, expected) < most
+    assert relative_error(found, expected) < 5e-3
     assert relative_error(quantizer.floating(images), expected) > 5e-3
 
 
