@@ -150,8 +150,8 @@ def export(path: PathLike, out: PathLike, forms: Sequence[str] = FORMS, formats:
         require_onnx()
     if LIBRARY in formats:
         if not int8:
-            raise InputError('the format `library` is of 8 bits only: give --int8 too. In float32 the operator library '
-                             "runs the deployed form of `mxnet`, by optimize_for(x, backend='LPRNet').")
+            raise InputError("the format 'library' is of 8 bits only: give --int8 too. In float32 the operator library "
+                             "runs the deployed form in the format 'mxnet', by optimize_for(x, backend='LPRNet').")
         load_library()
     floating = [format for format in formats if format != LIBRARY]
     net, found = load_network(path)

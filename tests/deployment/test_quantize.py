@@ -407,7 +407,7 @@ def test_bad_arguments(trained, tmp_path, capsys):
     assert '--int8 needs --calibrate' in error('--int8')
     assert '--calibrate needs --int8' in error('--calibrate', rec)
     assert '--rec-val needs --int8' in error('--rec-val', rec)
-    assert '`library` is of 8 bits only' in error('--format', 'library')
+    assert "'library' is of 8 bits only: give --int8 too" in error('--format', 'library')
     assert 'nothing.rec' in error('--int8', '--calibrate', str(tmp_path / 'nothing.rec'))
     assert not (tmp_path / 'out').exists()
     assert "--exclude: 'x' matches no layer" in error('--int8', '--calibrate', rec, '--exclude', 'x')
