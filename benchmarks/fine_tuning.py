@@ -82,7 +82,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--train', nargs='+', required=True, metavar='FOLDER')
     parser.add_argument('--test', nargs='+', metavar='FOLDER')
-    parser.add_argument('--classes', type=positive_int, default=12)
+    parser.add_argument('--classes', type=positive_int, default=10)
     parser.add_argument('--per-class', type=positive_int, nargs='+', default=[5, 20, 60])
     parser.add_argument('--tests', type=positive_int, default=20, help='photos of each class to test on')
     parser.add_argument('--seed', type=int, default=0)
