@@ -10,7 +10,6 @@ weights the new output layer alone is trained, as in docs/training.md; from noth
 Fewer photos are seen more often: a training sees as many in all whatever their number.
 """
 import argparse
-import json
 import os
 import random
 import sys
@@ -22,6 +21,7 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from gluon_lprnet.__main__ import main as gluon_lprnet
+from gluon_lprnet.train.journal import epoch_records
 from gluon_lprnet.utils.flags import positive_int
 from gluon_lprnet.utils.text import render_table
 
@@ -74,8 +74,7 @@ def trained(flags, train, test, run, seed):
     if gluon_lprnet(['train-imagenet', *flags, *SIZE, '--rec-train', train, '--rec-val', test, '--save-dir', str(run),
                      '--seed', str(seed)]):
         sys.exit(1)
-    rows = [json.loads(line) for line in (run / 'metrics.jsonl').read_text().splitlines()]
-    return [row['val_top1'] for row in rows if 'val_top1' in row][-1], time.process_time() - begin
+    return epoch_records(run)[-1]['val_top1'], time.process_time() - begin
 
 
 def main():
