@@ -85,7 +85,7 @@ def load_network(prefix: Union[str, Path], input_size: int, form: str = 'auto') 
     Raises
     ------
     InputError
-        If ``form`` is ``library`` and there is no compiler, or the library fails on the network.
+        If ``form`` is ``library`` and the library cannot be built, or fails on the network.
     """
     missing = _load_library(form)
     symbol, data = mx.sym.load(f'{prefix}-symbol.json'), mx.sym.var('data', dtype='float32')
