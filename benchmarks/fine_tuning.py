@@ -21,7 +21,7 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from gluon_lprnet.__main__ import main as gluon_lprnet
-from gluon_lprnet.train.journal import epoch_records
+from gluon_lprnet.train.journal import read_epochs
 from gluon_lprnet.utils.flags import positive_int
 from gluon_lprnet.utils.text import render_table
 
@@ -74,7 +74,7 @@ def trained(flags, train, test, run, seed):
     if gluon_lprnet(['train-imagenet', *flags, *SIZE, '--rec-train', train, '--rec-val', test, '--save-dir', str(run),
                      '--seed', str(seed)]):
         sys.exit(1)
-    return epoch_records(run)[-1]['val_top1'], time.process_time() - begin
+    return read_epochs(run)[-1]['val_top1'], time.process_time() - begin
 
 
 def main():
