@@ -302,7 +302,9 @@ class Server:
 
     def _load_again(self, network, report):
         model = network['modelName']
-        self._manage('DELETE', f'/models/{quote(model)}')
+        _, status = self._manage('DELETE', f'/models/{quote(model)}')
+        if status == 404:  # somebody else took it away since it was seen to be dead
+            return
         try:
             self._load(model, network['modelUrl'], {**self._loading, 'batch_size': network['batchSize'],
                                                     'max_batch_delay': network['maxBatchDelay'],
