@@ -33,6 +33,7 @@ from ..utils.errors import InputError
 from ..utils.files import PathLike, folder_aside, write_file
 from ..utils.flags import Commands, add_parser, add_record_flags, non_negative_int, positive_float, positive_int
 from ..utils.text import render_table
+from .closed_form import begin_near
 
 ORIGINAL = 'SConv'
 MODULES: dict[str, Callable[[int], HybridBlock]] = {
@@ -43,6 +44,10 @@ MODULES: dict[str, Callable[[int], HybridBlock]] = {
     # How far apart two modules of the same kind end up, as a yardstick for the other distances.
     'DSC again': lambda channels: DSC(channels, channels),
 }
+# With --closed-form too, so that it is another one than DSC.
+BEGUN_AT_RANDOM = 'DSC again'
+# That the closed form is fitted to.
+_IMAGES = 1024
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,7 @@ class ModuleTrainingConfig(TrainingConfig):
 
     network: str = ''
     match_features: bool = False
+    closed_form: bool = False
 
 
 def split(net: HybridBlock) -> tuple[nn.HybridSequential, SConv, nn.HybridSequential, int]:
@@ -207,6 +213,9 @@ def add_commands(commands: Commands) -> None:
                         help='initial rate, which follows a cosine to 0 (default: %(default)s)')
     parser.add_argument('--match-features', action='store_true',
                         help="train on the squared error to the original's output features instead of the labels")
+    parser.add_argument('--closed-form', action='store_true',
+                        help=f'begin each module as the closed form near the original, fitted to {_IMAGES:,} images, '
+                             f'in place of random numbers; but {BEGUN_AT_RANDOM!r}')
     parser.add_argument('--batch-size', type=positive_int, default=128,
                         help='images of a step (default: %(default)s)')
     parser.add_argument('--seed', type=non_negative_int, default=0, help='seed of the new modules and of the order')
@@ -235,8 +244,12 @@ def _run(args: argparse.Namespace) -> None:
         outputs = {ORIGINAL: Features(original, inputs['val'], folder / 'original.npy').data}
         target = Features(original, inputs['train'], folder / 'target.npy') if args.match_features else None
         accuracies = {ORIGINAL: accuracy}
-        for name, make in MODULES.items():
+        for number, (name, make) in enumerate(MODULES.items()):
             module = make(channels)
+            mx.random.seed(args.seed + number)
+            module.initialize(mx.init.MSRAPrelu())
+            if args.closed_form and name != BEGUN_AT_RANDOM:
+                begin_near(module, original, inputs['train'].data[:_IMAGES])
             accuracies[name] = _train(module, after, inputs, target, accuracy, args, out / name)['top1']
             outputs[name] = Features(module, inputs['val'], folder / f'{name}.npy').data
         errors, by_channel = mean_squared_errors(list(outputs.values()))
@@ -254,9 +267,7 @@ def _run(args: argparse.Namespace) -> None:
 
 def _train(module: Any, after: Any, inputs: dict[str, Any], target: Any, accuracy: float, args: argparse.Namespace,
            folder: Path) -> dict[str, float]:
-    """Train ``module`` in front of the fixed layers ``after``, or for the features ``target``; the last metrics."""
-    mx.random.seed(args.seed + list(MODULES).index(folder.name))
-    module.initialize(mx.init.MSRAPrelu())
+    """Train an initialized module in front of fixed layers ``after``, or for the features ``target``: last metrics."""
     net = nn.HybridSequential()
     net.add(module, after)
     normalize_in_rank_space(net, True)

@@ -18,10 +18,11 @@ from mxnet import autograd
 from gluon_lprnet import checkpoint, get_model, list_models
 from gluon_lprnet.__main__ import main
 from gluon_lprnet.artifact import model_arguments
-from gluon_lprnet.blocks import normalize_in_rank_space
+from gluon_lprnet.blocks import LPR, SConv, normalize_in_rank_space
 from gluon_lprnet.complexity import count
 from gluon_lprnet.data.recordio import write_records
 from gluon_lprnet.paper import cifar10, figure2, networks
+from gluon_lprnet.paper.closed_form import begin_near
 from gluon_lprnet.paper.grid import Result, ExperimentRow
 from gluon_lprnet.train.config import make_parser, parse
 from gluon_lprnet.train.imagenet import ClassificationConfig
@@ -324,6 +325,44 @@ def test_the_split_network_is_the_network():
     np.testing.assert_array_equal(after(module(before(x))).asnumpy(), net(x).asnumpy())
 
 
+def standard_convolution(kernel, rng):
+    """SConv of a kernel (outputs, inputs, 3, 3), BatchNorm and ReLU."""
+    block = SConv(*kernel.shape[1::-1])
+    block.initialize()
+    for parameter, values in zip(block.collect_params().values(), (
+            kernel, rng.uniform(0.5, 2, len(kernel)), *rng.normal(size=(2, len(kernel))),
+            rng.uniform(0.5, 2, len(kernel)))):
+        parameter.set_data(mx.nd.array(values))
+    return block
+
+
+@pytest.mark.parametrize('name', ['LPR no L2Norm', 'LPR no Residual', 'DSC'])
+def test_the_closed_form_is_a_convolution_that_is_of_the_module_s_kind(name):
+    """Of a kernel that LPR can have all is the same; DSC's ReLU between its convolutions cuts a little."""
+    rng = np.random.default_rng(0)
+    width = 16
+    low_rank = rng.normal(size=(width, 2)) @ rng.normal(size=(2, width)) / 4
+    matrix = {'DSC': rng.normal(size=(width, width)), 'LPR no L2Norm': np.diag(rng.uniform(0.5, 2, width)) + low_rank,
+              'LPR no Residual': low_rank}[name]
+    original = standard_convolution(np.einsum('oi,ikl->oikl', matrix, rng.normal(size=(width, 3, 3))), rng)
+    inputs = rng.normal(1, 2, size=(64, width, 6, 6)).astype('float32')
+    module = figure2.MODULES[name](width) if name != 'LPR no Residual' else LPR(width, residual=False, l2_norm=False)
+    module.initialize(mx.init.Xavier())
+    before = [values.data().asnumpy() for values in original.collect_params().values()]
+    begin_near(module, original, inputs)
+    wanted, given = (block(mx.nd.array(inputs)).asnumpy() for block in (original, module))
+    error = np.mean((given - wanted) ** 2) / np.mean(wanted ** 2)
+    # Without residual there is no bias behind P2: its mean is the nearest that P2 P1 can give.
+    assert error < {'LPR no L2Norm': 1e-8, 'LPR no Residual': 1, 'DSC': 0.02}[name]
+    if name == 'LPR no Residual':
+        moving = [values - values.mean(axis=(0, 2, 3), keepdims=True) for values in (
+            original[1](original[0](mx.nd.array(inputs))).asnumpy(),
+            module.p2(module.p1(module.depthwise(mx.nd.array(inputs)))).asnumpy())]
+        np.testing.assert_allclose(*moving, atol=1e-3)
+    for values, kept in zip(original.collect_params().values(), before):
+        np.testing.assert_array_equal(values.data().asnumpy(), kept)
+
+
 def test_figure_2(tiny_records, tmp_path, capsys):
     prefix, _, _ = tiny_records
     records = ['--rec-train', f'{prefix}.rec', '--rec-val', f'{prefix}.rec']
@@ -355,6 +394,11 @@ def test_figure_2(tiny_records, tmp_path, capsys):
                      str(tmp_path / 'matched')])
     errors = [record['mse'] for record in epoch_records(tmp_path / 'matched' / 'DSC')]
     assert len(errors) == 4 and errors[-1] < errors[0]
+
+    assert not main([*command[:-4], '--num-epochs', '1', '--lr', '1e-6', '--closed-form', '--out',
+                     str(tmp_path / 'near')])
+    near = json.loads((tmp_path / 'near' / 'figure2.json').read_text())['mse']['SConv']
+    assert max(near['DSC'], near['LPR no L2Norm']) < 0.5 * near['DSC again']
 
 
 def test_figure_2_needs_a_standard_convolution(tiny_records, tmp_path, capsys):
