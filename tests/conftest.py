@@ -13,11 +13,18 @@ import numpy as np
 import pytest
 
 import gluon_lprnet  # noqa: F401  before MXNet, for NumPy's sake
+import mxnet as mx
 from gluon_lprnet.data.batches import Batch, ImageBatches
 from gluon_lprnet.data.recordio import write_records
 
 # Real data, beside the checkout unless this names another folder.
 SHARED_DATA = Path(os.environ.get('GLUON_LPRNET_TEST_DATA', Path(__file__).resolve().parents[2] / 'shared' / 'data'))
+
+
+def pytest_runtest_setup(item):
+    """Random weights are not to depend on the tests before, which the workers share out differently every time."""
+    mx.random.seed(0)
+    np.random.seed(0)
 
 
 @pytest.fixture(scope='session')

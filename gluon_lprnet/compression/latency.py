@@ -11,11 +11,11 @@ from ..utils.errors import InputError
 from ..utils.timing import ROUNDS, interleaved_milliseconds
 from .factorize import ranks_within
 
-__all__ = ['Clock', 'median_milliseconds', 'ranks_by_latency']
+__all__ = ['Clock', 'Timed', 'median_milliseconds', 'ranks_by_latency']
 
 # Passes for layers; networks use the default.
 _LAYER_ROUNDS = 20
-# So many copies of a layer are timed in series, because the call itself takes longer than a small layer.
+# So many copies of a layer are timed together, because the call itself takes longer than a small layer.
 COPIES = 8
 # How often ranks are chosen again from the measured network, and by what share of the target it may be faster.
 _ATTEMPTS = 8
@@ -42,6 +42,27 @@ def median_milliseconds(networks: Sequence, shape: tuple[int, ...]) -> list[floa
     return [statistics.median(taken) for taken in _milliseconds(networks, shape, ROUNDS)]
 
 
+class Timed(NamedTuple):
+    """A convolution, as it is timed: two that are equal are timed once.
+
+    Attributes
+    ----------
+    input_shape : tuple of int
+        NCHW, where the network's input is the clock's.
+    outputs : int
+        Channels.
+    highest_rank : int
+        At which multiply-adds are still saved.
+    geometry : tuple
+        What else its operator has, as pairs of name and value.
+    """
+
+    input_shape: tuple[int, ...]
+    outputs: int
+    highest_rank: int
+    geometry: tuple = ()
+
+
 class Clock(NamedTuple):
     """What is timed. Weights do not change times and need not be right.
 
@@ -54,17 +75,17 @@ class Clock(NamedTuple):
     build : callable
         (a rank or None for each layer) to the network.
     build_layers : callable
-        (channels of the input, channels of the output, rank or None) to ``COPIES`` layers in series.
+        (a :class:`Timed`, its rank or None) to a network of ``COPIES`` such layers.
     """
 
     input_shape: tuple[int, ...]
     original: Callable[[], Any]
     build: Callable[[Sequence[Optional[int]]], Any]
-    build_layers: Callable[[tuple, Optional[int]], Any]
+    build_layers: Callable[[Timed, Optional[int]], Any]
 
 
 def ranks_by_latency(allowed: Callable[[float], float], spectra: Sequence[np.ndarray],
-                     shapes: Sequence[tuple[tuple, int]], clock: Clock) -> list[Optional[int]]:
+                     layers: Sequence[Timed], clock: Clock) -> list[Optional[int]]:
     """The rank of each layer that keeps the sum of errors low within a latency.
 
     Each layer is timed at some ranks, and the ranks are chosen as within a budget of multiply-adds. The
@@ -76,9 +97,7 @@ def ranks_by_latency(allowed: Callable[[float], float], spectra: Sequence[np.nda
         From the milliseconds of the original to those that the network may take.
     spectra : sequence of ndarray
         By layer, as :func:`gluon_lprnet.compression.factorize.ranks_within` takes them.
-    shapes : sequence of (tuple, int)
-        Of each layer the shape of its input, NCHW, where the network's input is the clock's, and the channels of its
-        output.
+    layers : sequence of Timed
     clock : Clock
 
     Returns
@@ -92,9 +111,9 @@ def ranks_by_latency(allowed: Callable[[float], float], spectra: Sequence[np.nda
         If no choice is fast enough.
     """
     original = clock.original()
-    tables = {(shape, outputs): _times_by_rank(shape, outputs, clock.build_layers)
-              for shape, outputs in tqdm(dict.fromkeys(shapes), 'timing layers', leave=False, disable=None)}
-    times = [tables[shape] for shape in shapes]
+    tables = {layer: _times_by_rank(layer, clock.build_layers)
+              for layer in tqdm(dict.fromkeys(layers), 'timing layers', leave=False, disable=None)}
+    times = [tables[layer] for layer in layers]
     least = sum(min(by_rank.values()) for by_rank in times)
 
     def share(before):
@@ -125,13 +144,12 @@ def ranks_by_latency(allowed: Callable[[float], float], spectra: Sequence[np.nda
     return list(best[1])
 
 
-def _times_by_rank(shape, outputs, build_layers):
+def _times_by_rank(layer, build_layers):
     """Milliseconds of a layer at some ranks, and unchanged (None)."""
-    inputs = shape[1]
-    # In steps of the vector width; from the last of them on, multiply-adds are no longer saved.
-    step = max(8, min(inputs, outputs) // 128 * 8)
-    ranks = [*range(step, inputs * outputs // (inputs + outputs), step), None]
-    times = _milliseconds([build_layers(inputs, outputs, rank) for rank in ranks], shape, _LAYER_ROUNDS)
+    # In steps of the vector width.
+    step = max(8, layer.highest_rank // 64 * 8)
+    ranks = [*range(step, layer.highest_rank, step), None]
+    times = _milliseconds([build_layers(layer, rank) for rank in ranks], layer.input_shape, _LAYER_ROUNDS)
     # The shortest, not the median: other load only adds to a time.
     return {rank: min(taken) / COPIES for rank, taken in zip(ranks, times)}
 

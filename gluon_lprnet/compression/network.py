@@ -228,7 +228,8 @@ def _clock(found, wanted, form):
                                                  own.residual))
         return deploy(as_block(*graph.result()))
 
-    def in_series(inputs, outputs, rank):
+    def in_series(layer, rank):
+        inputs, outputs = layer.input_shape[1], layer.outputs
         graph = PointwiseGraph(*_pointwise_in_series(inputs, outputs, COPIES, found.graph.context))
         layers = [replace(layer, pair=inputs == outputs) for layer in graph.pointwise(any_width=True)]
         return deployed(graph, layers, [rank] * COPIES)

@@ -19,10 +19,12 @@ from scipy.sparse.linalg import LinearOperator, cg
 from tqdm import tqdm
 
 from ..complexity import count
+from ..deployment.reparametrize import deploy
 from ..graph import as_block, attributes
 from ..utils.errors import InputError
+from .latency import COPIES, Clock, Timed
 from .modules import Convolution, PointwiseGraph
-from .ranks import Latency, Problem, Ranks
+from .ranks import Problem, Ranks
 from .refit import Moments
 from .report import LayerReport, Report
 
@@ -220,10 +222,11 @@ class SpatialLayer(NamedTuple):
     """
 
     name: str
-    inputs: int
+    input_shape: tuple
     output_shape: tuple
     multiply_adds: int
     term: int
+    geometry: tuple
 
     @property
     def width(self) -> int:
@@ -298,6 +301,9 @@ class _SpatialProblem(Problem):
     def cost(self, layer: Any, rank: Optional[int]) -> int:
         return layer.multiply_adds if rank is None else rank * layer.term
 
+    def timed(self, layer: Any) -> Timed:
+        return Timed(layer.input_shape, layer.output_shape[1], layer.width, layer.geometry)
+
 
 def compress_spatial(symbol: mx.sym.Symbol, params: Mapping[str, mx.nd.NDArray], ranks: Ranks,
                      stay: Callable[[Sequence[Spatial]], dict[str, str]], images: Sequence[mx.nd.NDArray],
@@ -321,8 +327,6 @@ def compress_spatial(symbol: mx.sym.Symbol, params: Mapping[str, mx.nd.NDArray],
     InputError
         If the network has no such convolution, the ranks do not fit, or there are too few images.
     """
-    if isinstance(ranks, Latency):
-        raise InputError("method 'pdp' chooses no ranks by a latency: give a rank, a budget or an energy.")
     graph = SpatialGraph(symbol, params)
     layers = graph.spatial()
     free = [layer for layer in layers if not layer.skipped]
@@ -366,15 +370,49 @@ def _chosen_ranks(graph, layers, ranks, kernels, before, reasons):
     def as_layer(layer):
         source = graph.nodes[graph.nodes[layer.node]['inputs'][0][0]]['name']
         images, *_ = before.input_shape
-        area_before, area_after = (images * math.prod(shape[2:]) for shape in (
-            shapes.get(source, before.input_shape), shapes[layer.name]))
+        input_shape = shapes.get(source, before.input_shape)
+        area_before, area_after = (images * math.prod(shape[2:]) for shape in (input_shape, shapes[layer.name]))
         outputs, inputs = layer.shape
-        return SpatialLayer(layer.name, inputs, shapes[layer.name], costs[layer.name], area_before * inputs
-                            + area_after * (math.prod(layer.geometry['kernel']) + outputs))
+        return SpatialLayer(layer.name, input_shape, shapes[layer.name], costs[layer.name], area_before * inputs
+                            + area_after * (math.prod(layer.geometry['kernel']) + outputs),
+                            tuple(layer.geometry.items()))
 
     problem = _SpatialProblem([as_layer(layer) for layer in layers], before.multiply_adds,
-                              lambda: [_spectrum(kernels[layer.name][0]) for layer in layers], None)
+                              lambda: [_spectrum(kernels[layer.name][0]) for layer in layers],
+                              _clock(graph, layers, before.input_shape))
     return ranks.choose_saving(problem, reasons)
+
+
+def _clock(graph, wanted, input_shape):
+    symbol, params = graph.result()
+
+    def deployed(graph, layers, ranks):
+        """The network with terms in place of kernels; their weights are 0, which changes no time."""
+        for layer, rank in zip(layers, ranks):
+            if rank is not None:
+                outputs, inputs = layer.shape
+                positions = math.prod(layer.geometry['kernel'])
+                graph.replace_kernel(layer, Terms(np.zeros((rank, inputs)), np.zeros((rank, positions)),
+                                                  np.zeros((outputs, rank)), []), np.zeros(outputs))
+        return deploy(as_block(*graph.result()))
+
+    def side_by_side(layer, rank):
+        copies = SpatialGraph(*_side_by_side(layer, COPIES, graph.context))
+        return deployed(copies, copies.spatial(), [rank] * COPIES)
+
+    return Clock(input_shape, lambda: deploy(as_block(symbol, params)),
+                 lambda ranks: deployed(SpatialGraph(symbol, params), wanted, ranks), side_by_side)
+
+
+def _side_by_side(layer, copies, context):
+    """Symbol and parameters, all 0, of convolutions of one input, whatever their stride, and of their outputs' sum."""
+    data, geometry, params, outputs = mx.sym.var('data'), dict(layer.geometry), {}, []
+    for number in range(copies):
+        outputs.append(mx.sym.Convolution(data, num_filter=layer.outputs, name=f'layer{number}', **geometry))
+        params.update({
+            f'layer{number}_weight': mx.nd.zeros((layer.outputs, layer.input_shape[1], *geometry['kernel']), context),
+            f'layer{number}_bias': mx.nd.zeros(layer.outputs, context)})
+    return mx.sym.add_n(*outputs), params
 
 
 def _spectrum(tensor):

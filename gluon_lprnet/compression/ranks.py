@@ -10,7 +10,7 @@ import numpy as np
 from ..blocks import resolve_rank
 from ..utils.errors import InputError
 from .factorize import ranks_within
-from .latency import Clock, ranks_by_latency
+from .latency import Clock, Timed, ranks_by_latency
 
 __all__ = ['Fraction', 'Rank', 'Energy', 'Budget', 'Latency', 'ByLayer', 'Ranks', 'as_ranks', 'matching']
 
@@ -72,6 +72,11 @@ class Problem:
             return layer.multiply_adds
         outputs = layer.output_shape[1]
         return math.prod(layer.output_shape) // outputs * (rank * (layer.inputs + outputs) + layer.residual * outputs)
+
+    def timed(self, layer: Layer) -> Timed:
+        """A layer as the clock takes it."""
+        inputs, (images, outputs, *size) = layer.inputs, layer.output_shape
+        return Timed((images, inputs, *size), outputs, inputs * outputs // (inputs + outputs))
 
 
 def fast_ranks(width: int) -> list[int]:
@@ -204,9 +209,8 @@ class Latency(Ranks):
                f'Latency(milliseconds={self.milliseconds}): give a positive number.')
 
     def choose(self, problem: Problem) -> list[Optional[int]]:
-        return ranks_by_latency(self._allowed, problem.spectra(), [
-            ((layer.output_shape[0], layer.inputs, *layer.output_shape[2:]), layer.output_shape[1])
-            for layer in problem.layers], problem.clock)
+        return ranks_by_latency(self._allowed, problem.spectra(), [problem.timed(layer) for layer in problem.layers],
+                                problem.clock)
 
     def _allowed(self, original: float) -> float:
         return (self.share or 0) * original if self.milliseconds is None else self.milliseconds

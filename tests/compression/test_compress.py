@@ -309,10 +309,10 @@ def test_the_residual_is_that_of_pairs_alone():
 def test_ranks_of_any_width_within_a_budget_and_a_latency(monkeypatch):
     net = random_network('mobilenetv1_x0.25')
     before = count(net, SHAPE).multiply_adds
-    for ranks in (Budget(0.6), Latency(0.6)):
+    for ranks in (Budget(0.5), Latency(0.5)):
         clock(monkeypatch, lambda network: network.multiply_adds / 1e6)
         found, report = compress(net, ranks, any_width=True, input_shape=SHAPE)
-        assert count(found, SHAPE).multiply_adds == report.after.multiply_adds <= 0.6 * before
+        assert count(found, SHAPE).multiply_adds == report.after.multiply_adds <= 0.5 * before
         assert any(layer.rank for layer in report.layers if layer.shape[0] != layer.shape[1])
 
 

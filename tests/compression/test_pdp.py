@@ -11,7 +11,7 @@ from reference.networks import random_images, relative_error
 
 from gluon_lprnet.blocks import DSC, LPR, PDP, SConv
 from gluon_lprnet.complexity import count
-from gluon_lprnet.compression import Budget, ByLayer, Energy, Latency, compress
+from gluon_lprnet.compression import Budget, ByLayer, Energy, Latency, compress, latency
 from gluon_lprnet.compression.pdp import decompose, full_rank
 from gluon_lprnet.utils.errors import InputError
 
@@ -236,9 +236,29 @@ def test_ranks_by_budget_and_energy():
     assert any(layer.rank for layer in report.layers)
 
 
+def test_ranks_by_latency(monkeypatch):
+    """As if all of the time was that of multiply-adds; the copies of a layer are timed at its own stride."""
+    net, timed = small_network(), []
+
+    def milliseconds(networks, shape, rounds):
+        counts = [count(network, shape) for network in networks]
+        timed.extend(counts)
+        return [[each.multiply_adds / 1e6] * rounds for each in counts]
+    monkeypatch.setattr(latency, '_milliseconds', milliseconds)
+    errors = []
+    for share in (0.5, 0.8):
+        _, report = compress(net, Latency(share), method='pdp', input_shape=(1, 3, 24, 24))
+        assert 0.8 * share < report.after.multiply_adds / report.before.multiply_adds <= share
+        errors.append(sum(layer.error or 0 for layer in report.layers))
+    assert errors[1] < errors[0]
+    alone = {each.multiply_adds // latency.COPIES for each in timed if each.layers[0].name == 'layer0'}
+    assert {row.multiply_adds for row in report.before.layers if row.operator == 'Convolution'
+            and row.name in [layer.name for layer in report.layers if layer.skipped in (None, Latency.stays)]} <= alone
+
+
 @pytest.mark.parametrize('arguments, message', [
     (dict(method='cp'), 'lpr, svd, pdp'), (dict(method='pdp', l2_norm=True), 'l2_norm'),
-    (dict(method='pdp', any_width=True), 'any_width'), (dict(method='pdp', rank=Latency(0.5)), 'latency'),
+    (dict(method='pdp', any_width=True), 'any_width'),
     (dict(method='svd', l2_norm=True), 'residual=True'), (dict(method='pdp', layers=['*nothing*']), 'nothing'),
     (dict(method='pdp', rank=10000), '10000')])
 def test_what_does_not_fit_is_refused(arguments, message):
