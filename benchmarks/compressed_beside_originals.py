@@ -4,10 +4,10 @@
     python benchmarks/compressed_beside_originals.py --originals mobilenetv1_x0.25.npz:224 mobilenetv1_x0.5.npz:128 \\
         mobilenetv1_x0.5.npz:160 --compressed compressed/mobilenetv1_x0.5-compressed-symbol.json --test test.rec
 
-Each original is the arrays of `import` and an input size; --test are labeled photos as `pack images` packs them. All
-networks take turns in one run, in the deployed form, fused by MXNet, one photo at a time on one thread. `above` is the
-distance in points from the line through the originals that no other one beats, at the network's latency and at its
-multiply-adds.
+Each original is the arrays of `import` and an input size; what `compress` wrote is named by its folder. --test are
+labeled photos as `pack images` packs them. All networks take turns in one run, in the deployed form, fused by MXNet,
+one photo at a time on one thread. `above` is the distance in points from the line through the originals that no other
+one beats, at the network's latency and at its multiply-adds.
 """
 import argparse
 import csv
@@ -66,7 +66,8 @@ def main():
         networks.append(('original', f'{Path(path).stem}@{size}', *import_mobilenetv1(path, int(size))))
     for path in args.compressed:
         net, description = load_network(path)
-        name = Path(path).name.replace('-symbol.json', '')
+        # All that compress writes of one original have the same name.
+        name = Path(path).parent.name if path.endswith('-symbol.json') else path
         networks.append(('compressed', f'{name}@{description["input_size"]}', net, description))
     records, rows, passes = check_records(args.test), [], []
     for kind, name, net, description in networks:

@@ -7,7 +7,7 @@
 Each folder is a class; those with too few photos are left out, and `--classes` of the others are taken, evenly spread.
 Without --test the photos to test on are of the same folders. Photos are chosen by chance, the test's first. From the
 weights the new output layer alone is trained, as in docs/training.md; from nothing the whole network is, twice as long.
-Fewer photos are seen more often: a training sees as many in all whatever their number.
+Fewer photos are seen more often: packed several times, so that an epoch has as many whatever their number.
 """
 import argparse
 import os
@@ -26,10 +26,10 @@ from gluon_lprnet.utils.flags import positive_int
 from gluon_lprnet.utils.text import render_table
 
 WEIGHTS = 'compressed_mobilenet_x0.5.imagenet'
-# What it begins with: the flags, and the epochs with the most photos.
+# What it begins with: the flags.
 STARTS = {
-    WEIGHTS: (['--model', WEIGHTS, '--freeze', 'features', '--lr', '0.1'], 6),
-    'nothing': (['--model', 'mobilenetv1_x0.5', '--warmup-epochs', '1', '--lr', '0.03'], 12),
+    WEIGHTS: ['--model', WEIGHTS, '--freeze', 'features', '--num-epochs', '6', '--lr', '0.1'],
+    'nothing': ['--model', 'mobilenetv1_x0.5', '--num-epochs', '12', '--warmup-epochs', '1', '--lr', '0.03'],
 }
 SIZE = ['--input-size', '128', '--tuning-epochs', '0', '--batch-size', '16', '--min-random-scale', '0.9', '-j', '1']
 
@@ -56,11 +56,11 @@ def chosen(args, per_class):
     return {name: found[name] for name in names}
 
 
-def pack(photos_by_class, folder):
-    """The photos as a RecordIO file."""
+def pack(photos_by_class, folder, times=1):
+    """The photos, each so many times, as a RecordIO file."""
     for name, photos in photos_by_class.items():
         (folder / name).mkdir(parents=True)
-        for number, photo in enumerate(photos):
+        for number, photo in enumerate(photos * times):
             (folder / name / f'{number}{photo.suffix}').symlink_to(photo.resolve())
     records = folder.with_name(f'{folder.name}-records')
     if gluon_lprnet(['pack', 'images', str(folder), '--out', str(records), '--resize', '160']):
@@ -92,9 +92,9 @@ def main():
     with tempfile.TemporaryDirectory() as scratch:
         test = pack({name: photos for name, (_, photos) in classes.items()}, Path(scratch) / 'test')
         for number in args.per_class:
-            train = pack({name: photos[:number] for name, (photos, _) in classes.items()}, Path(scratch) / f'{number}')
-            for start, (flags, epochs) in STARTS.items():
-                flags = [*flags, '--num-epochs', str(epochs * max(args.per_class) // number)]
+            train = pack({name: photos[:number] for name, (photos, _) in classes.items()}, Path(scratch) / f'{number}',
+                         max(args.per_class) // number)
+            for start, flags in STARTS.items():
                 top1, seconds = trained(flags, train, test, Path(scratch) / f'{start}-{number}', args.seed)
                 rows.append((number, start, f'{100 * top1:.1f}', f'{seconds:.0f}'))
                 print(*rows[-1], flush=True)

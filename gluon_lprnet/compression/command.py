@@ -120,8 +120,8 @@ def add_commands(commands: Commands) -> None:
     tuning.add_argument('--rec-train', metavar='REC',
                         help='images to tune on; any photos will do, since the original network says what they show')
     tuning.add_argument('--held-out', metavar='REC',
-                        help='other such images: the epoch is kept that agrees with the original most often on them '
-                             '(default: the last one)')
+                        help='other such images: of the network before the tuning and after each epoch the one is kept '
+                             'that agrees with the original most often on them (default: the last one)')
     tuning.add_argument('--teacher', metavar='NETWORK',
                         help='another network to learn from, as --network takes it (default: the original)')
     tuning.add_argument('--labels', action='store_true', help='learn from the labels of --rec-train too')
@@ -190,7 +190,7 @@ def _run(args):
     make_folder(out)
     columns = {'original': task.measured(task.net), 'compressed': task.measured(net)}
     if args.tune_epochs:
-        columns['tuned'] = _tuned(net, task, _tuning_config(args, chosen), found)
+        columns['tuned'] = _tuned(net, columns['compressed'], task, _tuning_config(args, chosen), found)
     latencies = median_milliseconds([deploy(task.net), deploy(net)], task.input_shape)
     print(f'\n{_table(columns, report, latencies)}')
     for warning in _warnings(report, *latencies):
@@ -208,20 +208,23 @@ def _tuning_config(args, ranks):
                                   ranks=ranks, optimizer='adam')
 
 
-def _tuned(net, task, config, found):
-    """Tune the network; its numbers."""
+def _tuned(net, numbers, task, config, found):
+    """Tune the network, which has these numbers; those that it has then. It stays as it is if no epoch is better."""
     # Inside another block: MXNet cannot read back the parameters that a bare SymbolBlock saves.
     whole = gluon.nn.HybridSequential()
     whole.add(net)
     best = Best(whole, Path(config.save_dir) / 'best.params')
 
-    def evaluate():
-        numbers = task.measured(net)
+    def offer(numbers):
         score = task.score(numbers)
         if score is not None:
             best.offer(score)
         return numbers
 
+    def evaluate():
+        return offer(task.measured(net))
+
+    offer(numbers)
     fit(task.tuning(whole, evaluate), config, found)
     best.take()
     return task.measured(net)
