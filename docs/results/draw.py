@@ -67,6 +67,30 @@ def draw_compression():
     save(figure, 'compression')
 
 
+def draw_compression_imagenet():
+    """Compressed networks of 1,000 classes beside the originals, by multiply-adds and by time, and the best line."""
+    rows = read('compression_imagenet')
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.5), sharey=True)
+    for axis, cost, unit, label in ((axes[0], 'multiply_adds', 1e6, 'multiply-adds (millions)'),
+                                    (axes[1], 'milliseconds', 1, 'milliseconds for an image, deployed')):
+        points = {kind: [(float(row[cost]) / unit, 100 * float(row['top1']), row['network']) for row in rows
+                         if row['kind'] == kind] for kind in ('original', 'compressed')}
+        best = [point for point in sorted(points['original'])
+                if all(other[1] < point[1] for other in points['original'] if other[0] < point[0])]
+        axis.plot(*list(zip(*best))[:2], color='black', linewidth=1)
+        for (kind, found), marker, beside in zip(points.items(), 'ox', ((-4, 4), (6, -12))):
+            x, y, _ = zip(*found)
+            axis.scatter(x, y, marker=marker, label=kind, zorder=3)
+            for *place, name in found:
+                axis.annotate(name.replace('mobilenetv1_', '').replace('compressed_mobilenet_', ''), place,
+                              xytext=beside, ha='right', textcoords='offset points', fontsize=6)
+        axis.set(xlabel=label, xscale='log')
+        axis.grid(alpha=0.3, which='both')
+    axes[0].set_ylabel('top-1 (%)')
+    axes[0].legend(loc='lower right')
+    save(figure, 'compression_imagenet')
+
+
 def draw_int8():
     """What 8 bits cost: the loss of top-1 in points and the increase of NME, by runtime and calibration."""
     figure, axes = plt.subplots(1, 2, figsize=(10, 4), width_ratios=(3, 1.2))
@@ -111,5 +135,5 @@ def draw_serving():
 
 
 if __name__ == '__main__':
-    for draw in (draw_inference, draw_compression, draw_int8, draw_serving):
+    for draw in (draw_inference, draw_compression, draw_compression_imagenet, draw_int8, draw_serving):
         draw()
