@@ -5,15 +5,23 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 from reference.landmark_networks import ANSWER, expected_points, loop_errors, make_network, write_faces
+from reference.networks import random_network
 
+from gluon_lprnet.complexity import count
 from gluon_lprnet.deployment.export import export
+from gluon_lprnet.deployment.reparametrize import reparametrize
+from gluon_lprnet.graph import trace
 
-BENCHMARKS = Path(__file__).resolve().parents[1] / 'benchmarks'
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'benchmarks'))
+import layer_limits
+
+BENCHMARKS = Path(layer_limits.__file__).parent
 RUNTIMES = ['fused', 'operators'] if shutil.which('g++') else ['fused']
 
 
@@ -46,6 +54,32 @@ def test_int8():
     # Without MobileNetV1 there is nothing to be faster than.
     assert row[6] == '-'
     assert set(row[7].split(', ')) <= {'none', 'convolution', 'depthwise', 'pointwise', 'low-rank', 'dense'}
+
+
+def test_layers_of_the_limits_are_those_that_are_counted():
+    net = random_network('lprnet_mobilenet_x0.5')
+    symbol, _ = reparametrize(*trace(net))
+    found = layer_limits.layers(symbol, 96)
+    counted = count(symbol, (1, 3, 96, 96))
+    weighted = [layer for layer in found if layer.kind not in ('normalization', 'average')]
+    assert [layer.multiply_adds for layer in weighted] == [
+        layer.multiply_adds for layer in counted.layers if layer.operator in ('Convolution', 'FullyConnected')]
+    assert Counter(layer.kind for layer in found) == {
+        'first': 1, 'depthwise': 13, 'P1': 8, 'normalization': 8, 'P2': 8, 'pointwise': 5, 'average': 1, 'dense': 1}
+    # Image and first feature map; the whole of what the sums read and write; weights alone.
+    weights = 4 * 27 * 16
+    assert found[0].bytes == 4 * (3 * 96 * 96 + 16 * 48 * 48) + weights
+    wide = next(layer for layer in found if layer.kind == 'P2')
+    assert wide.bytes == 4 * (2 * wide.outputs * wide.height * wide.width + wide.inputs * wide.outputs)
+    assert found[-1].bytes == 4 * 512 * 10
+
+
+@pytest.mark.skipif(shutil.which('g++') is None, reason='no g++')
+def test_layer_limits():
+    output = run('layer_limits.py', '--width', '0.25', '--input-size', '64', '--rounds', '2')
+    rows = [[cell.strip() for cell in line.split('|')[1:-1]] for line in output.splitlines() if line.startswith('| ')]
+    assert [row[1] for row in rows[1:]] == ['1', '13', '8', '8', '8', '5', '1', '1', '45', '45']
+    assert re.search(r'\d+G multiply-adds a second, \d+ GB/s', output)
 
 
 def test_onnx_runtimes(tmp_path):

@@ -172,7 +172,7 @@ inline Lanes nearest(Vector value) {
 #endif
 }
 
-/* From -32768 to 32767, or from 0 to 255, to 8 bits: one vector, and two that follow each other. */
+/* From -32768 to 32767, or from 0 to 255, to 8 bits. */
 inline void store(Small* to, Lanes value) {
 #if defined(__AVX2__) && !defined(__AVX512F__)
   __m128i narrow = _mm_packs_epi32(_mm256_castsi256_si128((__m256i)value), _mm256_extracti128_si256((__m256i)value, 1));
@@ -181,18 +181,6 @@ inline void store(Small* to, Lanes value) {
 #else
   *reinterpret_cast<Smalls*>(to) = __builtin_convertvector(value, Smalls);
 #endif
-}
-
-inline void store(Small* to, Lanes first, Lanes second) {
-#if defined(__AVX2__) && !defined(__AVX512F__)
-  if (sizeof(Small) == 2) {
-    const __m256i narrow = _mm256_packs_epi32((__m256i)first, (__m256i)second);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_permute4x64_epi64(narrow, 0xd8));
-    return;
-  }
-#endif
-  store(to, first);
-  store(to + BLOCK, second);
 }
 
 /* From a sum to the output of a layer, in steps of the output: sum * multiplier + offset + addend * addend_multiplier,
@@ -226,7 +214,18 @@ inline void finish(float* to, Vector first, Vector second, const Range& range, i
   store(to + BLOCK, range(second));
 }
 inline void finish(Small* to, Vector first, Vector second, const Range& range, int zero) {
-  store(to, within(first, range) + (ZERO ? zero : 0), within(second, range) + (ZERO ? zero : 0));
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  if (sizeof(Small) == 2) {
+    /* What is too low, or NaN, becomes a negative number whose low end is left to the 16 bits. */
+    const auto cut = [&](Vector value) { return (__m256i)nearest(range.high < value ? range.high : value); };
+    const __m256i low = (__m256i)nearest(range.low);
+    const __m256i narrow = _mm256_max_epi16(_mm256_packs_epi32(cut(first), cut(second)), _mm256_packs_epi32(low, low));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_permute4x64_epi64(narrow, 0xd8));
+    return;
+  }
+#endif
+  store(to, within(first, range) + (ZERO ? zero : 0));
+  store(to + BLOCK, within(second, range) + (ZERO ? zero : 0));
 }
 
 template <class Element>
@@ -277,26 +276,26 @@ inline RoundingWriter<Element> writer(const Rounding<Element>& result, int block
 
 inline void accumulate(Vector* sums, float value, Vector row) { *sums += value * row; }
 
-/* The products of a group of inputs with as many weights for each output. */
-inline void accumulate(Lanes* sums, int32_t value, Lanes row) {
+/* The products of a group of inputs, by lane, with as many weights for each output. */
+inline void accumulate(Lanes* sums, Lanes values, Lanes row) {
 #if defined(__AVX512VNNI__)
-  *sums = (Lanes)_mm512_dpbusd_epi32((__m512i)*sums, _mm512_set1_epi32(value), (__m512i)row);
+  *sums = (Lanes)_mm512_dpbusd_epi32((__m512i)*sums, (__m512i)values, (__m512i)row);
 #elif defined(__AVXVNNI__)
-  *sums = (Lanes)_mm256_dpbusd_avx_epi32((__m256i)*sums, _mm256_set1_epi32(value), (__m256i)row);
+  *sums = (Lanes)_mm256_dpbusd_avx_epi32((__m256i)*sums, (__m256i)values, (__m256i)row);
 #elif defined(__AVX512BW__)
-  *sums += (Lanes)_mm512_madd_epi16(_mm512_set1_epi32(value), (__m512i)row);
+  *sums += (Lanes)_mm512_madd_epi16((__m512i)values, (__m512i)row);
 #elif defined(__AVX2__) && !defined(__AVX512F__)
-  *sums += (Lanes)_mm256_madd_epi16(_mm256_set1_epi32(value), (__m256i)row);
+  *sums += (Lanes)_mm256_madd_epi16((__m256i)values, (__m256i)row);
 #elif defined(__SSE2__) && !defined(__AVX__)
-  *sums += (Lanes)_mm_madd_epi16(_mm_set1_epi32(value), (__m128i)row);
+  *sums += (Lanes)_mm_madd_epi16((__m128i)values, (__m128i)row);
 #else
-  Small elements[GROUP];
-  std::memcpy(elements, &value, sizeof(value));
-  *sums += elements[0] * (row << 16 >> 16) + elements[1] * (row >> 16);
+  *sums += (values << 16 >> 16) * (row << 16 >> 16) + (values >> 16) * (row >> 16);
 #endif
-  /* Else it sums products of several groups first, for which there are no registers. */
+  /* Otherwise it sums products of several groups first, for which there are no registers. */
   keep(sums);
 }
+
+inline void accumulate(Lanes* sums, int32_t value, Lanes row) { accumulate(sums, Lanes{} + value, row); }
 
 template <class Number> struct SumOf;
 template <> struct SumOf<float> { typedef Vector type; };
@@ -326,7 +325,11 @@ void tiles(const Number* x, int count, size_t pitch, const Matrix<Number>& matri
       for (int k = 0; k < INNER; ++k, weight += BLOCK) {
         Sum row[M];
 #pragma GCC unroll 4
-        for (int i = 0; i < M; ++i) row[i] = load(weight + i * next);
+        for (int i = 0; i < M; ++i) {
+          row[i] = load(weight + i * next);
+          /* Loaded once: as operands in memory they would be loaded for every pixel. */
+          keep(&row[i]);
+        }
         /* Where pixels share inputs: do not keep those for the next k, in registers that the sums need. */
         if (STEP < INNER) asm volatile("" : "+r"(from));
 #pragma GCC unroll 32
@@ -395,10 +398,9 @@ void dense_row(const float* rows, size_t pitch, int channels, int stride, int wi
 }
 
 /* The 3x3 depthwise convolution of COLUMNS neighboring pixels, of the kernel's rows and columns from Y0 to Y1 and X0 to
- * X1: those within the image. `from` is where the kernel's first row and column would be, and `zero` was added to its
- * elements. Sums of 8 bits are exact in float32. */
-template <int STRIDE, int COLUMNS, int Y0, int Y1, int X0, int X1, class From, class Writer>
-inline void taps(const From* from, int zero, size_t pitch, const Vector* w, Writer* out) {
+ * X1: those within the image. `from` is where the kernel's first row and column would be. */
+template <int STRIDE, int COLUMNS, int Y0, int Y1, int X0, int X1>
+inline void taps(const float* from, size_t pitch, const Vector* w, Writer* out) {
   Vector sums[1][COLUMNS];
 #pragma GCC unroll 4
   for (int j = 0; j < COLUMNS; ++j) sums[0][j] = w[9];
@@ -406,7 +408,7 @@ inline void taps(const From* from, int zero, size_t pitch, const Vector* w, Writ
   for (int y = Y0; y < Y1; ++y)
 #pragma GCC unroll 16
     for (int x = X0; x < (COLUMNS - 1) * STRIDE + X1; ++x) {
-      const Vector value = load(from + y * pitch + x * BLOCK, zero);
+      const Vector value = load(from + y * pitch + x * BLOCK);
 #pragma GCC unroll 4
       for (int j = 0; j < COLUMNS; ++j)
         if (x - j * STRIDE >= X0 && x - j * STRIDE < X1) sums[0][j] += w[3 * y + x - j * STRIDE] * value;
@@ -414,8 +416,8 @@ inline void taps(const From* from, int zero, size_t pitch, const Vector* w, Writ
   out->write(sums);
 }
 
-template <int STRIDE, int Y0, int Y1, class From, class Writer>
-void depthwise_row(const From* from, int zero, size_t pitch, int before, int width, int out_width, const float* weight,
+template <int STRIDE, int Y0, int Y1>
+void depthwise_row(const float* from, size_t pitch, int before, int width, int out_width, const float* weight,
                    Writer out) {
   constexpr int COLUMNS = STRIDE == 1 ? 4 : 2;
   /* Copies, which the outputs cannot overwrite, stay in registers. */
@@ -428,32 +430,139 @@ void depthwise_row(const From* from, int zero, size_t pitch, int before, int wid
   const int first = before, end = std::max(first, room < 0 ? 0 : std::min(out_width, room / STRIDE + 1));
   int column = 0;
   if (before) {
-    if (width == 1) taps<STRIDE, 1, Y0, Y1, 1, 2>(at(0), zero, pitch, w, &out);
-    else taps<STRIDE, 1, Y0, Y1, 1, 3>(at(0), zero, pitch, w, &out);
+    if (width == 1) taps<STRIDE, 1, Y0, Y1, 1, 2>(at(0), pitch, w, &out);
+    else taps<STRIDE, 1, Y0, Y1, 1, 3>(at(0), pitch, w, &out);
     ++column;
   }
   for (; column + COLUMNS <= end; column += COLUMNS)
-    taps<STRIDE, COLUMNS, Y0, Y1, 0, 3>(at(column), zero, pitch, w, &out);
-  for (; column < end; ++column) taps<STRIDE, 1, Y0, Y1, 0, 3>(at(column), zero, pitch, w, &out);
-  for (; column < out_width; ++column) taps<STRIDE, 1, Y0, Y1, 0, 2>(at(column), zero, pitch, w, &out);
+    taps<STRIDE, COLUMNS, Y0, Y1, 0, 3>(at(column), pitch, w, &out);
+  for (; column < end; ++column) taps<STRIDE, 1, Y0, Y1, 0, 3>(at(column), pitch, w, &out);
+  for (; column < out_width; ++column) taps<STRIDE, 1, Y0, Y1, 0, 2>(at(column), pitch, w, &out);
 }
 
 /* Rows [first, end) of the depthwise 3x3 convolution of one block; weights tap by tap, then what sums begin with. The
  * image has `before` rows and columns of zeros, 0 or 1, before it, and up to one behind it. `result` begins at row
  * `first`. */
-template <int STRIDE, class From, class To>
-void depthwise(const From* x, int zero, int height, int width, int before, const float* weight, int first, int end,
-               int out_width, int block, const To& result) {
+template <int STRIDE>
+void depthwise(const float* x, int height, int width, int before, const float* weight, int first, int end,
+               int out_width, int block, const Result& result) {
   const size_t pitch = (size_t)width * BLOCK;
   for (int row = first; row < end; ++row) {
     const int y = row * STRIDE - before;
-    const From* const from = x + (ptrdiff_t)y * width * BLOCK;
+    const auto row_of = y < 0 ? height == 1 ? depthwise_row<STRIDE, 1, 2> : depthwise_row<STRIDE, 1, 3>
+        : y + 3 <= height ? depthwise_row<STRIDE, 0, 3> : depthwise_row<STRIDE, 0, 2>;
+    row_of(x + (ptrdiff_t)y * width * BLOCK, pitch, before, width, out_width, weight,
+           writer(result, block, (row - first) * out_width));
+  }
+}
+
+/* In 8 bits an instruction takes GROUP inputs of an output: those of a column, from a group of rows of the image with
+ * its zeros. A kernel that begins at row `phase` of a group needs one group or two, and has weights of 0 for the rows
+ * that are not its own. */
+constexpr int GROUPS = 2;
+/* The weights of a block: by phase, group and column, then what sums begin with. */
+constexpr int DEPTHWISE_PANEL = (GROUP * GROUPS * 3 + 1) * BLOCK;
+
+/* The place of a weight in its panel, where the kernel begins at row `phase`. */
+inline int32_t* depthwise_weight(int32_t* panel, int phase, int row, int column) {
+  return panel + ((phase * GROUPS + (phase + row) / GROUP) * 3 + column) * BLOCK;
+}
+
+/* Numbers that a depthwise convolution in 8 bits needs for its rows: groups, and a row of zeros. */
+inline size_t grouped_rows(int width) { return (size_t)(GROUPS + 1) * (width + 2) * BLOCK; }
+
+/* A pixel and channel after the other, one element of each row of a group. */
+inline void group_rows(const Small* const (&rows)[GROUP], int count, Small* __restrict to) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  /* GCC 12 writes whole registers, for which it has to exchange their halves. */
+  if constexpr (GROUP == 2) {
+    for (int i = 0; i < count; i += BLOCK) {
+      const __m128i first = _mm_loadu_si128(reinterpret_cast<const __m128i*>(rows[0] + i));
+      const __m128i second = _mm_loadu_si128(reinterpret_cast<const __m128i*>(rows[1] + i));
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(to + 2 * i), _mm_unpacklo_epi16(first, second));
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(to + 2 * i) + 1, _mm_unpackhi_epi16(first, second));
+    }
+    return;
+  }
+#endif
+  const Small *const first = rows[0], *const second = rows[1];
+  const Small *const third = rows[GROUP - 2], *const last = rows[GROUP - 1];
+  for (int i = 0; i < count; ++i) {
+    to[GROUP * i] = first[i];
+    to[GROUP * i + 1] = second[i];
+    if (GROUP == 4) {
+      to[GROUP * i + 2] = third[i];
+      to[GROUP * i + 3] = last[i];
+    }
+  }
+}
+
+/* COLUMNS neighboring pixels, from NUMBER groups of rows. */
+template <int STRIDE, int COLUMNS, int NUMBER, class To>
+inline void grouped_taps(const int32_t* const (&from)[GROUPS], int column, const Lanes (&w)[NUMBER][3], Lanes bias,
+                         To* out) {
+  Lanes sums[1][COLUMNS];
+#pragma GCC unroll 4
+  for (int j = 0; j < COLUMNS; ++j) sums[0][j] = ZERO ? bias : Lanes{};
+#pragma GCC unroll 2
+  for (int group = 0; group < NUMBER; ++group)
+#pragma GCC unroll 16
+    for (int x = 0; x < (COLUMNS - 1) * STRIDE + 3; ++x) {
+      const Lanes value = load(from[group] + (size_t)(column * STRIDE + x) * BLOCK);
+#pragma GCC unroll 4
+      for (int j = 0; j < COLUMNS; ++j)
+        if (x >= j * STRIDE && x < j * STRIDE + 3) accumulate(&sums[0][j], value, w[group][x - j * STRIDE]);
+    }
+  out->write(sums);
+}
+
+template <int STRIDE, int NUMBER, class To>
+void grouped_row(const int32_t* const (&from)[GROUPS], int out_width, const int32_t* weight, Lanes bias, To out) {
+  constexpr int COLUMNS = 4;
+  Lanes w[NUMBER][3];
+#pragma GCC unroll 2
+  for (int group = 0; group < NUMBER; ++group)
+#pragma GCC unroll 3
+    for (int x = 0; x < 3; ++x) w[group][x] = load(weight + (group * 3 + x) * BLOCK);
+  int column = 0;
+  for (; column + COLUMNS <= out_width; column += COLUMNS)
+    grouped_taps<STRIDE, COLUMNS>(from, column, w, bias, &out);
+  if (out_width - column >= 2) {
+    grouped_taps<STRIDE, 2>(from, column, w, bias, &out);
+    column += 2;
+  }
+  if (column < out_width) grouped_taps<STRIDE, 1>(from, column, w, bias, &out);
+}
+
+/* The same in 8 bits. `zero` was added to the elements of the image; `rows` is memory for grouped_rows(width). */
+template <int STRIDE, class To>
+void depthwise(const Small* x, int zero, int height, int width, int before, const int32_t* weight, int first, int end,
+               int out_width, int block, int32_t* rows, const To& result) {
+  const size_t pitch = (size_t)(width + 2) * BLOCK;
+  Small* const zeros = reinterpret_cast<Small*>(rows + GROUPS * pitch);
+  std::fill(zeros, zeros + width * BLOCK, (Small)zero);
+  const Lanes bias = load(weight + DEPTHWISE_PANEL - BLOCK);
+  int next = first * STRIDE / GROUP;
+  for (int row = first; row < end; ++row) {
+    const int group = row * STRIDE / GROUP, phase = row * STRIDE % GROUP;
+    const int number = (phase + 2) / GROUP + 1;
+    for (next = std::max(next, group); next < group + number; ++next) {
+      const Small* in_group[GROUP];
+      for (int i = 0; i < GROUP; ++i) {
+        const int y = next * GROUP + i - before;
+        in_group[i] = y < 0 || y >= height ? zeros : x + (size_t)y * width * BLOCK;
+      }
+      Small* const to = reinterpret_cast<Small*>(rows + next % GROUPS * pitch);
+      std::fill(to, to + GROUP * BLOCK, (Small)zero);
+      group_rows(in_group, width * BLOCK, to + GROUP * BLOCK);
+      std::fill(to + (size_t)(width + 1) * GROUP * BLOCK, to + (size_t)(width + 2) * GROUP * BLOCK, (Small)zero);
+    }
+    const int32_t* from[GROUPS];
+    for (int i = 0; i < GROUPS; ++i) from[i] = rows + (group + i) % GROUPS * pitch + (1 - before) * BLOCK;
     const auto out = writer(result, block, (row - first) * out_width);
-    typedef decltype(writer(result, 0, 0)) Writer;
-    auto row_of = y < 0 ? height == 1 ? depthwise_row<STRIDE, 1, 2, From, Writer>
-                                      : depthwise_row<STRIDE, 1, 3, From, Writer>
-        : y + 3 <= height ? depthwise_row<STRIDE, 0, 3, From, Writer> : depthwise_row<STRIDE, 0, 2, From, Writer>;
-    row_of(from, zero, pitch, before, width, out_width, weight, out);
+    const int32_t* const w = weight + phase * GROUPS * 3 * BLOCK;
+    if (number == 1) grouped_row<STRIDE, 1>(from, out_width, w, bias, out);
+    else grouped_row<STRIDE, 2>(from, out_width, w, bias, out);
   }
 }
 

@@ -574,14 +574,19 @@ struct Weights {
     SmallWeight& packed = small[index];
     packed = {weight, {}, multiplier, offset,
               layer.addend < 0 ? 0 : program.layers[layer.addend].format.step / step};
-    if (layer.kind == DENSE || layer.kind == DEPTHWISE) {
+    const int zero = layer.input_format.zero();
+    if (layer.kind == DENSE) {
       const std::vector<float> whole(weight, weight + tensor.size());
-      if (layer.kind == DEPTHWISE) pack_depthwise(index, whole.data(), nullptr);
-      else pack_matrix(index, whole.data(), nullptr, tensor.shape[1], 9);
+      pack_matrix(index, whole.data(), nullptr, tensor.shape[1], 9);
+    } else if (layer.kind == DEPTHWISE) {
+      pack_depthwise_groups(index, weight, zero);
     } else if (layer.kind == POINTWISE) {
-      pack_groups(index, weight, tensor.shape[1], layer.input_format.zero());
+      pack_groups(index, weight, tensor.shape[1], zero);
     }
   }
+
+  /* Of weights: int8_t where an element is a byte. */
+  typedef std::make_signed<Small>::type Element;
 
   void pack_groups(int index, const int8_t* weight, int inputs, int zero) {
     const int rows = channels[index];
@@ -589,8 +594,6 @@ struct Weights {
     small_memory[index].hold(blocks_of(rows) * (panel + BLOCK));
     int32_t* const to = as<int32_t>(small_memory[index].data.get());
     int32_t* const sums = to + blocks_of(rows) * panel;
-    /* int8_t where an element is a byte. */
-    typedef std::make_signed<Small>::type Element;
     for (int row = 0; row < rows; ++row) {
       int total = 0;
       for (int c = 0; c < inputs; ++c) {
@@ -602,6 +605,24 @@ struct Weights {
       sums[row] = -zero * total;
     }
     small[index].matrix = {to, sums, panel};
+  }
+
+  void pack_depthwise_groups(int index, const int8_t* weight, int zero) {
+    small_memory[index].hold((size_t)blocks_of(channels[index]) * DEPTHWISE_PANEL);
+    int32_t* const to = as<int32_t>(small_memory[index].data.get());
+    for (int c = 0; c < channels[index]; ++c) {
+      int32_t* const panel = to + c / BLOCK * DEPTHWISE_PANEL + c % BLOCK;
+      int32_t& sum = panel[DEPTHWISE_PANEL - BLOCK];
+      for (int k = 0; k < 9; ++k) {
+        const int value = weight[9 * c + k];
+        for (int phase = 0; phase < GROUP; ++phase) {
+          int32_t* const group = depthwise_weight(panel, phase, k / 3, k % 3);
+          reinterpret_cast<Element*>(group)[(phase + k / 3) % GROUP] = value;
+        }
+        sum -= zero * value;
+      }
+    }
+    small[index].matrix = {to, nullptr, DEPTHWISE_PANEL};
   }
 
   void pack_depthwise(int layer, const float* weight, const float* bias) {
@@ -646,7 +667,7 @@ struct Workspace {
   /* By thread and buffer; only the first thread's are used where the threads share an image. */
   std::vector<std::vector<Floats> > maps;
   /* By thread. */
-  std::vector<Floats> strips;
+  std::vector<Floats> memory;
   /* By layer, for those that give vectors. */
   std::vector<Floats> vectors;
 };
@@ -686,6 +707,8 @@ class Plan {
   std::vector<size_t> offset;
   /* Of each step, the floats of a row in the strip. */
   std::vector<size_t> row_floats;
+  /* Floats of the rows that a depthwise convolution in 8 bits works on. */
+  size_t depthwise_rows = 0;
   std::vector<std::unique_ptr<Workspace> > idle;
 
   void measure(int index, const Weights& weights) {
@@ -729,6 +752,8 @@ class Plan {
       const int last = layers.back();
       size_t floats = 0;
       for (int i : layers) {
+        if (program.layers[i].kind == DEPTHWISE && program.layers[i].in_8_bits())
+          depthwise_rows = std::max(depthwise_rows, grouped_rows(sizes[program.layers[i].inputs[0]].width));
         if (i == last) break;
         offset[i] = floats;
         floats += floats_of(i, sizes[i].width);
@@ -771,8 +796,8 @@ class Plan {
     return (height + rows - 1) / rows;
   }
 
-  /* Floats of the strip of a piece. */
-  size_t strip_floats(int threads) const {
+  /* Floats that a piece works on: rows and its strip. */
+  size_t piece_floats(int threads) const {
     size_t most = 0;
     for (size_t s = 0; s < program.steps.size(); ++s) {
       const int last = program.steps[s].layers.back(), number = pieces(s, threads);
@@ -781,7 +806,7 @@ class Plan {
           * dense_pitch(last) : rows * row_floats[s];
       most = std::max(most, floats);
     }
-    return most;
+    return depthwise_rows + most;
   }
 
   /* What a piece of a step knows: its rows, and where feature maps are. */
@@ -789,6 +814,8 @@ class Plan {
     int image, first, end;
     std::vector<Floats>* maps;
     float* strip;
+    /* Rows that a depthwise convolution in 8 bits works on. */
+    float* rows;
   };
 
   template <class Element = float>
@@ -814,7 +841,7 @@ class Plan {
   }
 
   void run_piece(size_t step, int index, int pieces, int image, const Weights& weights, std::vector<MXTensor>* arrays,
-                 std::vector<Floats>* maps, float* strip, std::vector<Floats>* vectors) const {
+                 std::vector<Floats>* maps, float* memory, std::vector<Floats>* vectors) const {
     const std::vector<int>& layers = program.steps[step].layers;
     const Size& size = sizes[layers.back()];
     if (program.layers[layers.back()].kind == AVERAGE) {
@@ -824,7 +851,8 @@ class Plan {
                   std::min(BLOCK, size.channels - index * BLOCK) * sizeof(float));
       return;
     }
-    const Piece piece = {image, size.height * index / pieces, size.height * (index + 1) / pieces, maps, strip};
+    const Piece piece = {image, size.height * index / pieces, size.height * (index + 1) / pieces, maps,
+                         memory + depthwise_rows, memory};
     for (int layer : layers) run_layer(layer, piece, weights, arrays);
   }
 
@@ -869,16 +897,27 @@ class Plan {
               weights.small[index].matrix, sizes[index].blocks(), result);
   }
 
-  template <class From, class To>
-  void convolve_depthwise(int index, const Piece& piece, const Weights& weights, const To& result) const {
+  void convolve_depthwise(int index, const Piece& piece, const Weights& weights, const Result& result) const {
     const Layer& layer = program.layers[index];
     const Size& in = sizes[layer.inputs[0]];
     const Matrix<float>& matrix = weights.matrices[index];
     for (int i = 0; i < sizes[index].blocks(); ++i)
-      (layer.stride == 1 ? depthwise<1, From, To> : depthwise<2, From, To>)(
-          map_of<From>(layer.inputs[0], piece) + (size_t)i * in.pixels() * BLOCK, layer.input_format.zero(), in.height,
-          in.width, layer.before, matrix.weight + i * matrix.panel, piece.first, piece.end, sizes[index].width, i,
-          result);
+      (layer.stride == 1 ? depthwise<1> : depthwise<2>)(
+          map_of(layer.inputs[0], piece) + (size_t)i * in.pixels() * BLOCK, in.height, in.width, layer.before,
+          matrix.weight + i * matrix.panel, piece.first, piece.end, sizes[index].width, i, result);
+  }
+
+  template <class Element>
+  void convolve_depthwise(int index, const Piece& piece, const Weights& weights,
+                          const Rounding<Element>& result) const {
+    const Layer& layer = program.layers[index];
+    const Size& in = sizes[layer.inputs[0]];
+    const Matrix<int32_t>& matrix = weights.small[index].matrix;
+    const auto convolve = layer.stride == 1 ? depthwise<1, Rounding<Element> > : depthwise<2, Rounding<Element> >;
+    for (int i = 0; i < sizes[index].blocks(); ++i)
+      convolve(map_of<Small>(layer.inputs[0], piece) + (size_t)i * in.pixels() * BLOCK, layer.input_format.zero(),
+               in.height, in.width, layer.before, matrix.weight + i * matrix.panel, piece.first, piece.end,
+               sizes[index].width, i, as<int32_t>(piece.rows), result);
   }
 
   template <class To>
@@ -890,8 +929,7 @@ class Plan {
     } else if (layer.kind == POINTWISE) {
       multiply_pixels(index, piece, weights, result);
     } else if (layer.kind == DEPTHWISE) {
-      if (layer.in_8_bits()) convolve_depthwise<Small>(index, piece, weights, result);
-      else convolve_depthwise<float>(index, piece, weights, result);
+      convolve_depthwise(index, piece, weights, result);
     } else if constexpr (std::is_same<To, Result>::value) {
       run_other(index, piece, arrays, result);
     }
@@ -1055,10 +1093,10 @@ void Plan::run(const Weights& weights, std::vector<MXTensor>* arrays, std::vecto
   /* Each thread has images of its own, or all share one. */
   const bool own = images >= threads;
   workspace->maps.resize(threads);
-  workspace->strips.resize(threads);
+  workspace->memory.resize(threads);
   workspace->vectors.resize(program.layers.size());
   for (int thread = 0; thread < threads; ++thread) {
-    workspace->strips[thread].hold(strip_floats(own ? 1 : threads));
+    workspace->memory[thread].hold(piece_floats(own ? 1 : threads));
     if (thread > 0 && !own) continue;
     workspace->maps[thread].resize(buffer_floats.size());
     for (size_t i = 0; i < buffer_floats.size(); ++i) workspace->maps[thread][i].hold(buffer_floats[i]);
@@ -1070,14 +1108,14 @@ void Plan::run(const Weights& weights, std::vector<MXTensor>* arrays, std::vecto
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
     const int thread = omp_get_thread_num();
-    float* const strip = workspace->strips[thread].data.get();
+    float* const memory = workspace->memory[thread].data.get();
     if (own) {
       std::vector<Floats>* const maps = &workspace->maps[thread];
 #pragma omp for schedule(dynamic)
       for (int image = 0; image < images; ++image) {
         for (int step = 0; step < steps; ++step)
           for (int index = 0, count = pieces(step, 1); index < count; ++index)
-            run_piece(step, index, count, image, weights, arrays, maps, strip, &workspace->vectors);
+            run_piece(step, index, count, image, weights, arrays, maps, memory, &workspace->vectors);
         for (int output = 0; output < number; ++output) write(output, image, maps, outputs);
       }
     } else {
@@ -1087,7 +1125,7 @@ void Plan::run(const Weights& weights, std::vector<MXTensor>* arrays, std::vecto
           const int count = pieces(step, threads);
 #pragma omp for schedule(dynamic)
           for (int index = 0; index < count; ++index)
-            run_piece(step, index, count, image, weights, arrays, maps, strip, &workspace->vectors);
+            run_piece(step, index, count, image, weights, arrays, maps, memory, &workspace->vectors);
         }
 #pragma omp for schedule(dynamic)
         for (int output = 0; output < number; ++output) write(output, image, maps, outputs);
