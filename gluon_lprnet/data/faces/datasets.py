@@ -77,6 +77,7 @@ class AnnotatedFace(NamedTuple):
     pose : ndarray (3,) float32 or None
         Pitch, yaw and roll in radians; pitch and roll are NaN where only yaw is known.
     identity : str or None
+        Who it is; of 300W-LP, the picture that this one is a turned copy of.
     jaw : str
         Which jaw the landmarks have: one of :data:`gluon_lprnet.data.faces.landmarks.JAWS`.
     """
@@ -253,10 +254,12 @@ def _find_300w_lp(path, with_flipped):
     for set_name, flipped in itertools.product(sets, (False, True) if with_flipped else (False,)):
         folder = set_name + '_Flip' * flipped
         for name, image, file in _pairs(os.path.join(path, folder), '.mat'):
-            stem = os.path.splitext(name)[0]
+            stem, extension = os.path.splitext(name)
             points_file = os.path.join(points, set_name, f'{stem}_pts.mat')
+            # The copies of NAME.jpg are NAME_0.jpg, NAME_1.jpg and so on.
             yield _Entry(f'{folder}/{name}', image, points_file,
-                         functools.partial(_read_300w_lp, image, file, points_file, flipped))
+                         functools.partial(_read_300w_lp, image, file, points_file, flipped),
+                         stem.rpartition('_')[0] + extension)
 
 
 def _read_300w_lp(image, file, points_file, flipped):

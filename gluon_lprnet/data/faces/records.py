@@ -205,7 +205,7 @@ def pack_faces(sources: Union[PathLike, Sequence[PathLike]], layout: str, prefix
         As for :func:`gluon_lprnet.data.pack.pack_images`.
     part : str
         A key of :data:`PARTS`: ``held-out`` are a twentieth of the pictures, to choose by, ``rest`` the others. Chance
-        by name, or by person where the set says who it is, decides.
+        by name, or by person where the set says who it is, decides. The turned copies of 300W-LP go with their picture.
 
     Returns
     -------
@@ -324,8 +324,8 @@ def add_pack_kind(kinds: Any) -> None:
                         help='side of a crop in units of the longer side of the landmarks\' box '
                              '(default: %(default)s)')
     parser.add_argument('--part', choices=PARTS, default='all',
-                        help='held-out: every twentieth picture or person, by a hash of its name, to choose networks '
-                             'by; rest: the others (default: %(default)s)')
+                        help='held-out: every twentieth picture (of 300W-LP with its turned copies) or person, by a '
+                             'hash of its name, to choose networks by; rest: the others (default: %(default)s)')
     add_output_flags(parser)
     parser.set_defaults(run=_run)
 

@@ -174,13 +174,15 @@ def test_300w_lp(tmp_path):
     for seed, name in enumerate(names):
         write_300w_lp(tmp_path, name, points_of(seed))
     for seed, face in enumerate(read(tmp_path, '300w-lp')):
-        assert_face(face, f'{names[seed].split("_")[0]}/{names[seed]}.jpg', points_of(seed), '300w-lp', POSE)
+        assert_face(face, f'{names[seed].split("_")[0]}/{names[seed]}.jpg', points_of(seed), '300w-lp', POSE,
+                    f'{names[seed][:-2]}.jpg')
     both = {face.name: face for face in read(tmp_path, '300w-lp-flip')}
     assert len(both) == 6
     flipped = both['AFW_Flip/AFW_1_0.jpg']
     np.testing.assert_allclose(flipped.landmarks, mirror(points_of(0) - 1, WIDTH), atol=1e-4)
     np.testing.assert_allclose(flipped.pose, POSE * [1, -1, -1])
-    assert_face(both['AFW/AFW_1_0.jpg'], 'AFW/AFW_1_0.jpg', points_of(0), '300w-lp-flip', POSE)
+    assert_face(both['AFW/AFW_1_0.jpg'], 'AFW/AFW_1_0.jpg', points_of(0), '300w-lp-flip', POSE, 'AFW_1.jpg')
+    assert flipped.identity == 'AFW_1.jpg'
 
 
 def test_dlib(tmp_path):

@@ -175,6 +175,9 @@ def test_the_layout_is_read_back(tmp_path):
     assert not faults
     assert sorted(faces) == [f'{set_name}/{name}_{number}.jpg' for set_name, name in
                              (('AFW', 'afw_1'), ('HELEN', 'helen_2'), ('OTHER', 'other_3')) for number in range(3)]
+    # A picture that is held out is so with all its copies.
+    assert {name.rpartition('/')[2].rpartition('_')[0]: face.identity for name, face in faces.items()} == {
+        face.name.removesuffix('.jpg'): face.name for face in read_faces(source, 'pts', faults)}
     np.testing.assert_allclose(faces['AFW/afw_1_0.jpg'].landmarks, front(), atol=1e-3)
     assert Path(faces['AFW/afw_1_0.jpg'].image).read_bytes() == (source / 'afw_1.jpg').read_bytes()
     for face in faces.values():
