@@ -14,6 +14,7 @@ from gluon_lprnet.compression import import_mobilenetv1
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / 'benchmarks'))
 import compressed_beside_originals
 import fine_tuning
+import paper_form
 import rank_sensitivity
 
 
@@ -49,6 +50,46 @@ def test_errors_and_ranks(original):
         ranks = rank_sensitivity.random_ranks(spectra, rng)
         assert len(ranks) >= 2
         assert all(rank / len(spectra[name]) in (1 / 8, 1 / 4, 3 / 8) for name, rank in ranks.items())
+
+
+def test_a_module_of_the_papers_form_is_matched():
+    """Of targets that one puts out it is found again, and what it puts out is the paper's arithmetic."""
+    rng = np.random.default_rng(0)
+    width, rank = 16, 4
+    # Of signs, what P2 P1 gives has the same length everywhere if P2's columns are orthonormal.
+    images = rng.choice([-1.0, 1.0], (5, width, 20, 20))
+    z = images.transpose(1, 0, 2, 3).reshape(width, -1)
+    low_rank = np.linalg.qr(rng.normal(size=(width, rank)))[0] @ z[:rank] / np.sqrt(rank)
+    residual, level = rng.choice([-1, 1], width) * rng.uniform(0.5, 1, width), rng.normal(size=width)
+    level[:rank] = 0
+    targets = 3 * low_rank + residual[:, None] * z + level[:, None]
+    matched = paper_form.match(z, targets, rank)
+    # Half of it is the low-rank part.
+    assert matched.error < 0.01
+    assert matched.norm == pytest.approx(3, rel=0.1)
+    identity = np.zeros((width, 1, 3, 3))
+    identity[:, :, 1, 1] = 1
+    found = paper_form.lpr_of(matched, mx.nd.array(identity))(mx.nd.array(images)).asnumpy()
+    d = (matched.gamma / matched.deviation)[:, None] * (z - matched.mean[:, None]) + matched.beta[:, None]
+    product = matched.p2 @ (matched.p1 @ d)
+    expected = product / np.linalg.norm(product, axis=0) + d
+    np.testing.assert_allclose(found.transpose(1, 0, 2, 3).reshape(width, -1), np.maximum(expected, 0), atol=1e-4)
+    variation = np.square(targets - targets.mean(axis=1, keepdims=True)).sum()
+    assert matched.error == pytest.approx(np.square(targets - matched.norm * expected).sum() / variation, rel=1e-3)
+
+
+def test_a_network_in_the_papers_form(original, tmp_path):
+    path = tmp_path / 'original.npz'
+    np.savez(path, **random_arrays())
+    own, images = import_mobilenetv1(path, SIZE)[0], [
+        mx.nd.array(np.random.default_rng(seed).uniform(-1, 1, (40, 3, SIZE, SIZE))) for seed in (0, 1)]
+    before = original(images[0]).asnumpy()
+    net, errors = paper_form.in_paper_form(original, own, images, lambda width: width // 4)
+    assert len(errors) == 8 and all(0 < error < 1 for error in errors)
+    assert net(images[0]).shape == before.shape
+    np.testing.assert_array_equal(original(images[0]).asnumpy(), before)
+    modules = [module for module in net if isinstance(module, paper_form.LPR)]
+    assert len(modules) == 8 and all(module._l2_norm and module._residual for module in modules)
 
 
 def drawn(folder, names, count):
