@@ -25,7 +25,8 @@ GUIDES = ['README.md', 'docs/training.md', 'docs/aligning.md', 'docs/compressing
 # What is not walked through, and the test that runs it.
 RUN_BY = {'serve': 'tests/serving/test_serve.py', 'soak': 'tests/serving/test_serve.py',
           'archive': 'tests/serving/test_handler.py', 'experiment': 'tests/paper/test_experiments.py',
-          'figure2': 'tests/paper/test_experiments.py', 'import': 'tests/compression/test_originals.py'}
+          'figure2': 'tests/paper/test_experiments.py', 'import': 'tests/compression/test_originals.py',
+          'benchmarks/fine_tuning.py': 'tests/compression/test_compress_benchmarks.py'}
 
 SHORT = ['--num-epochs', '1', '--warmup-epochs', '0', '--batch-size', '8', '--input-size', '32', '--num-gpus', '0',
          '-j', '1']
