@@ -18,6 +18,8 @@ __all__ = ['begin_near']
 
 # DSC has a ReLU between its convolutions. So many standard deviations above 0 it hardly cuts anything.
 _ABOVE_ZERO = 3
+# Of the median residual: P1 divides by it.
+_LEAST_RESIDUAL = 0.05
 
 
 def begin_near(module: Union[DSC, LPR], original: SConv, inputs: np.ndarray) -> None:
@@ -50,14 +52,16 @@ def begin_near(module: Union[DSC, LPR], original: SConv, inputs: np.ndarray) -> 
         _set_pointwise(module[1][0], matrix)
         _set_norm(module[1], rows @ matrix.T, (rows @ matrix.T).std(axis=0), wanted.mean(axis=0))
         return
-    factors = factorize(_regression(rows, wanted), module.p1.weight.shape[0], np.cov(rows.T), module._residual)
-    p1, product = factors.p1, factors.p2 @ factors.p1
-    scale = np.ones(len(deviation))
+    matrix, rank, covariance = _regression(rows, wanted), module.p1.weight.shape[0], np.cov(rows.T)
+    residual, scale = np.zeros(len(matrix)), np.ones(len(matrix))
     if module._residual:
-        # The residual has the scale, which must not be 0 where P1 reads what is scaled.
-        scale = np.where(np.abs(factors.scale) < 1e-3, 1e-3, factors.scale)
-        p1 = p1 / scale
-        product = np.eye(len(deviation)) + factors.p2 @ p1
+        # BN(D x) is the residual, and what P1 reads: it cannot be 0.
+        residual = factorize(matrix, rank, covariance).scale
+        least = _LEAST_RESIDUAL * np.median(abs(residual))
+        residual = scale = np.where(abs(residual) < least, np.copysign(least, residual), residual)
+    factors = factorize(matrix - np.diag(residual), rank, covariance, residual=False)
+    p1 = factors.p1 / scale
+    product = factors.p2 @ p1 + np.eye(len(matrix)) * module._residual
     _set_norm(depthwise, rows, scale * deviation, np.linalg.lstsq(product, wanted.mean(axis=0), rcond=None)[0])
     _set_pointwise(module.p1, p1)
     _set_pointwise(module.p2, factors.p2)
