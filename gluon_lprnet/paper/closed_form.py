@@ -29,9 +29,9 @@ def begin_near(module: Union[DSC, LPR], original: SConv, inputs: np.ndarray) -> 
 
     Parameters
     ----------
-    module : DSC or LPR
+    module : gluon_lprnet.blocks.DSC or gluon_lprnet.blocks.LPR
         Of stride 1, initialized; its own statistics of BatchNorm are set too.
-    original : SConv
+    original : gluon_lprnet.blocks.SConv
         Of stride 1 and the same width.
     inputs : ndarray (images, channels, height, width)
         What comes into the original; with few images the fit learns their accidents.
