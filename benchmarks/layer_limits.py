@@ -61,13 +61,12 @@ class Layer(NamedTuple):
 
 def layers(symbol, size):
     """The layers of a deployed LPRNet-MobileNet, in order."""
-    internals = symbol.get_internals()
-    shapes = dict(zip(internals.list_outputs(), internals.infer_shape(data=(1, 3, size, size))[1]))
+    from gluon_lprnet.graph import node_shapes
+    shapes = node_shapes(symbol, (1, 3, size, size))
     nodes = json.loads(symbol.tojson())['nodes']
 
     def shape(index):
-        name = nodes[index]['name']
-        return shapes[name if nodes[index]['op'] == 'null' else f'{name}_output']
+        return shapes[nodes[index]['name']]
 
     found = []
     for index, node in enumerate(nodes):

@@ -23,7 +23,7 @@ from mxnet.gluon import nn
 from scipy import linalg
 
 from gluon_lprnet.__main__ import make_parser
-from gluon_lprnet.blocks import LPR
+from gluon_lprnet.blocks import LPR, resolve_rank
 from gluon_lprnet.complexity import count
 from gluon_lprnet.compression import import_mobilenetv1
 from gluon_lprnet.compression.command import _tuned, _tuning_config
@@ -31,11 +31,10 @@ from gluon_lprnet.compression.factorize import factorize
 from gluon_lprnet.compression.originals import BLOCKS
 from gluon_lprnet.compression.refit import RIDGE
 from gluon_lprnet.compression.tasks import Classification
+from gluon_lprnet.paper.closed_form import away_from_0, set_norm, set_pointwise
 from gluon_lprnet.train.config import check_same_curve, checkpoint_to_resume
 
 _ROUNDS = 8
-# A residual that is smaller than this share of the median one is as large: P1 divides by it.
-_LEAST_RESIDUAL = 0.05
 _POSITIONS = 20_000
 
 
@@ -77,9 +76,7 @@ def match(z, targets, rank):
     count = z.shape[1]
     covariance, cross = x @ x.T / count, varying @ x.T / count
     penalty = RIDGE * np.eye(len(x))
-    residual = factorize(_solve(covariance + penalty, cross), rank, covariance).scale
-    least = _LEAST_RESIDUAL * np.median(abs(residual))
-    residual = np.where(abs(residual) < least, np.where(residual < 0, -least, least), residual)
+    residual = away_from_0(factorize(_solve(covariance + penalty, cross), rank, covariance).scale)
     left_over = varying - residual[:, None] * x
     norm, normal_mean = np.sqrt(np.square(left_over).sum(axis=0).mean()), np.zeros(len(x))
     best = None
@@ -111,14 +108,10 @@ def lpr_of(matched, kernel):
     rank, channels = matched.p1.shape
     module = LPR(channels, rank)
     module.initialize()
-    convolution, norm = module.depthwise[0], module.depthwise[1]
-    convolution.weight.set_data(kernel)
-    variance = np.square(matched.deviation)
-    gamma = matched.gamma * np.sqrt(variance + norm._kwargs['eps']) / matched.deviation
-    for parameter, value in ((norm.running_mean, matched.mean), (norm.running_var, variance), (norm.gamma, gamma),
-                             (norm.beta, matched.beta), (module.p1.weight, matched.p1[:, :, None, None]),
-                             (module.p2.weight, matched.p2[:, :, None, None])):
-        parameter.set_data(mx.nd.array(value))
+    module.depthwise[0].weight.set_data(kernel)
+    set_norm(module.depthwise, matched.mean, np.square(matched.deviation), matched.gamma, matched.beta)
+    set_pointwise(module.p1, matched.p1)
+    set_pointwise(module.p2, matched.p2)
     return module
 
 
@@ -179,6 +172,8 @@ def main():
     if place.startswith('-'):
         sys.exit(__doc__)
     path, _, size = place.rpartition(':')
+    if not (path and size.isdecimal()):
+        sys.exit(f'{sys.argv[0]}: {place} is not a file of arrays with an input size: give FILE.npz:SIZE.')
     args = make_parser().parse_args(['compress', '--network', path, *flags])
     (original, description), (own, _) = (import_mobilenetv1(path, int(size)) for _ in range(2))
     task = Classification(original, description, args)
@@ -188,8 +183,10 @@ def main():
         check_same_curve(config, found)
     with task.calibration() as batches:
         images = [batch[0].copy() for batch in batches]
-    share = dict(args.rank or [('*', 1 / 8)])['*']
-    net, errors = in_paper_form(original, own, images, lambda width: max(1, int(share * width)))
+    share = dict(args.rank or [('*', 1 / 8)]).get('*')
+    if share is None:
+        sys.exit(f'{sys.argv[0]}: --rank takes no names of layers here: give one for all modules.')
+    net, errors = in_paper_form(original, own, images, lambda width: resolve_rank(share, width))
     print('errors', ' '.join(f'{error:.3f}' for error in errors), flush=True)
     print(f'{count(net, task.input_shape).multiply_adds:,} multiply-adds')
     print('original', task.measured(original), flush=True)

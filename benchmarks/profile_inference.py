@@ -27,6 +27,7 @@ os.environ.update(OMP_NUM_THREADS='1', OPENBLAS_NUM_THREADS='1', MXNET_ENGINE_TY
 import inference
 import numpy as np
 
+from gluon_lprnet.graph import node_shapes
 from gluon_lprnet.utils.timing import interleaved_milliseconds
 
 RUNTIMES = ('fused', 'operators', 'onnxruntime')
@@ -53,13 +54,11 @@ def machine_limits():
 
 def layers(symbol, size):
     """(kind, multiply-adds, bytes) of each convolution and dense layer of a deployed or trained network, in order."""
-    internals = symbol.get_internals()
-    shapes = dict(zip(internals.list_outputs(), internals.infer_shape(data=(1, 3, size, size))[1]))
+    shapes = node_shapes(symbol, (1, 3, size, size))
     nodes = json.loads(symbol.tojson())['nodes']
 
     def shape(index):
-        name = nodes[index]['name']
-        return shapes.get(name if nodes[index]['op'] == 'null' else f'{name}_output')
+        return shapes[nodes[index]['name']]
 
     found = []
     for index, node in enumerate(nodes):

@@ -12,7 +12,7 @@ from mxnet.gluon import HybridBlock, SymbolBlock
 from .blocks import plain_form
 from .utils.errors import InputError
 
-__all__ = ['SymbolGraph', 'as_block', 'attributes', 'in_float32', 'trace', 'with_fixed_gammas']
+__all__ = ['SymbolGraph', 'as_block', 'attributes', 'in_float32', 'node_shapes', 'trace', 'with_fixed_gammas']
 
 _OTHER_PRECISIONS = ('float16', 'float64', 'bfloat16')
 _NUMBERS_OF_OTHER_PRECISIONS = ('2', '1', '12')
@@ -80,6 +80,12 @@ def with_fixed_gammas(symbol: mx.sym.Symbol, params: Mapping[str, mx.nd.NDArray]
     fixed = {nodes[node['inputs'][1][0]]['name'] for node in nodes
              if node['op'] in _BATCH_NORMS and attributes(node, fix_gamma=True) == [True]}
     return {name: mx.nd.ones_like(value) if name in fixed else value for name, value in params.items()}
+
+
+def node_shapes(symbol: mx.sym.Symbol, input_shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    """The shapes of variables and of operators' outputs (of several, the last) for an input ``data``, by name."""
+    internals = symbol.get_internals()
+    return {output.name: shape for output, shape in zip(internals, internals.infer_shape(data=input_shape)[1])}
 
 
 def as_block(symbol: mx.sym.Symbol, params: Mapping[str, mx.nd.NDArray]) -> SymbolBlock:

@@ -12,7 +12,7 @@ import mxnet as mx
 import numpy as np
 
 from ..formats.onnx_files import open_session, require_onnx
-from ..graph import with_fixed_gammas
+from ..graph import node_shapes, with_fixed_gammas
 from ..utils.files import PathLike, write_errors
 
 __all__ = ['write_onnx', 'run_onnx']
@@ -72,12 +72,11 @@ def run_onnx(path: PathLike, data: np.ndarray) -> np.ndarray:
 
 def _with_plain_reshapes(symbol, shape):
     """Replace the shape of every reshape by its numbers for an input of ``shape``, with a free first dimension."""
-    internals = symbol.get_internals()
-    shapes = dict(zip(internals.list_outputs(), internals.infer_shape(data=shape)[1]))
+    shapes = node_shapes(symbol, shape)
     graph = json.loads(symbol.tojson())
     for node in graph['nodes']:
         if node['op'] == 'Reshape':
-            node['attrs'] = {'shape': str((-1, *shapes[f'{node["name"]}_output'][1:]))}
+            node['attrs'] = {'shape': str((-1, *shapes[node['name']][1:]))}
     return mx.sym.load_json(json.dumps(graph))
 
 

@@ -53,8 +53,8 @@ def build_library() -> Path:
     Raises
     ------
     InputError
-        If there is no compiler and the library was not built before, if the compiler fails, or if the folder cannot
-        be written to.
+        If there is no compiler and no library built before, if the compiler fails, or if the folder cannot be written
+        to.
     """
     program, *flags = shlex.split(os.environ.get('CXX', 'g++'))
     compiler = [program, *FLAGS, *flags]

@@ -14,7 +14,7 @@ from ..blocks import DSC, LPR, ConvBNReLU, SConv
 from ..compression.factorize import factorize
 from ..zoo.network import values_of
 
-__all__ = ['begin_near']
+__all__ = ['away_from_0', 'begin_near', 'set_norm', 'set_pointwise']
 
 # DSC has a ReLU between its convolutions. So many standard deviations above 0 it hardly cuts anything.
 _ABOVE_ZERO = 3
@@ -46,25 +46,31 @@ def begin_near(module: Union[DSC, LPR], original: SConv, inputs: np.ndarray) -> 
     rows = _as_rows(depthwise[0](data))
     deviation = rows.std(axis=0)
     if isinstance(module, DSC):
-        _set_norm(depthwise, rows, deviation, _ABOVE_ZERO * deviation)
+        set_norm(depthwise, rows.mean(axis=0), rows.var(axis=0), deviation, _ABOVE_ZERO * deviation)
         rows = _as_rows(depthwise(data))
         matrix = _regression(rows, wanted)
-        _set_pointwise(module[1][0], matrix)
-        _set_norm(module[1], rows @ matrix.T, (rows @ matrix.T).std(axis=0), wanted.mean(axis=0))
+        set_pointwise(module[1][0], matrix)
+        given = rows @ matrix.T
+        set_norm(module[1], given.mean(axis=0), given.var(axis=0), given.std(axis=0), wanted.mean(axis=0))
         return
     matrix, rank, covariance = _regression(rows, wanted), module.p1.weight.shape[0], np.cov(rows.T)
     residual, scale = np.zeros(len(matrix)), np.ones(len(matrix))
     if module._residual:
         # BN(D x) is the residual, and what P1 reads: it cannot be 0.
-        residual = factorize(matrix, rank, covariance).scale
-        least = _LEAST_RESIDUAL * np.median(abs(residual))
-        residual = scale = np.where(abs(residual) < least, np.copysign(least, residual), residual)
+        residual = scale = away_from_0(factorize(matrix, rank, covariance).scale)
     factors = factorize(matrix - np.diag(residual), rank, covariance, residual=False)
     p1 = factors.p1 / scale
     product = factors.p2 @ p1 + np.eye(len(matrix)) * module._residual
-    _set_norm(depthwise, rows, scale * deviation, np.linalg.lstsq(product, wanted.mean(axis=0), rcond=None)[0])
-    _set_pointwise(module.p1, p1)
-    _set_pointwise(module.p2, factors.p2)
+    set_norm(depthwise, rows.mean(axis=0), rows.var(axis=0), scale * deviation,
+             np.linalg.lstsq(product, wanted.mean(axis=0), rcond=None)[0])
+    set_pointwise(module.p1, p1)
+    set_pointwise(module.p2, factors.p2)
+
+
+def away_from_0(residual: np.ndarray) -> np.ndarray:
+    """A residual by channel (m,) by which P1 can be divided: none is less than a twentieth of the median."""
+    least = _LEAST_RESIDUAL * np.median(abs(residual))
+    return np.where(abs(residual) < least, np.copysign(least, residual), residual)
 
 
 def _depthwise_kernels(kernel: np.ndarray, data: mx.nd.NDArray) -> np.ndarray:
@@ -95,15 +101,16 @@ def _as_rows(maps: mx.nd.NDArray) -> np.ndarray:
     return np.moveaxis(maps.asnumpy().astype('float64'), 1, -1).reshape(-1, maps.shape[1])
 
 
-def _set_norm(block: ConvBNReLU, rows: np.ndarray, gamma: np.ndarray, beta: np.ndarray) -> None:
+def set_norm(block: ConvBNReLU, mean: np.ndarray, variance: np.ndarray, gamma: np.ndarray, beta: np.ndarray) -> None:
+    """Make the BatchNorm give ``gamma (x - mean) / sqrt(variance) + beta``; all (channels,)."""
     norm = block[1]
-    variance = rows.var(axis=0)
     # BatchNorm divides by a little more than the deviation.
     stretch = np.sqrt((variance + norm._kwargs['eps']) / np.maximum(variance, np.finfo('float32').tiny))
-    for parameter, values in ((norm.running_mean, rows.mean(axis=0)), (norm.running_var, variance),
-                              (norm.gamma, gamma * stretch), (norm.beta, beta)):
+    for parameter, values in ((norm.running_mean, mean), (norm.running_var, variance), (norm.gamma, gamma * stretch),
+                              (norm.beta, beta)):
         parameter.set_data(mx.nd.array(values))
 
 
-def _set_pointwise(convolution: nn.Conv2D, matrix: np.ndarray) -> None:
+def set_pointwise(convolution: nn.Conv2D, matrix: np.ndarray) -> None:
+    """Give a pointwise convolution its weights, (outputs, inputs)."""
     convolution.weight.set_data(mx.nd.array(matrix[:, :, None, None]))

@@ -352,7 +352,7 @@ def test_the_closed_form_is_a_convolution_that_is_of_the_module_s_kind(name):
     begin_near(module, original, inputs)
     wanted, given = (block(mx.nd.array(inputs)).asnumpy() for block in (original, module))
     error = np.mean((given - wanted) ** 2) / np.mean(wanted ** 2)
-    # Without residual there is no bias behind P2: its mean is the nearest that P2 P1 can give.
+    # Without the residual nothing behind P2 has a bias, so the mean is only the nearest that P2 P1 can give.
     assert error < {'LPR no L2Norm': 1e-8, 'LPR no Residual': 1, 'DSC': 0.02}[name]
     if name == 'LPR no Residual':
         moving = [values - values.mean(axis=(0, 2, 3), keepdims=True) for values in (
