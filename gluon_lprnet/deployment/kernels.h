@@ -109,6 +109,14 @@ struct Result {
   Result row(size_t pixels) const { return {{to.data + pixels * BLOCK, to.pitch}, addend, range}; }
 };
 
+/* A pointer of which, and of what it points to, nothing is known before. Otherwise addresses of all outputs and constants
+ * would be kept in registers that the sums need. */
+template <class Value>
+inline Value* only_here(Value* pointer) {
+  asm volatile("" : "+r"(pointer) : : "memory");
+  return pointer;
+}
+
 /* Writes the outputs of blocks from `block` on, at one tile of pixels after the other. */
 class Writer {
  public:
@@ -120,15 +128,20 @@ class Writer {
   void write(Vector (&sums)[M][N]) {
     if (addend) {
 #pragma GCC unroll 4
-      for (int i = 0; i < M; ++i)
+      for (int i = 0; i < M; ++i) {
+        const float* const from = only_here(addend + i * addend_pitch);
 #pragma GCC unroll 32
-        for (int j = 0; j < N; ++j) sums[i][j] += load(addend + i * addend_pitch + j * BLOCK);
+        for (int j = 0; j < N; ++j) sums[i][j] += load(from + j * BLOCK);
+      }
       addend += N * BLOCK;
     }
+    const Range& limits = *only_here(&range);
 #pragma GCC unroll 4
-    for (int i = 0; i < M; ++i)
+    for (int i = 0; i < M; ++i) {
+      float* const row = only_here(to + i * to_pitch);
 #pragma GCC unroll 32
-      for (int j = 0; j < N; ++j) store(to + i * to_pitch + j * BLOCK, range(sums[i][j]));
+      for (int j = 0; j < N; ++j) store(row + j * BLOCK, limits(sums[i][j]));
+    }
     to += N * BLOCK;
   }
 
@@ -136,7 +149,7 @@ class Writer {
   float* to;
   const float* addend;
   const size_t to_pitch, addend_pitch;
-  const Range range;
+  const Range& range;
 };
 
 inline Writer writer(const Result& result, int block, int pixel) { return Writer(result, block, pixel); }
