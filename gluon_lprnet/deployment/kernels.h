@@ -56,17 +56,24 @@ inline Lanes load(const int32_t* from) { return *reinterpret_cast<const StoredLa
 inline void store(float* to, Vector value) { *reinterpret_cast<Stored*>(to) = value; }
 inline int blocks_of(int channels) { return (channels + BLOCK - 1) / BLOCK; }
 
-/* Elements in 8 bits as float32; `zero` was added to them. */
-inline Vector load(const Small* from, int zero) {
-#if defined(__AVX2__) && !defined(__AVX512F__)
-  /* GCC 12 takes more instructions. */
-  Lanes value = (Lanes)(sizeof(Small) == 1 ? _mm256_cvtepu8_epi32(_mm_loadu_si64(from))
-                                           : _mm256_cvtepi16_epi32(_mm_loadu_si128((const __m128i*)from)));
+/* Elements in 8 bits as whole numbers. Other than by these instructions, GCC 12 takes one after the other. */
+#if defined(__AVX512F__)
+inline Lanes lanes(const uint8_t* from) { return (Lanes)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)from)); }
+inline Lanes lanes(const int16_t* from) {
+  return (Lanes)_mm512_cvtepi16_epi32(_mm256_loadu_si256((const __m256i*)from));
+}
+#elif defined(__AVX2__)
+inline Lanes lanes(const uint8_t* from) { return (Lanes)_mm256_cvtepu8_epi32(_mm_loadu_si64(from)); }
+inline Lanes lanes(const int16_t* from) { return (Lanes)_mm256_cvtepi16_epi32(_mm_loadu_si128((const __m128i*)from)); }
 #else
-  Lanes value = __builtin_convertvector(*reinterpret_cast<const Smalls*>(from), Lanes);
+inline Lanes lanes(const Small* from) {
+  return __builtin_convertvector(*reinterpret_cast<const Smalls*>(from), Lanes);
+}
 #endif
-  if (ZERO) value -= zero;
-  return __builtin_convertvector(value, Vector);
+
+/* The same as float32; `zero` was added to them. */
+inline Vector load(const Small* from, int zero) {
+  return __builtin_convertvector(ZERO ? lanes(from) - zero : lanes(from), Vector);
 }
 inline Vector load(const float* from, int) { return load(from); }
 
@@ -175,26 +182,30 @@ inline Vector rounded(Vector value) {
 inline Vector as_float(Vector value) { return value; }
 inline Vector as_float(Lanes value) { return __builtin_convertvector(value, Vector); }
 
-/* To the nearest whole number, of two the even one; of at most 2^22. */
-inline Lanes nearest(Vector value) {
-#if defined(__AVX2__) && !defined(__AVX512F__)
-  return (Lanes)_mm256_cvtps_epi32((__m256)value);
+/* To the nearest whole number, of two the even one; of at most 2^22. Where there are instructions that narrow registers,
+ * NaN and what does not fit become the lowest of 32 bits, and pack() narrows two registers to one of 16 bits, or two of
+ * these to one of 0 to 255, by halves that are lanes of 128 bits, each number to the nearest that fits. */
+#if defined(__AVX512BW__)
+#define PACKS 1
+inline Lanes nearest(Vector value) { return (Lanes)_mm512_cvtps_epi32((__m512)value); }
+inline Lanes pack(Lanes x, Lanes y) { return (Lanes)_mm512_packs_epi32((__m512i)x, (__m512i)y); }
+inline Lanes pack_bytes(Lanes x, Lanes y) { return (Lanes)_mm512_packus_epi16((__m512i)x, (__m512i)y); }
+#elif defined(__AVX2__) && !defined(__AVX512F__)
+#define PACKS 1
+inline Lanes nearest(Vector value) { return (Lanes)_mm256_cvtps_epi32((__m256)value); }
+inline Lanes pack(Lanes x, Lanes y) { return (Lanes)_mm256_packs_epi32((__m256i)x, (__m256i)y); }
+inline Lanes pack_bytes(Lanes x, Lanes y) { return (Lanes)_mm256_packus_epi16((__m256i)x, (__m256i)y); }
+#elif defined(__SSE2__) && !defined(__AVX__)
+#define PACKS 1
+inline Lanes nearest(Vector value) { return (Lanes)_mm_cvtps_epi32((__m128)value); }
+inline Lanes pack(Lanes x, Lanes y) { return (Lanes)_mm_packs_epi32((__m128i)x, (__m128i)y); }
+inline Lanes pack_bytes(Lanes x, Lanes y) { return (Lanes)_mm_packus_epi16((__m128i)x, (__m128i)y); }
 #else
+inline Lanes nearest(Vector value) {
   constexpr float SHIFT = 3 << 22;
   return (Lanes)(value + SHIFT) - (Lanes)(Vector{} + SHIFT);
-#endif
 }
-
-/* From -32768 to 32767, or from 0 to 255, to 8 bits. */
-inline void store(Small* to, Lanes value) {
-#if defined(__AVX2__) && !defined(__AVX512F__)
-  __m128i narrow = _mm_packs_epi32(_mm256_castsi256_si128((__m256i)value), _mm256_extracti128_si256((__m256i)value, 1));
-  if (sizeof(Small) == 1) narrow = _mm_packus_epi16(narrow, narrow);
-  std::memcpy(to, &narrow, sizeof(Smalls));
-#else
-  *reinterpret_cast<Smalls*>(to) = __builtin_convertvector(value, Smalls);
 #endif
-}
 
 /* From a sum to the output of a layer, in steps of the output: sum * multiplier + offset + addend * addend_multiplier,
  * each product and sum in float32, from `low` to `high`, and for outputs in 8 bits the nearest whole number, of two
@@ -216,29 +227,63 @@ struct Rounding {
   }
 };
 
-inline Lanes within(Vector value, const Range& range) { return nearest(range.number(value)); }
+/* N neighboring outputs. */
+template <int N>
+inline void finish(float* to, const Vector (&values)[N], const Range& range, int) {
+#pragma GCC unroll 32
+  for (int j = 0; j < N; ++j) store(to + j * BLOCK, range(values[j]));
+}
 
-inline void finish(float* to, Vector value, const Range& range, int) { store(to, range(value)); }
-inline void finish(Small* to, Vector value, const Range& range, int zero) {
-  store(to, within(value, range) + (ZERO ? zero : 0));
+#if PACKS
+/* As many outputs as fill a register. */
+inline void finish_group(Small* to, const Vector* values, const Range& range, int zero) {
+  typedef int16_t Shorts __attribute__((vector_size(sizeof(Lanes))));
+  Shorts halves[GROUP / 2];
+#pragma GCC unroll 2
+  for (int i = 0; i < GROUP / 2; ++i) {
+    Lanes whole[2];
+#pragma GCC unroll 2
+    for (int j = 0; j < 2; ++j) {
+      const Vector value = values[2 * i + j];
+      /* So that NaN stays. */
+      whole[j] = nearest(range.high < value ? range.high : value);
+    }
+    const Shorts low = Shorts{} + (int16_t)range.low[0];
+    halves[i] = (Shorts)pack(whole[0], whole[1]);
+    halves[i] = (halves[i] > low ? halves[i] : low) + (int16_t)zero;
+  }
+  Lanes all = GROUP == 2 ? (Lanes)halves[0] : pack_bytes((Lanes)halves[0], (Lanes)halves[GROUP / 2 - 1]);
+  /* Each of the values has a part of `sizeof(Small)` in each lane of 128 bits. */
+  constexpr int LANES = BLOCK / 4, SIZE = sizeof(Small);
+  Lanes order;
+#pragma GCC unroll 16
+  for (int i = 0; i < BLOCK; ++i) order[i] = i % (LANES * SIZE) / SIZE * 4 + i / (LANES * SIZE) * SIZE + i % SIZE;
+  *reinterpret_cast<StoredLanes*>(to) = __builtin_shuffle(all, order);
 }
-inline void finish(float* to, Vector first, Vector second, const Range& range, int) {
-  store(to, range(first));
-  store(to + BLOCK, range(second));
-}
-inline void finish(Small* to, Vector first, Vector second, const Range& range, int zero) {
-#if defined(__AVX2__) && !defined(__AVX512F__)
-  if (sizeof(Small) == 2) {
-    /* What is too low, or NaN, becomes a negative number whose low end is left to the 16 bits. */
-    const auto cut = [&](Vector value) { return (__m256i)nearest(range.high < value ? range.high : value); };
-    const __m256i low = (__m256i)nearest(range.low);
-    const __m256i narrow = _mm256_max_epi16(_mm256_packs_epi32(cut(first), cut(second)), _mm256_packs_epi32(low, low));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_permute4x64_epi64(narrow, 0xd8));
+#endif
+
+template <int N>
+inline void finish(Small* to, const Vector (&values)[N], const Range& range, int zero) {
+#if PACKS
+  if constexpr (N >= GROUP) {
+#pragma GCC unroll 16
+    for (int j = 0; j + GROUP <= N; j += GROUP) finish_group(to + j * BLOCK, values + j, range, zero);
+    if (N % GROUP) finish_group(to + (N - GROUP) * BLOCK, values + N - GROUP, range, zero);
     return;
   }
 #endif
-  store(to, within(first, range) + (ZERO ? zero : 0));
-  store(to + BLOCK, within(second, range) + (ZERO ? zero : 0));
+#pragma GCC unroll 16
+  for (int j = 0; j < N; ++j) {
+    const Lanes whole = nearest(range.number(values[j])) + zero;
+    *reinterpret_cast<Smalls*>(to + j * BLOCK) = __builtin_convertvector(whole, Smalls);
+  }
+}
+
+/* One output. */
+template <class Element>
+inline void finish(Element* to, Vector value, const Range& range, int zero) {
+  const Vector values[1] = {value};
+  finish(to, values, range, zero);
 }
 
 template <class Element>
@@ -247,26 +292,24 @@ class RoundingWriter {
   RoundingWriter(const Rounding<Element>& result, int block, int pixel)
       : to(result.to.at(block, pixel)), addend(result.addend.data ? result.addend.at(block, pixel) : nullptr),
         to_pitch(result.to.pitch), addend_pitch(result.addend.pitch), multiplier(result.multiplier + block * BLOCK),
-        offset(result.offset + block * BLOCK), factor(Vector{} + result.addend_multiplier),
+        offset(result.offset + block * BLOCK), factor(result.addend_multiplier),
         addend_zero(result.addend_zero), zero(result.zero), range(result.range) {}
 
   template <class Sum, int M, int N>
   void write(Sum (&sums)[M][N]) {
+    const Range& limits = *only_here(&range);
 #pragma GCC unroll 4
     for (int i = 0; i < M; ++i) {
-      const Vector scale = load(multiplier + i * BLOCK), shift = load(offset + i * BLOCK);
+      const Vector scale = load(only_here(multiplier + i * BLOCK)), shift = load(only_here(offset + i * BLOCK));
       Vector values[N];
 #pragma GCC unroll 32
       for (int j = 0; j < N; ++j) values[j] = rounded(as_float(sums[i][j]) * scale) + shift;
-      if (addend)
+      if (addend) {
+        const Small* const from = only_here(addend + i * addend_pitch);
 #pragma GCC unroll 32
-        for (int j = 0; j < N; ++j)
-          values[j] += rounded(load(addend + i * addend_pitch + j * BLOCK, addend_zero) * factor);
-      int j = 0;
-#pragma GCC unroll 32
-      for (; j + 2 <= N; j += 2)
-        finish(to + i * to_pitch + j * BLOCK, values[j], values[j + 1], range, zero);
-      if (N % 2) finish(to + i * to_pitch + (N - 1) * BLOCK, values[N - 1], range, zero);
+        for (int j = 0; j < N; ++j) values[j] += rounded(load(from + j * BLOCK, addend_zero) * factor);
+      }
+      finish(only_here(to + i * to_pitch), values, limits, zero);
     }
     to += N * BLOCK;
     if (addend) addend += N * BLOCK;
@@ -277,9 +320,9 @@ class RoundingWriter {
   const Small* addend;
   const size_t to_pitch, addend_pitch;
   const float *multiplier, *offset;
-  const Vector factor;
+  const float factor;
   const int addend_zero, zero;
-  const Range range;
+  const Range& range;
 };
 
 template <class Element>
