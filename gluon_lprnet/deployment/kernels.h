@@ -15,6 +15,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #if defined(__SSE2__)
 #include <immintrin.h>
@@ -353,9 +354,11 @@ inline void accumulate(Lanes* sums, Lanes values, Lanes row) {
 
 inline void accumulate(Lanes* sums, int32_t value, Lanes row) { accumulate(sums, Lanes{} + value, row); }
 
+/* By what a kernel multiplies, floats or groups in 8 bits: its sums, and how many elements are one. */
 template <class Number> struct SumOf;
 template <> struct SumOf<float> { typedef Vector type; };
 template <> struct SumOf<int32_t> { typedef Lanes type; };
+template <class Number> constexpr int group_of() { return std::is_same<Number, float>::value ? 1 : GROUP; }
 
 /* `number` tiles, one after the other, of M blocks of outputs at N pixels, from `count` groups of INNER neighboring
  * inputs: the groups are `pitch` apart, the pixels STEP. */
@@ -444,13 +447,13 @@ void pointwise(const ViewOf<Small>& x, int inputs, int pixels, const Matrix<int3
                                          matrix, outputs, result);
 }
 
-/* One row of a 3x3 convolution with stride 1 or 2 from rows of channels that have a zero at either end, `pitch` floats
- * each; the columns of the matrix are (row, channel, column) of the kernel. */
-template <class To>
-void dense_row(const float* rows, size_t pitch, int channels, int stride, int width, const Matrix<float>& matrix,
+/* One row of a 3x3 convolution with stride 1 or 2 from rows of groups of channels that have a group of zeros at either
+ * end, `pitch` groups each; the columns of the matrix are (row, group, column) of the kernel. */
+template <class Number, class To>
+void dense_row(const Number* rows, size_t pitch, int groups, int stride, int width, const Matrix<Number>& matrix,
                int outputs, const To& result) {
-  if (stride == 1) multiply<3, 1>(rows, width, 3 * channels, pitch, matrix, outputs, result);
-  else multiply<3, 2>(rows, width, 3 * channels, pitch, matrix, outputs, result);
+  if (stride == 1) multiply<3, 1>(rows, width, 3 * groups, pitch, matrix, outputs, result);
+  else multiply<3, 2>(rows, width, 3 * groups, pitch, matrix, outputs, result);
 }
 
 /* The 3x3 depthwise convolution of COLUMNS neighboring pixels, of the kernel's rows and columns from Y0 to Y1 and X0 to
@@ -679,12 +682,24 @@ inline void dequantize(const ViewOf<Small>& x, int zero, int blocks, int pixels,
     for (int pixel = 0; pixel < pixels; ++pixel) store(to.at(i, pixel), load(x.at(i, pixel), zero) * step);
 }
 
-/* `count` numbers in steps, of which there are `steps` in 1, as whole numbers in float32. */
-inline void quantize_row(const float* from, int count, float steps, const Range& range, float* to) {
-  constexpr float SHIFT = 3 << 22;
-  int k = 0;
-  for (; k + BLOCK <= count; k += BLOCK) store(to + k, (range.number(load(from + k) * steps) + SHIFT) - SHIFT);
-  for (; k < count; ++k) to[k] = (range.number(from[k] * steps) + SHIFT) - SHIFT;
+/* Groups of `number` channels in steps, of which there are `steps` in 1, at `count` pixels that follow one another. */
+inline void quantize_groups(const float* const (&channels)[GROUP], int number, int count, float steps,
+                            const Range& range, int zero, int32_t* to) {
+  constexpr int BITS = 8 * sizeof(Small);
+  for (int k = 0; k < count; k += BLOCK) {
+    const int size = std::min(BLOCK, count - k);
+    Lanes groups = {};
+#pragma GCC unroll 4
+    for (int i = 0; i < GROUP; ++i) {
+      if (i == number) break;
+      Vector values = {};
+      if (size == BLOCK) values = load(channels[i] + k);
+      else std::memcpy(&values, channels[i] + k, size * sizeof(float));
+      groups |= ((nearest(range.number(values * steps)) + zero) & ((1 << BITS) - 1)) << BITS * i;
+    }
+    if (size == BLOCK) *reinterpret_cast<StoredLanes*>(to + k) = groups;
+    else std::memcpy(to + k, &groups, size * sizeof(int32_t));
+  }
 }
 
 inline void add(const View& x, const View& y, int blocks, int pixels, const Result& result) {

@@ -530,7 +530,7 @@ struct SmallWeight {
 /* The parameters of a program, packed for the kernels. */
 struct Weights {
   std::vector<Stamp> stamps;
-  /* Of layers in float32, and of those in 8 bits whose sums float32 holds. */
+  /* Of layers in float32, and of those in 8 bits. */
   std::vector<Matrix<float> > matrices;
   std::vector<SmallWeight> small;
   /* Channels, or length of the vector, that a layer gives; 0 as its input has. */
@@ -553,7 +553,7 @@ struct Weights {
       }
       if (layer.kind == FULLY_CONNECTED) matrices[i] = {weight.data<float>(), bias, (size_t)weight.shape[1]};
       else if (layer.kind == DEPTHWISE) pack_depthwise(i, weight.data<float>(), bias);
-      else pack_matrix(i, weight.data<float>(), bias, weight.shape[1], layer.kind == DENSE ? 9 : 1);
+      else pack_floats(i, weight, bias);
     }
   }
 
@@ -575,36 +575,42 @@ struct Weights {
     packed = {weight, {}, multiplier, offset,
               layer.addend < 0 ? 0 : program.layers[layer.addend].format.step / step};
     const int zero = layer.input_format.zero();
-    if (layer.kind == DENSE) {
-      const std::vector<float> whole(weight, weight + tensor.size());
-      pack_matrix(index, whole.data(), nullptr, tensor.shape[1], 9);
-    } else if (layer.kind == DEPTHWISE) {
+    if (layer.kind == DEPTHWISE) {
       pack_depthwise_groups(index, weight, zero);
-    } else if (layer.kind == POINTWISE) {
-      pack_groups(index, weight, tensor.shape[1], zero);
+    } else if (layer.kind != FULLY_CONNECTED) {
+      int32_t* const sums = pack<Element>(weight, tensor, &small_memory[index], &packed.matrix);
+      const int64_t columns = tensor.size() / rows;
+      for (int64_t i = 0; i < tensor.size(); ++i) sums[i / columns] -= zero * weight[i];
     }
   }
 
   /* Of weights: int8_t where an element is a byte. */
   typedef std::make_signed<Small>::type Element;
 
-  void pack_groups(int index, const int8_t* weight, int inputs, int zero) {
-    const int rows = channels[index];
-    const size_t panel = (size_t)blocks_of(inputs) * BLOCK / GROUP * BLOCK;
-    small_memory[index].hold(blocks_of(rows) * (panel + BLOCK));
-    int32_t* const to = as<int32_t>(small_memory[index].data.get());
-    int32_t* const sums = to + blocks_of(rows) * panel;
-    for (int row = 0; row < rows; ++row) {
-      int total = 0;
-      for (int c = 0; c < inputs; ++c) {
-        const int value = weight[(size_t)row * inputs + c];
-        int32_t* const group = to + row / BLOCK * panel + c / GROUP * BLOCK + row % BLOCK;
-        reinterpret_cast<Element*>(group)[c % GROUP] = value;
-        total += value;
-      }
-      sums[row] = -zero * total;
-    }
-    small[index].matrix = {to, sums, panel};
+  void pack_floats(int index, MXTensor& tensor, const float* bias) {
+    float* const biases = pack<float>(tensor.data<float>(), tensor, &memory[index], &matrices[index]);
+    if (bias) std::copy(bias, bias + channels[index], biases);
+  }
+
+  /* The weight of a convolution that is not depthwise. Gives what the sums begin with, which is 0 until then. */
+  template <class Element, class Number, class Value>
+  static Number* pack(const Value* weight, const MXTensor& tensor, Floats* memory, Matrix<Number>* matrix) {
+    constexpr int GROUP = sizeof(Number) / sizeof(Element);
+    const int rows = tensor.shape[0], inputs = tensor.shape[1], taps = tensor.shape[2] * tensor.shape[3];
+    /* Pixelwise, columns are groups of blocks of channels; else (row, group, column) of the kernel. */
+    const int groups = (inputs + GROUP - 1) / GROUP;
+    const size_t columns = taps == 1 ? blocks_of(inputs) * BLOCK / GROUP : 9 * groups, panel = columns * BLOCK;
+    memory->hold(blocks_of(rows) * (panel + BLOCK));
+    Number* const to = as<Number>(memory->data.get());
+    for (int row = 0; row < rows; ++row)
+      for (int c = 0; c < inputs; ++c)
+        for (int k = 0; k < taps; ++k) {
+          const size_t column = taps == 1 ? c / GROUP : (k / 3 * groups + c / GROUP) * 3 + k % 3;
+          Number* const group = to + row / BLOCK * panel + column * BLOCK + row % BLOCK;
+          reinterpret_cast<Element*>(group)[c % GROUP] = weight[((size_t)row * inputs + c) * taps + k];
+        }
+    *matrix = {to, to + blocks_of(rows) * panel, panel};
+    return to + blocks_of(rows) * panel;
   }
 
   void pack_depthwise_groups(int index, const int8_t* weight, int zero) {
@@ -632,24 +638,6 @@ struct Weights {
       for (int k = 0; k < 10; ++k)
         to[(c / BLOCK * 10 + k) * BLOCK + c % BLOCK] = k < 9 ? weight[9 * c + k] : bias ? bias[c] : 0;
     matrices[layer] = {to, nullptr, 10 * BLOCK};
-  }
-
-  void pack_matrix(int layer, const float* weight, const float* bias, int inputs, int taps) {
-    const int rows = channels[layer];
-    /* Pixelwise, columns are blocks of channels; else (row, channel, column) of the kernel. */
-    const size_t columns = taps == 1 ? blocks_of(inputs) * BLOCK : 9 * inputs, panel = columns * BLOCK;
-    memory[layer].hold(blocks_of(rows) * (panel + BLOCK));
-    float* const to = memory[layer].data.get();
-    float* const biases = to + blocks_of(rows) * panel;
-    for (int row = 0; row < rows; ++row) {
-      for (int c = 0; c < inputs; ++c)
-        for (int k = 0; k < taps; ++k) {
-          const size_t column = taps == 1 ? c : (k / 3 * inputs + c) * 3 + k % 3;
-          to[row / BLOCK * panel + column * BLOCK + row % BLOCK] = weight[((size_t)row * inputs + c) * taps + k];
-        }
-      biases[row] = bias ? bias[row] : 0;
-    }
-    matrices[layer] = {to, biases, panel};
   }
 };
 
@@ -776,10 +764,12 @@ class Plan {
     }
   }
 
-  /* Floats of a row of the input of a dense convolution, all channels with their zeros. */
-  size_t dense_pitch(int layer) const {
-    const Size& in = sizes[program.layers[layer].inputs[0]];
-    return (size_t)in.channels * padded_width(layer);
+  /* Floats of a row of the input of a dense convolution, all channels with their zeros; or groups of 8 bits. */
+  size_t dense_pitch(int layer) const { return (size_t)dense_groups(layer) * padded_width(layer); }
+
+  int dense_groups(int layer) const {
+    const int channels = sizes[program.layers[layer].inputs[0]].channels;
+    return program.layers[layer].in_8_bits() ? (channels + GROUP - 1) / GROUP : channels;
   }
 
   int padded_width(int layer) const {
@@ -925,7 +915,7 @@ class Plan {
                  const To& result) const {
     const Layer& layer = program.layers[index];
     if (layer.kind == DENSE) {
-      dense(index, piece, weights, arrays, result);
+      convolve(index, piece, weights, arrays, result);
     } else if (layer.kind == POINTWISE) {
       multiply_pixels(index, piece, weights, result);
     } else if (layer.kind == DEPTHWISE) {
@@ -991,42 +981,63 @@ class Plan {
         * sizes[layer].pixels();
   }
 
-  template <class To>
-  void dense(int index, const Piece& piece, const Weights& weights, std::vector<MXTensor>* arrays,
-             const To& result) const {
+  void convolve(int index, const Piece& piece, const Weights& weights, std::vector<MXTensor>* arrays,
+                const Result& result) const {
+    const size_t width = sizes[program.layers[index].inputs[0]].width;
+    convolve(index, piece, weights.matrices[index], 0.0f, arrays,
+             [width](const float* from, size_t, int, float* to) { std::memcpy(to, from, width * sizeof(float)); },
+             result);
+  }
+
+  template <class Element>
+  void convolve(int index, const Piece& piece, const Weights& weights, std::vector<MXTensor>* arrays,
+                const Rounding<Element>& result) const {
+    const Format& format = program.layers[index].input_format;
+    const int width = sizes[program.layers[index].inputs[0]].width;
+    const Range range(format.lowest(), format.highest());
+    Small zeros[GROUP];
+    std::fill(zeros, zeros + GROUP, (Small)format.zero());
+    int32_t zero;
+    std::memcpy(&zero, zeros, sizeof(zero));
+    const auto quantize = [&](const float* from, size_t pitch, int number, int32_t* to) {
+      const float* channels[GROUP];
+      for (int i = 0; i < GROUP; ++i) channels[i] = from + i * pitch;
+      quantize_groups(channels, number, width, 1 / format.step, range, format.zero(), to);
+    };
+    convolve(index, piece, weights.small[index].matrix, zero, arrays, quantize, result);
+  }
+
+  /* Of groups of zeros, and of rows of the operator's input that `read` makes groups of. */
+  template <class Number, class Read, class To>
+  void convolve(int index, const Piece& piece, const Matrix<Number>& matrix, Number zero,
+                std::vector<MXTensor>* arrays, const Read& read, const To& result) const {
+    constexpr int GROUP = group_of<Number>();
     const Layer& layer = program.layers[index];
-    const int source = layer.inputs[0], width = sizes[index].width;
+    const int source = layer.inputs[0], width = sizes[index].width, groups = dense_groups(index);
     const Size& in = sizes[source];
     const size_t pitch = padded_width(index);
     const bool is_plain = buffer[source] < 0;
     const int rows = (piece.end - piece.first - 1) * layer.stride + 3;
-    const Format& format = layer.input_format;
-    const Range range(format.lowest(), format.highest());
+    Number* const strip = as<Number>(piece.strip);
     for (int row = 0; row < rows; ++row)
-      for (int c = 0; c < in.channels; ++c) {
-        float* const to = piece.strip + ((size_t)row * in.channels + c) * pitch;
-        const int y = piece.first * layer.stride - layer.before + row;
-        to[0] = to[pitch - 1] = 0;
+      for (int group = 0; group < groups; ++group) {
+        Number* const to = strip + ((size_t)row * groups + group) * pitch;
+        const int y = piece.first * layer.stride - layer.before + row, c = group * GROUP;
+        to[0] = to[pitch - 1] = zero;
         if (y < 0 || y >= in.height) {
-          std::memset(to, 0, pitch * sizeof(float));
+          std::fill(to, to + pitch, zero);
         } else if (is_plain) {
-          const float* const from = plain(source, piece.image, arrays) + ((size_t)c * in.height + y) * in.width;
-          if (layer.in_8_bits()) quantize_row(from, in.width, 1 / format.step, range, to + layer.before);
-          else std::memcpy(to + layer.before, from, in.width * sizeof(float));
+          read(plain(source, piece.image, arrays) + ((size_t)c * in.height + y) * in.width, in.pixels(),
+               std::min(GROUP, in.channels - c), to + layer.before);
         } else {
-          const size_t at = (size_t)c / BLOCK * in.pixels() * BLOCK + (size_t)y * in.width * BLOCK + c % BLOCK;
-          if (layer.in_8_bits()) {
-            const Small* const from = map_of<Small>(source, piece) + at;
-            for (int x = 0; x < in.width; ++x) to[layer.before + x] = from[(size_t)x * BLOCK] - format.zero();
-          } else {
-            const float* const from = map_of(source, piece) + at;
-            for (int x = 0; x < in.width; ++x) to[layer.before + x] = from[(size_t)x * BLOCK];
-          }
+          const Number* const from = map_of<Number>(source, piece)
+              + ((size_t)c / BLOCK * in.pixels() * BLOCK + (size_t)y * in.width * BLOCK + c % BLOCK) / GROUP;
+          for (int x = 0; x < in.width; ++x) to[layer.before + x] = from[(size_t)x * BLOCK / GROUP];
         }
       }
     for (int row = 0; row < piece.end - piece.first; ++row)
-      dense_row(piece.strip + (size_t)row * layer.stride * in.channels * pitch, pitch, in.channels, layer.stride, width,
-                weights.matrices[index], sizes[index].blocks(), result.row((size_t)row * width));
+      dense_row(strip + (size_t)row * layer.stride * groups * pitch, pitch, groups, layer.stride, width, matrix,
+                sizes[index].blocks(), result.row((size_t)row * width));
   }
 
   /* Elements [4 group, 4 group + 4) of the output of a layer on vectors, for all images. */
@@ -1041,9 +1052,9 @@ class Plan {
       if (layer.kind == FLATTEN) {
         std::memcpy(y + out, x + in + first, rows * sizeof(float));
       } else if (layer.kind == QUANTIZE_VECTOR) {
-        float whole[4];
-        quantize_row(x + in + first, rows, 1 / layer.format.step, range, whole);
-        for (int row = 0; row < rows; ++row) as<Small>(y)[out + row] = (int)whole[row] + layer.format.zero();
+        const float steps = 1 / layer.format.step;
+        for (int row = 0; row < rows; ++row)
+          as<Small>(y)[out + row] = (int)std::nearbyint(range.number(x[in + first + row] * steps)) + layer.format.zero();
       } else if (layer.in_8_bits()) {
         run_dense_rows(index, first, rows, as<Small>(x) + in, weights.small[index], range, y + out);
       } else {
