@@ -26,14 +26,17 @@ FORMS = ('ONNX Runtime, float32', 'ONNX Runtime, 8 bits', 'ONNX Runtime, by the 
 
 
 def load(name, width, size):
-    """The forms of a network, functions of an image in the order of FORMS, and the kinds that the rule leaves out."""
+    """The forms of a network, functions in the order of FORMS, and the kinds that the rule leaves out.
+
+    Each has the image as its runtime takes it: an ndarray, or one of MXNet's.
+    """
     import gluon_lprnet  # before MXNet
     import mxnet as mx
     import numpy as np
 
     from gluon_lprnet.deployment.quantize import LibraryQuantizer, OnnxQuantizer, slow_layers
     from gluon_lprnet.deployment.reparametrize import reparametrize
-    from gluon_lprnet.graph import trace
+    from gluon_lprnet.graph import as_block, trace
 
     images = np.random.default_rng(0).normal(0, 1, (2, 3, size, size)).astype('float32')
     net = gluon_lprnet.get_model(name, width=width)
@@ -43,10 +46,14 @@ def load(name, width, size):
     onnx, library = (quantizer_of(*form, images, 'naive') for quantizer_of in (OnnxQuantizer, LibraryQuantizer))
     slow = slow_layers(onnx, images[:1])
     kinds = list(dict.fromkeys(onnx.kinds[layer] for layer in slow))
-    forms = [onnx.floating, onnx.function(onnx.quantize(list(onnx.layers))),
-             onnx.function(onnx.quantize([layer for layer in onnx.layers if layer not in slow])),
-             library.floating, library.function(library.quantize(list(library.layers)))]
-    return [lambda run=run: run(images[:1]) for run in forms], kinds
+    sessions = [onnx.floating, onnx.function(onnx.quantize(list(onnx.layers))),
+                onnx.function(onnx.quantize([layer for layer in onnx.layers if layer not in slow]))]
+    image = mx.nd.array(images[:1])
+    blocks = [as_block(*library.quantize(chosen)) for chosen in ([], list(library.layers))]
+    for block in blocks:
+        block.hybridize(static_alloc=True, static_shape=True)
+    return [*(lambda run=run: run(images[:1]) for run in sessions),
+            *(lambda block=block: block(image).wait_to_read() for block in blocks)], kinds
 
 
 def measure(networks, width, size, rounds):
