@@ -133,7 +133,7 @@ class Writer {
         to_pitch(result.to.pitch), addend_pitch(result.addend.pitch), range(result.range) {}
 
   template <int M, int N>
-  void write(Vector (&sums)[M][N]) {
+  __attribute__((always_inline)) void write(Vector (&sums)[M][N]) {
     if (addend) {
 #pragma GCC unroll 4
       for (int i = 0; i < M; ++i) {
@@ -297,7 +297,7 @@ class RoundingWriter {
         addend_zero(result.addend_zero), zero(result.zero), range(result.range) {}
 
   template <class Sum, int M, int N>
-  void write(Sum (&sums)[M][N]) {
+  __attribute__((always_inline)) void write(Sum (&sums)[M][N]) {
     const Range& limits = *only_here(&range);
 #pragma GCC unroll 4
     for (int i = 0; i < M; ++i) {
@@ -312,8 +312,12 @@ class RoundingWriter {
       }
       finish(only_here(to + i * to_pitch), values, limits, zero);
     }
-    to += N * BLOCK;
-    if (addend) addend += N * BLOCK;
+    skip(N);
+  }
+
+  void skip(int pixels) {
+    to += pixels * BLOCK;
+    if (addend) addend += pixels * BLOCK;
   }
 
  private:
@@ -516,15 +520,15 @@ void depthwise(const float* x, int height, int width, int before, const float* w
 }
 
 /* In 8 bits an instruction takes GROUP inputs of an output: those of a column, from a group of rows of the image with
- * its zeros. A kernel that begins at row `phase` of a group needs one group or two, and has weights of 0 for the rows
- * that are not its own. */
-constexpr int GROUPS = 2;
-/* The weights of a block: by phase, group and column, then what sums begin with. */
-constexpr int DEPTHWISE_PANEL = (GROUP * GROUPS * 3 + 1) * BLOCK;
+ * its zeros. Groups begin at even rows. GROUPS of them hold four rows, and so the kernels that begin at the first row and
+ * at the second; weights are 0 for the rows that are not the kernel's. */
+constexpr int GROUPS = 4 / GROUP;
+/* The weights of a block: by first row, group and column, then what sums begin with. */
+constexpr int DEPTHWISE_WEIGHTS = GROUPS * 3 * BLOCK, DEPTHWISE_PANEL = 2 * DEPTHWISE_WEIGHTS + BLOCK;
 
-/* The place of a weight in its panel, where the kernel begins at row `phase`. */
-inline int32_t* depthwise_weight(int32_t* panel, int phase, int row, int column) {
-  return panel + ((phase * GROUPS + (phase + row) / GROUP) * 3 + column) * BLOCK;
+/* The place of a weight in its panel, where the kernel begins at row `first` of four. */
+inline int32_t* depthwise_weight(int32_t* panel, int first, int row, int column) {
+  return panel + first * DEPTHWISE_WEIGHTS + ((first + row) / GROUP * 3 + column) * BLOCK;
 }
 
 /* Numbers that a depthwise convolution in 8 bits needs for its rows: groups, and a row of zeros. */
@@ -556,41 +560,53 @@ inline void group_rows(const Small* const (&rows)[GROUP], int count, Small* __re
   }
 }
 
-/* COLUMNS neighboring pixels, from NUMBER groups of rows. */
-template <int STRIDE, int COLUMNS, int NUMBER, class To>
-inline void grouped_taps(const int32_t* const (&from)[GROUPS], int column, const Lanes (&w)[NUMBER][3], Lanes bias,
-                         To* out) {
-  Lanes sums[1][COLUMNS];
-#pragma GCC unroll 4
-  for (int j = 0; j < COLUMNS; ++j) sums[0][j] = ZERO ? bias : Lanes{};
+/* COLUMNS neighboring pixels of ROWS rows. */
+template <int STRIDE, int COLUMNS, int ROWS, class To>
+inline void grouped_taps(const int32_t* const (&from)[GROUPS], int column, const Lanes (&w)[ROWS][GROUPS][3],
+                         Lanes bias, To (&out)[ROWS]) {
+  Lanes sums[ROWS][1][COLUMNS];
 #pragma GCC unroll 2
-  for (int group = 0; group < NUMBER; ++group)
+  for (int row = 0; row < ROWS; ++row)
+#pragma GCC unroll 4
+    for (int j = 0; j < COLUMNS; ++j) sums[row][0][j] = ZERO ? bias : Lanes{};
+#pragma GCC unroll 2
+  for (int group = 0; group < GROUPS; ++group)
 #pragma GCC unroll 16
     for (int x = 0; x < (COLUMNS - 1) * STRIDE + 3; ++x) {
       const Lanes value = load(from[group] + (size_t)(column * STRIDE + x) * BLOCK);
+#pragma GCC unroll 2
+      for (int row = 0; row < ROWS; ++row)
 #pragma GCC unroll 4
-      for (int j = 0; j < COLUMNS; ++j)
-        if (x >= j * STRIDE && x < j * STRIDE + 3) accumulate(&sums[0][j], value, w[group][x - j * STRIDE]);
+        for (int j = 0; j < COLUMNS; ++j)
+          if (x >= j * STRIDE && x < j * STRIDE + 3)
+            accumulate(&sums[row][0][j], value, w[row][group][x - j * STRIDE]);
     }
-  out->write(sums);
+#pragma GCC unroll 2
+  for (int row = 0; row < ROWS; ++row) out[row].write(sums[row]);
 }
 
-template <int STRIDE, int NUMBER, class To>
-void grouped_row(const int32_t* const (&from)[GROUPS], int out_width, const int32_t* weight, Lanes bias, To out) {
+/* ROWS rows, of which the first one's kernel begins where the weights say. */
+template <int STRIDE, int ROWS, class To>
+void grouped_row(const int32_t* const (&from)[GROUPS], int out_width, const int32_t* weight, Lanes bias,
+                 To (&out)[ROWS]) {
   constexpr int COLUMNS = 4;
-  Lanes w[NUMBER][3];
+  Lanes w[ROWS][GROUPS][3];
 #pragma GCC unroll 2
-  for (int group = 0; group < NUMBER; ++group)
+  for (int row = 0; row < ROWS; ++row)
+#pragma GCC unroll 2
+    for (int group = 0; group < GROUPS; ++group)
 #pragma GCC unroll 3
-    for (int x = 0; x < 3; ++x) w[group][x] = load(weight + (group * 3 + x) * BLOCK);
+      for (int x = 0; x < 3; ++x) w[row][group][x] = load(weight + row * DEPTHWISE_WEIGHTS + (group * 3 + x) * BLOCK);
   int column = 0;
   for (; column + COLUMNS <= out_width; column += COLUMNS)
-    grouped_taps<STRIDE, COLUMNS>(from, column, w, bias, &out);
-  if (out_width - column >= 2) {
-    grouped_taps<STRIDE, 2>(from, column, w, bias, &out);
-    column += 2;
+    grouped_taps<STRIDE, COLUMNS>(from, column, w, bias, out);
+  if (out_width >= COLUMNS && column < out_width) {
+    /* Some of them again. */
+    for (To& each : out) each.skip(out_width - COLUMNS - column);
+    grouped_taps<STRIDE, COLUMNS>(from, out_width - COLUMNS, w, bias, out);
+    return;
   }
-  if (column < out_width) grouped_taps<STRIDE, 1>(from, column, w, bias, &out);
+  for (; column < out_width; ++column) grouped_taps<STRIDE, 1>(from, column, w, bias, out);
 }
 
 /* The same in 8 bits. `zero` was added to the elements of the image; `rows` is memory for grouped_rows(width). */
@@ -600,15 +616,15 @@ void depthwise(const Small* x, int zero, int height, int width, int before, cons
   const size_t pitch = (size_t)(width + 2) * BLOCK;
   Small* const zeros = reinterpret_cast<Small*>(rows + GROUPS * pitch);
   std::fill(zeros, zeros + width * BLOCK, (Small)zero);
-  const Lanes bias = load(weight + DEPTHWISE_PANEL - BLOCK);
-  int next = first * STRIDE / GROUP;
-  for (int row = first; row < end; ++row) {
-    const int group = row * STRIDE / GROUP, phase = row * STRIDE % GROUP;
-    const int number = (phase + 2) / GROUP + 1;
-    for (next = std::max(next, group); next < group + number; ++next) {
+  const Lanes bias = load(weight + 2 * DEPTHWISE_WEIGHTS);
+  const auto out = [&](int row) { return writer(result, block, (row - first) * out_width); };
+  int next = 0;
+  for (int row = first; row < end;) {
+    const int group = row * STRIDE / 2, from_row = row * STRIDE % 2;
+    for (next = std::max(next, group); next < group + GROUPS; ++next) {
       const Small* in_group[GROUP];
       for (int i = 0; i < GROUP; ++i) {
-        const int y = next * GROUP + i - before;
+        const int y = 2 * next + i - before;
         in_group[i] = y < 0 || y >= height ? zeros : x + (size_t)y * width * BLOCK;
       }
       Small* const to = reinterpret_cast<Small*>(rows + next % GROUPS * pitch);
@@ -618,17 +634,30 @@ void depthwise(const Small* x, int zero, int height, int width, int before, cons
     }
     const int32_t* from[GROUPS];
     for (int i = 0; i < GROUPS; ++i) from[i] = rows + (group + i) % GROUPS * pitch + (1 - before) * BLOCK;
-    const auto out = writer(result, block, (row - first) * out_width);
-    const int32_t* const w = weight + phase * GROUPS * 3 * BLOCK;
-    if (number == 1) grouped_row<STRIDE, 1>(from, out_width, w, bias, out);
-    else grouped_row<STRIDE, 2>(from, out_width, w, bias, out);
+    /* Two rows where registers hold the weights of both. */
+    if (STRIDE == 1 && GROUPS == 1 && from_row == 0 && row + 1 < end) {
+      decltype(out(row)) both[] = {out(row), out(row + 1)};
+      grouped_row<STRIDE>(from, out_width, weight, bias, both);
+      row += 2;
+    } else {
+      decltype(out(row)) one[] = {out(row)};
+      grouped_row<STRIDE>(from, out_width, weight + from_row * DEPTHWISE_WEIGHTS, bias, one);
+      ++row;
+    }
   }
 }
 
+/* The sum of all lanes, by halves of them. */
+template <int HALF = BLOCK / 2>
 inline float total(Vector value) {
-  float sum = 0;
-  for (int lane = 0; lane < BLOCK; ++lane) sum += value[lane];
-  return sum;
+  if constexpr (HALF == 0) {
+    return value[0];
+  } else {
+    Lanes other;
+#pragma GCC unroll 16
+    for (int lane = 0; lane < BLOCK; ++lane) other[lane] = lane ^ HALF;
+    return total<HALF / 2>(value + __builtin_shuffle(value, other));
+  }
 }
 
 /* x / sqrt(||x||^2 + eps) at each pixel; in place if `to` is x. */
@@ -658,13 +687,11 @@ inline void normalize(const View& x, int blocks, int pixels, float eps, float st
           const Vector value = load(x.at(i + part, pixel));
           squares[part] += rounded(value * value);
         }
-    float lanes[16];
-    std::memcpy(lanes, squares, sizeof(lanes));
-#pragma GCC unroll 4
-    for (int half = 8; half > 0; half /= 2)
-#pragma GCC unroll 8
-      for (int lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
-    const Vector factor = Vector{} + steps / std::sqrt(lanes[0] + eps);
+#pragma GCC unroll 2
+    for (int half = PARTS / 2; half > 0; half /= 2)
+#pragma GCC unroll 2
+      for (int part = 0; part < half; ++part) squares[part] += squares[part + half];
+    const Vector factor = Vector{} + steps / std::sqrt(total(squares[0]) + eps);
     for (int i = 0; i < blocks; ++i) finish(to.at(i, pixel), load(x.at(i, pixel)) * factor, range, zero);
   }
 }

@@ -618,12 +618,12 @@ struct Weights {
     int32_t* const to = as<int32_t>(small_memory[index].data.get());
     for (int c = 0; c < channels[index]; ++c) {
       int32_t* const panel = to + c / BLOCK * DEPTHWISE_PANEL + c % BLOCK;
-      int32_t& sum = panel[DEPTHWISE_PANEL - BLOCK];
+      int32_t& sum = panel[2 * DEPTHWISE_WEIGHTS];
       for (int k = 0; k < 9; ++k) {
         const int value = weight[9 * c + k];
-        for (int phase = 0; phase < GROUP; ++phase) {
-          int32_t* const group = depthwise_weight(panel, phase, k / 3, k % 3);
-          reinterpret_cast<Element*>(group)[(phase + k / 3) % GROUP] = value;
+        for (int first : {0, 1}) {
+          int32_t* const group = depthwise_weight(panel, first, k / 3, k % 3);
+          reinterpret_cast<Element*>(group)[(first + k / 3) % GROUP] = value;
         }
         sum -= zero * value;
       }
