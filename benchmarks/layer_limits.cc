@@ -16,9 +16,6 @@
 
 using namespace lprnet;
 
-/* Of operators.cc. */
-constexpr int STRIP = 32 * 1024;
-
 struct Layer {
   std::string kind;
   int inputs, outputs, height, width, stride;
@@ -93,7 +90,7 @@ struct Run {
     } else {
       const size_t row = layer.kind == "first" ? 2 * layer.inputs * (layer.width + 2)
           : map(layer.kind == "P2" ? layer.outputs : layer.inputs, out_width);
-      const int rows = std::max(1, std::min(out_height, STRIP / (int)row)), pieces = (out_height + rows - 1) / rows;
+      const int rows = std::max(1, std::min<int>(out_height, STRIP / row)), pieces = (out_height + rows - 1) / rows;
       for (int i = 0; i < pieces; ++i) piece(out_height * i / pieces, out_height * (i + 1) / pieces);
     }
   }

@@ -33,6 +33,8 @@ constexpr int BLOCK = 8, PIXELS = 6;
 constexpr int BLOCK = 4, PIXELS = 4;
 #endif
 constexpr int BLOCKS = 2;
+/* Floats of a strip between layers, which is to stay in the cache. */
+constexpr size_t STRIP = 32 * 1024;
 
 typedef float Vector __attribute__((vector_size(BLOCK * sizeof(float))));
 /* In memory: of any alignment, and of floats. */
@@ -143,7 +145,7 @@ class Writer {
       }
       addend += N * BLOCK;
     }
-    const Range& limits = *only_here(&range);
+    const Range limits = *only_here(&range);
 #pragma GCC unroll 4
     for (int i = 0; i < M; ++i) {
       float* const row = only_here(to + i * to_pitch);
@@ -298,7 +300,7 @@ class RoundingWriter {
 
   template <class Sum, int M, int N>
   __attribute__((always_inline)) void write(Sum (&sums)[M][N]) {
-    const Range& limits = *only_here(&range);
+    const Range limits = *only_here(&range);
 #pragma GCC unroll 4
     for (int i = 0; i < M; ++i) {
       const Vector scale = load(only_here(multiplier + i * BLOCK)), shift = load(only_here(offset + i * BLOCK));
@@ -471,7 +473,9 @@ inline void taps(const float* from, size_t pitch, const Vector* w, Writer* out) 
   for (int y = Y0; y < Y1; ++y)
 #pragma GCC unroll 16
     for (int x = X0; x < (COLUMNS - 1) * STRIDE + X1; ++x) {
-      const Vector value = load(from + y * pitch + x * BLOCK);
+      Vector value = load(from + y * pitch + x * BLOCK);
+      /* Loaded once, too. */
+      keep(&value);
 #pragma GCC unroll 4
       for (int j = 0; j < COLUMNS; ++j)
         if (x - j * STRIDE >= X0 && x - j * STRIDE < X1) sums[0][j] += w[3 * y + x - j * STRIDE] * value;

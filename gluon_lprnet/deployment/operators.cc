@@ -39,8 +39,6 @@ using namespace lprnet;
 using namespace mxnet::ext;
 typedef std::unordered_map<std::string, std::string> Attributes;
 
-/* Floats of a strip between the layers of a step. */
-constexpr size_t STRIP = 32 * 1024;
 /* Networks that are kept, and for each of them sets of parameters, and for those shapes with their buffers. */
 constexpr size_t KEPT = 4;
 
