@@ -119,8 +119,8 @@ struct Result {
   Result row(size_t pixels) const { return {{to.data + pixels * BLOCK, to.pitch}, addend, range}; }
 };
 
-/* A pointer of which, and of what it points to, nothing is known before. Otherwise addresses of all outputs and constants
- * would be kept in registers that the sums need. */
+/* A pointer of which, and of what it points to, nothing is known before. Otherwise GCC has addresses of all outputs in
+ * registers while it sums, and with AVX-512, whose registers it then takes for them, the weights in memory. */
 template <class Value>
 inline Value* only_here(Value* pointer) {
   asm volatile("" : "+r"(pointer) : : "memory");
@@ -145,12 +145,11 @@ class Writer {
       }
       addend += N * BLOCK;
     }
-    const Range limits = *only_here(&range);
 #pragma GCC unroll 4
     for (int i = 0; i < M; ++i) {
       float* const row = only_here(to + i * to_pitch);
 #pragma GCC unroll 32
-      for (int j = 0; j < N; ++j) store(row + j * BLOCK, limits(sums[i][j]));
+      for (int j = 0; j < N; ++j) store(row + j * BLOCK, range(sums[i][j]));
     }
     to += N * BLOCK;
   }
@@ -159,7 +158,7 @@ class Writer {
   float* to;
   const float* addend;
   const size_t to_pitch, addend_pitch;
-  const Range& range;
+  const Range range;
 };
 
 inline Writer writer(const Result& result, int block, int pixel) { return Writer(result, block, pixel); }
@@ -300,7 +299,6 @@ class RoundingWriter {
 
   template <class Sum, int M, int N>
   __attribute__((always_inline)) void write(Sum (&sums)[M][N]) {
-    const Range limits = *only_here(&range);
 #pragma GCC unroll 4
     for (int i = 0; i < M; ++i) {
       const Vector scale = load(only_here(multiplier + i * BLOCK)), shift = load(only_here(offset + i * BLOCK));
@@ -312,7 +310,7 @@ class RoundingWriter {
 #pragma GCC unroll 32
         for (int j = 0; j < N; ++j) values[j] += rounded(load(from + j * BLOCK, addend_zero) * factor);
       }
-      finish(only_here(to + i * to_pitch), values, limits, zero);
+      finish(only_here(to + i * to_pitch), values, range, zero);
     }
     skip(N);
   }
@@ -329,7 +327,7 @@ class RoundingWriter {
   const float *multiplier, *offset;
   const float factor;
   const int addend_zero, zero;
-  const Range& range;
+  const Range range;
 };
 
 template <class Element>
