@@ -184,9 +184,10 @@ inline Vector rounded(Vector value) {
 inline Vector as_float(Vector value) { return value; }
 inline Vector as_float(Lanes value) { return __builtin_convertvector(value, Vector); }
 
-/* To the nearest whole number, of two the even one; of at most 2^22. Where there are instructions that narrow registers,
- * NaN and what does not fit become the lowest of 32 bits, and pack() narrows two registers to one of 16 bits, or two of
- * these to one of 0 to 255, by halves that are lanes of 128 bits, each number to the nearest that fits. */
+/* To the nearest whole number, of two the even one; of at most 2^22. Where there are instructions that narrow
+ * registers, NaN and what does not fit become the lowest of 32 bits. pack() then narrows two registers to one of 16
+ * bits, and pack_bytes() two of these to one of 0 to 255: each number to the nearest that fits, and lanes of 128 bits
+ * apart. */
 #if defined(__AVX512BW__)
 #define PACKS 1
 inline Lanes nearest(Vector value) { return (Lanes)_mm512_cvtps_epi32((__m512)value); }
@@ -362,7 +363,8 @@ inline void accumulate(Lanes* sums, int32_t value, Lanes row) { accumulate(sums,
 template <class Number> struct SumOf;
 template <> struct SumOf<float> { typedef Vector type; };
 template <> struct SumOf<int32_t> { typedef Lanes type; };
-template <class Number> constexpr int group_of() { return std::is_same<Number, float>::value ? 1 : GROUP; }
+template <class Number>
+constexpr int group_of() { return std::is_same<Number, float>::value ? 1 : GROUP; }
 
 /* `number` tiles, one after the other, of M blocks of outputs at N pixels, from `count` groups of INNER neighboring
  * inputs: the groups are `pitch` apart, the pixels STEP. */
@@ -522,8 +524,8 @@ void depthwise(const float* x, int height, int width, int before, const float* w
 }
 
 /* In 8 bits an instruction takes GROUP inputs of an output: those of a column, from a group of rows of the image with
- * its zeros. Groups begin at even rows. GROUPS of them hold four rows, and so the kernels that begin at the first row and
- * at the second; weights are 0 for the rows that are not the kernel's. */
+ * its zeros. Groups begin at even rows. GROUPS of them hold four rows, and so the kernels that begin at the first row
+ * and at the second; weights are 0 for the rows that are not the kernel's. */
 constexpr int GROUPS = 4 / GROUP;
 /* The weights of a block: by first row, group and column, then what sums begin with. */
 constexpr int DEPTHWISE_WEIGHTS = GROUPS * 3 * BLOCK, DEPTHWISE_PANEL = 2 * DEPTHWISE_WEIGHTS + BLOCK;

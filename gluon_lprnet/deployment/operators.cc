@@ -591,21 +591,21 @@ struct Weights {
   }
 
   /* The weight of a convolution that is not depthwise. Gives what the sums begin with, which is 0 until then. */
-  template <class Element, class Number, class Value>
+  template <class Part, class Number, class Value>
   static Number* pack(const Value* weight, const MXTensor& tensor, Floats* memory, Matrix<Number>* matrix) {
-    constexpr int GROUP = sizeof(Number) / sizeof(Element);
+    constexpr int parts = sizeof(Number) / sizeof(Part);
     const int rows = tensor.shape[0], inputs = tensor.shape[1], taps = tensor.shape[2] * tensor.shape[3];
     /* Pixelwise, columns are groups of blocks of channels; else (row, group, column) of the kernel. */
-    const int groups = (inputs + GROUP - 1) / GROUP;
-    const size_t columns = taps == 1 ? blocks_of(inputs) * BLOCK / GROUP : 9 * groups, panel = columns * BLOCK;
+    const int groups = (inputs + parts - 1) / parts;
+    const size_t columns = taps == 1 ? blocks_of(inputs) * BLOCK / parts : 9 * groups, panel = columns * BLOCK;
     memory->hold(blocks_of(rows) * (panel + BLOCK));
     Number* const to = as<Number>(memory->data.get());
     for (int row = 0; row < rows; ++row)
       for (int c = 0; c < inputs; ++c)
         for (int k = 0; k < taps; ++k) {
-          const size_t column = taps == 1 ? c / GROUP : (k / 3 * groups + c / GROUP) * 3 + k % 3;
+          const size_t column = taps == 1 ? c / parts : (k / 3 * groups + c / parts) * 3 + k % 3;
           Number* const group = to + row / BLOCK * panel + column * BLOCK + row % BLOCK;
-          reinterpret_cast<Element*>(group)[c % GROUP] = weight[((size_t)row * inputs + c) * taps + k];
+          reinterpret_cast<Part*>(group)[c % parts] = weight[((size_t)row * inputs + c) * taps + k];
         }
     *matrix = {to, to + blocks_of(rows) * panel, panel};
     return to + blocks_of(rows) * panel;
@@ -1005,11 +1005,11 @@ class Plan {
     convolve(index, piece, weights.small[index].matrix, zero, arrays, quantize, result);
   }
 
-  /* Of groups of zeros, and of rows of the operator's input that `read` makes groups of. */
+  /* Around the image is `zero`; `read` makes a row of groups of rows of the operator's input. */
   template <class Number, class Read, class To>
   void convolve(int index, const Piece& piece, const Matrix<Number>& matrix, Number zero,
                 std::vector<MXTensor>* arrays, const Read& read, const To& result) const {
-    constexpr int GROUP = group_of<Number>();
+    constexpr int parts = group_of<Number>();
     const Layer& layer = program.layers[index];
     const int source = layer.inputs[0], width = sizes[index].width, groups = dense_groups(index);
     const Size& in = sizes[source];
@@ -1020,17 +1020,17 @@ class Plan {
     for (int row = 0; row < rows; ++row)
       for (int group = 0; group < groups; ++group) {
         Number* const to = strip + ((size_t)row * groups + group) * pitch;
-        const int y = piece.first * layer.stride - layer.before + row, c = group * GROUP;
+        const int y = piece.first * layer.stride - layer.before + row, c = group * parts;
         to[0] = to[pitch - 1] = zero;
         if (y < 0 || y >= in.height) {
           std::fill(to, to + pitch, zero);
         } else if (is_plain) {
           read(plain(source, piece.image, arrays) + ((size_t)c * in.height + y) * in.width, in.pixels(),
-               std::min(GROUP, in.channels - c), to + layer.before);
+               std::min(parts, in.channels - c), to + layer.before);
         } else {
           const Number* const from = map_of<Number>(source, piece)
-              + ((size_t)c / BLOCK * in.pixels() * BLOCK + (size_t)y * in.width * BLOCK + c % BLOCK) / GROUP;
-          for (int x = 0; x < in.width; ++x) to[layer.before + x] = from[(size_t)x * BLOCK / GROUP];
+              + ((size_t)c / BLOCK * in.pixels() * BLOCK + (size_t)y * in.width * BLOCK + c % BLOCK) / parts;
+          for (int x = 0; x < in.width; ++x) to[layer.before + x] = from[(size_t)x * BLOCK / parts];
         }
       }
     for (int row = 0; row < piece.end - piece.first; ++row)
@@ -1050,9 +1050,10 @@ class Plan {
       if (layer.kind == FLATTEN) {
         std::memcpy(y + out, x + in + first, rows * sizeof(float));
       } else if (layer.kind == QUANTIZE_VECTOR) {
-        const float steps = 1 / layer.format.step;
+        const float* const from = x + in + first;
         for (int row = 0; row < rows; ++row)
-          as<Small>(y)[out + row] = (int)std::nearbyint(range.number(x[in + first + row] * steps)) + layer.format.zero();
+          as<Small>(y)[out + row] =
+              (int)std::nearbyint(range.number(from[row] * (1 / layer.format.step))) + layer.format.zero();
       } else if (layer.in_8_bits()) {
         run_dense_rows(index, first, rows, as<Small>(x) + in, weights.small[index], range, y + out);
       } else {
