@@ -452,11 +452,10 @@ def run_elsewhere(folder, library, threads):
     return np.load(folder / 'outputs.npy')
 
 
-def write_files(net, images, folder):
-    symbol, params = reparametrize(*trace(net))
-    symbol.optimize_for('LPRNet').save(str(folder / 'net-symbol.json'))
+def write_files(symbol, params, images, folder):
+    symbol.optimize_for(BACKEND).save(str(folder / 'net-symbol.json'))
     mx.nd.save(str(folder / 'net-0000.params'), {f'arg:{name}': value for name, value in params.items()})
-    np.save(folder / 'images.npy', images.asnumpy())
+    np.save(folder / 'images.npy', images)
 
 
 @pytest.mark.parametrize('threads', ['1', '3'])
@@ -465,8 +464,17 @@ def test_files_need_the_library_alone(name, threads, tmp_path):
     """Saved, and loaded by MXNet in another process with another number of threads: fewer and more than images."""
     net = random_network(name)
     images = random_images(2, 64)
-    write_files(net, images, tmp_path)
+    write_files(*reparametrize(*trace(net)), images.asnumpy(), tmp_path)
     assert relative_error(run_elsewhere(tmp_path, build_library(), threads), net(images).asnumpy()) <= 1e-5
+
+
+def test_8_bits_of_threads_that_share_an_image(tmp_path):
+    """Their rows of a feature map begin at even and odd ones."""
+    images = np.random.default_rng(7).normal(0, 1, (2, 5, 13, 22)).astype('float32')
+    symbol = every_kind()
+    symbol, params, expected = in_8_bits(symbol, random_parameters(symbol, images), images)
+    write_files(symbol, params, images, tmp_path)
+    np.testing.assert_array_equal(run_elsewhere(tmp_path, build_library(), '5'), expected)
 
 
 # AVX-VNNI's product of bytes, element by element.
@@ -501,9 +509,7 @@ def test_8_bits_on_other_processors(tmp_path, monkeypatch, flags):
     networks = [in_8_bits(symbol, random_parameters(symbol, images), images),
                 in_8_bits(*network_that_varies('lprnet_mobilenet_x0.6', 45, rank=1 / 12))]
     for (symbol, params, expected), x in zip(networks, (images, network_that_varies('mobilenetv1_x0.25', 45)[2])):
-        symbol.optimize_for(BACKEND).save(str(tmp_path / 'net-symbol.json'))
-        mx.nd.save(str(tmp_path / 'net-0000.params'), {f'arg:{name}': value for name, value in params.items()})
-        np.save(tmp_path / 'images.npy', x)
+        write_files(symbol, params, x, tmp_path)
         np.testing.assert_array_equal(run_elsewhere(tmp_path, library, '2'), expected)
 
 
@@ -524,7 +530,7 @@ def test_other_processors(tmp_path, monkeypatch):
     for name in ('lprnet_mobilenet_x0.25', 'lprnet_shufflenetv2_x0.5'):
         net = random_network(name)
         images = random_images(2, 50)
-        write_files(net, images, tmp_path)
+        write_files(*reparametrize(*trace(net)), images.asnumpy(), tmp_path)
         assert relative_error(run_elsewhere(tmp_path, library, '2'), net(images).asnumpy()) <= 1e-5
 
 
