@@ -2,7 +2,7 @@
 import ast
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Optional, Union
 
 import mxnet as mx
@@ -166,6 +166,15 @@ class SymbolGraph:
         # Gluon writes the shapes of its parameters into the symbol.
         self.nodes[node['inputs'][slot][0]].setdefault('attrs', {})['__shape__'] = str(value.shape)
         self.params[name] = mx.nd.array(value, ctx=self.params[name].context, dtype='float32')
+
+    def add(self, operator: str, name: str, inputs: Sequence[Any], **attributes: Any) -> list[int]:
+        """Add a node, of operator ``null`` for a variable, and return its output as an input of others.
+
+        It comes last, and MXNet gives it its place when it reads the graph.
+        """
+        self.nodes.append({'op': operator, 'name': name, 'inputs': inputs,
+                           'attrs': {key: str(value) for key, value in attributes.items()}})
+        return [len(self.nodes) - 1, 0, 0]
 
 
 def attributes(node: dict[str, Any], **defaults: Any) -> list[Any]:

@@ -27,6 +27,7 @@ from .latency import median_milliseconds
 from .network import METHODS, compress
 from .ranks import VECTOR, Budget, ByLayer, Energy, Latency, as_ranks
 from .tasks import load_task
+from .training_form import training_form
 from .tuning import Best
 
 # Of a tuning: where files were.
@@ -212,7 +213,7 @@ def _tuned(net, numbers, task, config, found):
     """Tune the network, which has these numbers; those that it has then. It stays as it is if no epoch is better."""
     # Inside another block: MXNet cannot read back the parameters that a bare SymbolBlock saves.
     whole = gluon.nn.HybridSequential()
-    whole.add(net)
+    whole.add(training_form(net, task.input_shape))
     best = Best(whole, Path(config.save_dir) / 'best.params')
 
     def offer(numbers):

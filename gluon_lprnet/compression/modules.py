@@ -97,7 +97,6 @@ class Refit(NamedTuple):
 
 
 class PointwiseGraph(SymbolGraph):
-    """New nodes are added at the end, to which MXNet gives their place when it reads the graph."""
 
     def pointwise(self, any_width: bool = False) -> list[Pointwise]:
         """Its pointwise convolutions, in order of computation; with ``any_width`` all plain ones can be replaced."""
@@ -132,11 +131,11 @@ class PointwiseGraph(SymbolGraph):
             return
         low_rank = self._convolution(f'{layer.stem}_p2', p1, new.factors.p2)
         if new.norm_scale is not None:
-            low_rank = self._add('L2Normalization', f'{layer.stem}_l2norm', [low_rank], mode='channel')
-            low_rank = self._add('_mul_scalar', f'{layer.stem}_l2norm_scale', [low_rank], scalar=new.norm_scale)
+            low_rank = self.add('L2Normalization', f'{layer.stem}_l2norm', [low_rank], mode='channel')
+            low_rank = self.add('_mul_scalar', f'{layer.stem}_l2norm_scale', [low_rank], scalar=new.norm_scale)
         scaled = self._convolution(f'{layer.stem}_residual', data, new.factors.scale[:, None], new.bias,
                                    groups=len(new.bias))
-        self._put(layer, self._add('elemwise_add', f'{layer.stem}_sum', [low_rank, scaled]))
+        self._put(layer, self.add('elemwise_add', f'{layer.stem}_sum', [low_rank, scaled]))
 
     def refit(self, layer: Pointwise, new: Refit) -> None:
         """Give the convolution new values; its BatchNorm stays, for a training to come, with a mean that fits them."""
@@ -187,17 +186,12 @@ class PointwiseGraph(SymbolGraph):
         inputs = [data, self._variable(f'{name}_weight', matrix[:, :, None, None])]
         if bias is not None:
             inputs.append(self._variable(f'{name}_bias', bias))
-        return self._add('Convolution', name, inputs, kernel=(1, 1), num_filter=len(matrix), num_group=groups,
+        return self.add('Convolution', name, inputs, kernel=(1, 1), num_filter=len(matrix), num_group=groups,
                          no_bias=bias is None)
 
     def _variable(self, name, value):
         self.params[name] = mx.nd.array(value, ctx=self.context, dtype='float32')
-        return self._add('null', name, [], __shape__=value.shape)
-
-    def _add(self, operator, name, inputs, **attributes):
-        self.nodes.append({'op': operator, 'name': name, 'inputs': inputs,
-                           'attrs': {key: str(value) for key, value in attributes.items()}})
-        return [len(self.nodes) - 1, 0, 0]
+        return self.add('null', name, [], __shape__=value.shape)
 
     def _put(self, layer, entry):
         """Whoever takes the output of the layer's last node takes that of ``entry``, the node added last."""

@@ -270,7 +270,7 @@ class SpatialGraph(PointwiseGraph):
         rank = len(terms.a)
         entry = self._convolution(p1, self.nodes[layer.node]['inputs'][0], terms.a)
         weight = self._variable(f'{depthwise}_weight', terms.d.reshape(rank, 1, *layer.geometry['kernel']))
-        entry = self._add('Convolution', depthwise, [entry, weight], num_filter=rank, num_group=rank, no_bias=True,
+        entry = self.add('Convolution', depthwise, [entry, weight], num_filter=rank, num_group=rank, no_bias=True,
                           **layer.geometry)
         self._put(layer, self._convolution(p2, entry, terms.b, bias))
 

@@ -23,6 +23,7 @@ from ..evaluate.classification import correct_in_top, described, evaluate_classi
 from ..evaluate.landmarks import evaluate_landmarks, load_landmark_network
 from ..train.loop import TrainingTask
 from ..utils.errors import InputError
+from .training_form import training_form
 from .tuning import Agreement, Distance, as_teacher, distill, distill_landmarks
 
 __all__ = ['Classification', 'Landmarks', 'load_task']
@@ -61,7 +62,7 @@ class Classification(_Task):
 
     def __init__(self, net: HybridBlock, description: dict[str, Any], args: argparse.Namespace) -> None:
         super().__init__(net, described(args.network, description, flags_of_description(args)), args)
-        self._teacher = self._other_teacher() if args.teacher else net
+        self._teacher = self._other_teacher() if args.teacher else training_form(net, self.input_shape)
         self._train, self._held_out, self._val = self._checked()
 
     @contextmanager
@@ -81,7 +82,7 @@ class Classification(_Task):
         return numbers.get('agreement')
 
     def tuning(self, net: HybridBlock, evaluate: Callable[[], Numbers]) -> TrainingTask:
-        """Training ``net`` to give the teacher's outputs for ``--rec-train``."""
+        """Training ``net``, a :func:`training_form`, to give the teacher's outputs for ``--rec-train``."""
         args, size = self._args, self.description['input_size']
         images = ImageBatches(self._train, size, args.batch_size,
                               Normalization(self.description['rgb_mean'], self.description['rgb_std']), shuffle=True,
@@ -97,6 +98,7 @@ class Classification(_Task):
         source = self._args.teacher
         net, description = load_network(source)
         description = described(source, description, {})
+        net = training_form(net, _input_shape(description))
         return as_teacher(net, dict(description, num_classes=net(mx.nd.zeros(_input_shape(description))).shape[1]),
                           dict(self.description, num_classes=self.outputs), source)
 
@@ -130,7 +132,7 @@ class Landmarks(_Task):
         if flags_of_description(args):
             raise InputError(f'{args.network} says itself which crops it takes: leave out '
                              f'{", ".join("--" + key.replace("_", "-") for key in flags_of_description(args))}.')
-        self._teacher = self._other_teacher() if args.teacher else net
+        self._teacher = self._other_teacher() if args.teacher else training_form(net, self.input_shape)
         self._calibrate, self._train, self._held_out, self._val = (
             path and _faces(path, args.data_check)
             for path in (args.calibrate, args.rec_train, args.held_out, args.rec_val))
@@ -166,7 +168,7 @@ class Landmarks(_Task):
             if theirs != own:
                 raise InputError(f'{source}: `{key}` is {theirs}, and {own} of the network to compress: take another '
                                  'teacher.')
-        return as_teacher(net, dict(description, num_classes=self.outputs),
+        return as_teacher(training_form(net, _input_shape(description)), dict(description, num_classes=self.outputs),
                           dict(self.description, num_classes=self.outputs), source)
 
     @cached_property
