@@ -228,6 +228,9 @@ def _tuned(net, numbers, task, config, found):
     offer(numbers)
     fit(task.tuning(whole, evaluate), config, found)
     best.take()
+    if best.score == task.score(numbers):
+        print('\nNo epoch of the tuning is nearer to the original than the network before it, which is kept. Try a '
+              'lower --lr, or more photos that are like those of the training.')
     return task.measured(net)
 
 

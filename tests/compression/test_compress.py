@@ -902,6 +902,7 @@ def test_command(trained, records, tmp_path, capsys):
     agreements = [row['val_agreement'] for row in metrics if 'val_agreement' in row]
     assert len(agreements) == 2
     assert report['accuracy']['tuned']['agreement'] == max(report['accuracy']['compressed']['agreement'], *agreements)
+    assert ('No epoch of the tuning' in printed) == (report['accuracy']['compressed']['agreement'] >= max(agreements))
     assert min(report['milliseconds'].values()) > 0
     for text in ('top1', 'parameters', 'multiply-adds', 'milliseconds', f'{found.multiply_adds:,}', 'excluded'):
         assert text in printed
@@ -914,6 +915,14 @@ def test_command(trained, records, tmp_path, capsys):
     again, _ = load_network(tmp_path / 'out' / f'{name}-symbol.json')
     x = random_images(2, 16)
     np.testing.assert_array_equal(again(x).asnumpy(), net(x).asnumpy())
+
+
+def test_a_tuning_that_does_harm_is_not_kept(trained, records, tmp_path, capsys):
+    assert not run(trained, '--exclude', '*dsc[6-9]*', '*dsc1[0-2]*', '--rank', '1/4', '--calibrate', records,
+                   '--rec-train', records, '--held-out', records, '--tune-epochs', '1', '--lr', '1', '--out', tmp_path)
+    assert 'No epoch of the tuning is nearer to the original' in capsys.readouterr().out
+    accuracy = json.loads(next(tmp_path.glob('*-report.json')).read_text())['accuracy']
+    assert accuracy['tuned'] == accuracy['compressed']
 
 
 def test_records_that_two_flags_name_are_read_once_and_those_to_calibrate_on_by_the_sample(records, monkeypatch):
