@@ -139,9 +139,9 @@ class SymbolGraph:
         """The bias of a convolution, float64; 0 without one."""
         return self.value(convolution, 2) if len(convolution['inputs']) > 2 else 0
 
-    def sole_convolution(self, node: dict[str, Any]) -> Optional[dict[str, Any]]:
-        """The convolution whose output only ``node`` uses, if it does not share its weights; otherwise None."""
-        index = node['inputs'][0][0]
+    def sole_convolution(self, node: dict[str, Any], slot: int = 0) -> Optional[dict[str, Any]]:
+        """The convolution whose output ``node`` takes in a slot, if that alone uses it and its weights; or None."""
+        index = node['inputs'][slot][0]
         source = self.nodes[index]
         if source['op'] == 'Convolution' and self.uses[index] == 1 and self.has_own_parameters(source):
             return source

@@ -12,10 +12,12 @@ from typing import Optional
 from mxnet import gluon
 
 from ..artifact import export_network
+from ..complexity import count
 from ..data.integrity import add_check_flag
 from ..deployment.reparametrize import deploy
 from ..evaluate.classification import add_description_flags
 from ..evaluate.network_flag import add_network_alone, with_network
+from ..graph import trace
 from ..train.command import fit
 from ..train.config import TrainingConfig, check_same_curve, checkpoint_to_resume
 from ..train.config import rank as parse_rank
@@ -25,11 +27,14 @@ from ..utils.flags import Commands, add_parser, non_negative_float, non_negative
 from ..utils.text import integer, real, render_table
 from .latency import median_milliseconds
 from .network import METHODS, compress
+from .norms import with_batch_norms
 from .ranks import VECTOR, Budget, ByLayer, Energy, Latency, as_ranks
 from .tasks import load_task
 from .training_form import training_form
 from .tuning import Best
 
+# For the BatchNorms of a tuning to begin with.
+_IMAGES_OF_STATISTICS = 512
 # Of a tuning: where files were.
 _PLACES = ('save_dir', 'network', 'calibrate', 'held_out', 'teacher')
 
@@ -189,6 +194,9 @@ def _run(args):
     if not chosen:
         raise InputError('no layer was replaced, for the reasons above; nothing was written.')
     make_folder(out)
+    if args.tune_epochs:
+        net = with_batch_norms(net, task.first_of_tuning(_IMAGES_OF_STATISTICS))
+        report = report._replace(after=count(trace(net)[0], task.input_shape))
     columns = {'original': task.measured(task.net), 'compressed': task.measured(net)}
     if args.tune_epochs:
         columns['tuned'] = _tuned(net, columns['compressed'], task, _tuning_config(args, chosen), found)
@@ -230,7 +238,7 @@ def _tuned(net, numbers, task, config, found):
     best.take()
     if best.score == task.score(numbers):
         print('\nNo epoch of the tuning is nearer to the original than the network before it, which is kept. Try a '
-              'lower --lr, or more photos that are like those of the training.')
+              'lower --lr,\nor more photos that are like those of the training.')
     return task.measured(net)
 
 

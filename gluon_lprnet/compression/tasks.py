@@ -1,5 +1,7 @@
 """Networks for classes and for landmarks, as ``compress`` sees them: their images, their numbers, what they learn."""
 import argparse
+import itertools
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
@@ -56,6 +58,14 @@ class _Task:
         self.input_shape = _input_shape(description)
         self.outputs = net(mx.nd.zeros(self.input_shape)).shape[1]
 
+    def first_of_tuning(self, count: int) -> Iterator[mx.nd.NDArray]:
+        """Batches of the images that a tuning begins with, as it sees them: ``count`` of them, or a few more."""
+        for data, _ in itertools.islice(self._images_to_tune_on().epoch(0), math.ceil(count / self._args.batch_size)):
+            yield data
+
+    def _images_to_tune_on(self):
+        raise NotImplementedError
+
 
 class Classification(_Task):
     """A classifier and its photos."""
@@ -83,16 +93,18 @@ class Classification(_Task):
 
     def tuning(self, net: HybridBlock, evaluate: Callable[[], Numbers]) -> TrainingTask:
         """Training ``net``, a :func:`training_form`, to give the teacher's outputs for ``--rec-train``."""
+        return distill(_training(net, self._images_to_tune_on(), evaluate, lambda outputs, label: {
+            'top1': correct_in_top(outputs, label, 1)}), self._teacher, self._args.temperature, self._args.labels)
+
+    def _images_to_tune_on(self):
         args, size = self._args, self.description['input_size']
-        images = ImageBatches(self._train, size, args.batch_size,
-                              Normalization(self.description['rgb_mean'], self.description['rgb_std']), shuffle=True,
-                              resize=shorter_side(self.description), threads=args.num_data_workers, seed=args.seed,
-                              augmentation=dict(paper_augmentation(args.pad, args.min_random_scale,
-                                                                   mirror=not args.no_mirror),
-                                                inter_method=self.description.get('inter_method', BILINEAR)),
-                              labels=labels_of(self.description, args.rec_train) if args.labels else None)
-        return distill(_training(net, images, evaluate, lambda outputs, label: {
-            'top1': correct_in_top(outputs, label, 1)}), self._teacher, args.temperature, args.labels)
+        return ImageBatches(self._train, size, args.batch_size,
+                            Normalization(self.description['rgb_mean'], self.description['rgb_std']), shuffle=True,
+                            resize=shorter_side(self.description), threads=args.num_data_workers, seed=args.seed,
+                            augmentation=dict(paper_augmentation(args.pad, args.min_random_scale,
+                                                                 mirror=not args.no_mirror),
+                                              inter_method=self.description.get('inter_method', BILINEAR)),
+                            labels=labels_of(self.description, args.rec_train) if args.labels else None)
 
     def _other_teacher(self):
         source = self._args.teacher
@@ -156,8 +168,10 @@ class Landmarks(_Task):
 
     def tuning(self, net: HybridBlock, evaluate: Callable[[], Numbers]) -> TrainingTask:
         """Training ``net`` to give the teacher's outputs for ``--rec-train``."""
-        return distill_landmarks(_training(net, self._batches(self._train, AUGMENTATIONS['wild']), evaluate),
-                                 self._teacher)
+        return distill_landmarks(_training(net, self._images_to_tune_on(), evaluate), self._teacher)
+
+    def _images_to_tune_on(self):
+        return self._batches(self._train, AUGMENTATIONS['wild'])
 
     def _other_teacher(self):
         source = self._args.teacher

@@ -3,7 +3,8 @@
 Three rules rewrite its symbol; whatever fits none of them is left unchanged.
 
 - *Batch normalization* after a convolution is, at inference, a scale and a shift of each channel:
-  ``BN(W x) = (s W) x + (beta - s mean)`` with ``s = gamma / sqrt(variance + eps)``.
+  ``BN(W x) = (s W) x + (beta - s mean)`` with ``s = gamma / sqrt(variance + eps)``. After the sum of two convolutions,
+  one of which has a bias, it is the same of both.
 - *L2 normalization* of ``P2 P1 d`` over its channels, the LPR module's. In the thin QR decomposition
   ``P2 = Q R`` the columns of Q are orthonormal, so ``q = (R P1) d`` has the same norm as ``P2 P1 d`` and
   ``P2 P1 d / sqrt(||P2 P1 d||^2 + eps) = Q (q / sqrt(||q||^2 + eps))``. The operator, including its epsilon,
@@ -86,14 +87,35 @@ def reparametrize(symbol: mx.sym.Symbol,
 class _Rules(SymbolGraph):
 
     def fold_batch_norm(self, norm):
+        if attributes(norm, axis=1) != [1] or not self.has_own_parameters(norm):
+            return
         convolution = self.sole_convolution(norm)
-        if convolution is None or attributes(norm, axis=1) != [1] or not self.has_own_parameters(norm):
+        if convolution is None:
+            self._fold_into_sum(norm)
             return
         weight, bias = self.folded_weights(convolution, norm)
         self.set_value(convolution, 1, weight)
         self.set_value(norm, 2, bias)
         norm.update(op='Convolution', attrs={**convolution['attrs'], 'no_bias': 'False'},
                     inputs=convolution['inputs'][:2] + norm['inputs'][2:3])
+
+    def _fold_into_sum(self, norm):
+        index = norm['inputs'][0][0]
+        total = self.nodes[index]
+        if total['op'] != 'elemwise_add' or self.uses[index] != 1:
+            return
+        convolutions = [self.sole_convolution(total, slot) for slot in range(len(total['inputs']))]
+        shifted = next((each for each in convolutions if each and len(each['inputs']) > 2), None)
+        if None in convolutions or shifted is None:
+            return
+        scale = self.scale_of_norm(norm)
+        shift = self.value(norm, 2) - self.value(norm, 3) * scale
+        for each in convolutions:
+            weight = self.value(each, 1)
+            self.set_value(each, 1, weight * scale.reshape((-1,) + (1,) * (weight.ndim - 1)))
+            if len(each['inputs']) > 2:
+                self.set_value(each, 2, self.bias(each) * scale + (shift if each is shifted else 0))
+        norm.update(op=total['op'], attrs=total.get('attrs', {}), inputs=total['inputs'])
 
     def move_normalization(self, index):
         norm = self.nodes[index]

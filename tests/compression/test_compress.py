@@ -12,7 +12,7 @@ import pytest
 from gluoncv.model_zoo import get_model as get_gluoncv_model
 from mxnet import autograd, gluon
 from mxnet.gluon import nn
-from reference.networks import random_images, random_network, relative_error
+from reference.networks import network_of_unit_activations, random_images, random_network, relative_error
 
 from gluon_lprnet import checkpoint, get_model
 from gluon_lprnet.artifact import load_network
@@ -452,18 +452,6 @@ def test_symbol_from_files(tmp_path):
     found, report = compress(loaded, ByLayer({'*dsc12*': 1 / 4}), residual=False, input_shape=SHAPE)
     assert [layer.rank for layer in report.layers if not layer.skipped] == [64]
     assert relative_error(found(x).asnumpy(), expected) < 1e-5
-
-
-def network_of_unit_activations(name):
-    """With statistics of BatchNorm that are those of the activations, as after a training."""
-    mx.random.seed(0)
-    net = get_model(name, classes=10)
-    net.initialize(mx.init.Xavier())
-    net.apply(lambda block: block._kwargs.update(momentum=0) if isinstance(block, nn.BatchNorm) else None)
-    with autograd.record():
-        outputs = net(random_images(64, 64))
-    outputs.backward()
-    return net
 
 
 def test_ranks_by_energy_budget_and_layer():

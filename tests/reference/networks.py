@@ -4,6 +4,7 @@ from collections import Counter
 
 import mxnet as mx
 import numpy as np
+from mxnet import autograd
 from mxnet.gluon import nn
 from reference.modules import Layers, dsc_reference, lpr_reference, random_parameters
 
@@ -31,6 +32,18 @@ def random_network(name, **keywords):
             parameter.set_data(mx.nd.array(random.uniform(0.5, 2, parameter.shape)))
         elif parameter_name.endswith(('beta', 'running_mean')):
             parameter.set_data(mx.nd.array(random.normal(0, 0.3, parameter.shape)))
+    return net
+
+
+def network_of_unit_activations(name, **keywords):
+    """With statistics of BatchNorm that are those of the activations, as after a training."""
+    mx.random.seed(0)
+    net = get_model(name, classes=10, **keywords)
+    net.initialize(mx.init.Xavier())
+    net.apply(lambda block: block._kwargs.update(momentum=0) if isinstance(block, nn.BatchNorm) else None)
+    with autograd.record():
+        outputs = net(random_images(64, 64))
+    outputs.backward()
     return net
 
 
