@@ -54,9 +54,8 @@ class _Graph(SymbolGraph):
         """The BatchNorms that do not follow their batches yet; those that are missing are put in."""
         found = [node for node in self.nodes if node['op'] == 'BatchNorm' and self.has_own_parameters(node)
                  and attributes(node, use_global_stats=False, axis=1) == [True, 1]]
-        for index in dict.fromkeys(filter(None, map(self._without_norm, range(len(self.nodes))))):
-            found.append(self._put_norm_behind(index))
-        return found
+        missing = {self._without_norm(index): None for index in range(len(self.nodes))}
+        return found + [self._put_norm_behind(index) for index in missing if index is not None]
 
     def let_follow(self, norm: dict[str, Any], mean: np.ndarray, variance: np.ndarray) -> None:
         """Give a BatchNorm these statistics, and let it compute what it computed."""

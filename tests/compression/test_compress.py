@@ -37,6 +37,7 @@ from gluon_lprnet.compression.factorize import factorize, ranks_within, spectrum
 from gluon_lprnet.compression.modules import Form, PointwiseGraph
 from gluon_lprnet.compression.refit import replacement, ridge
 from gluon_lprnet.compression.tuning import Agreement, Best, as_teacher
+from gluon_lprnet.deployment.onnx import write_onnx
 from gluon_lprnet.graph import as_block, trace
 from gluon_lprnet.train.loop import TrainingTask
 from gluon_lprnet.utils.errors import InputError
@@ -911,6 +912,19 @@ def test_a_tuning_that_does_harm_is_not_kept(trained, records, tmp_path, capsys)
     assert 'No epoch of the tuning is nearer to the original' in capsys.readouterr().out
     accuracy = json.loads(next(tmp_path.glob('*-report.json')).read_text())['accuracy']
     assert accuracy['tuned'] == accuracy['compressed']
+
+
+def test_a_teacher_in_onnx_teaches_as_in_mxnet(trained, records, tmp_path):
+    net, description = load_network(trained)
+    write_onnx(*trace(net), (3, 16, 16), tmp_path / 'teacher.onnx')
+    (tmp_path / 'teacher.json').write_text(json.dumps(description))
+    losses = []
+    for out, teacher in (('mxnet', ()), ('onnx', ('--teacher', tmp_path / 'teacher.onnx'))):
+        assert not run(trained, '--exclude', '*dsc[6-9]*', '*dsc1[0-2]*', '--rank', '1/4', '--calibrate', records,
+                       '--rec-train', records, '--held-out', records, '--tune-epochs', '1', *teacher,
+                       '--out', tmp_path / out)
+        losses.append(json.loads((tmp_path / out / 'tuning' / 'metrics.jsonl').read_text().splitlines()[0])['loss'])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3) and losses[0] > 0
 
 
 def test_records_that_two_flags_name_are_read_once_and_those_to_calibrate_on_by_the_sample(records, monkeypatch):
