@@ -127,7 +127,7 @@ def add_commands(commands: Commands) -> None:
                         help='images to tune on; any photos will do, since the original network says what they show')
     tuning.add_argument('--held-out', metavar='REC',
                         help='other such images: of the network before the tuning and after each epoch the one is kept '
-                             'that agrees with the original most often on them (default: the last one)')
+                             'that agrees with the teacher most often on them (default: the last one)')
     tuning.add_argument('--teacher', metavar='NETWORK',
                         help='another network to learn from, as --network takes it (default: the original)')
     tuning.add_argument('--labels', action='store_true', help='learn from the labels of --rec-train too')
@@ -237,7 +237,7 @@ def _tuned(net, numbers, task, config, found):
     fit(task.tuning(whole, evaluate), config, found)
     best.take()
     if best.score == task.score(numbers):
-        print('\nNo epoch of the tuning is nearer to the original than the network before it, which is kept. Try a '
+        print('\nNo epoch of the tuning is nearer to the teacher than the network before it, which is kept. Try a '
               'lower --lr,\nor more photos that are like those of the training.')
     return task.measured(net)
 

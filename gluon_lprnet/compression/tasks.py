@@ -88,7 +88,7 @@ class Classification(_Task):
         return {**nearness, **(evaluate_classification(net, self._plain(self._val), mx.cpu()) if self._val else {})}
 
     def score(self, numbers: Numbers) -> Optional[float]:
-        """How near a network is to the original, the higher the nearer; None where that is not measured."""
+        """How near a network is to the teacher, the higher the nearer; None where that is not measured."""
         return numbers.get('agreement')
 
     def tuning(self, net: HybridBlock, evaluate: Callable[[], Numbers]) -> TrainingTask:
@@ -128,7 +128,7 @@ class Classification(_Task):
     @cached_property
     def _agreement(self):
         held_out = self._plain(self._held_out)
-        return Agreement(self.net, lambda: held_out.epoch(0))
+        return Agreement(self._teacher, lambda: held_out.epoch(0))
 
     def _plain(self, records):
         return validation_batches(records, self.description, self._args.batch_size, self._args.num_data_workers)
@@ -157,13 +157,13 @@ class Landmarks(_Task):
         yield faces and self._batches([faces[index] for index in chosen]).epoch(0)
 
     def measured(self, net: HybridBlock) -> Numbers:
-        """``distance`` from the original on ``--held-out``, and ``nme`` on ``--rec-val``: see :class:`Distance`."""
+        """``distance`` from the teacher on ``--held-out``, and ``nme`` on ``--rec-val``: see :class:`Distance`."""
         nearness = {'distance': self._distance.of(net)} if self._held_out else {}
         return {**nearness, **({'nme': float(evaluate_landmarks(net, self._val, self.description).errors.mean())}
                                if self._val else {})}
 
     def score(self, numbers: Numbers) -> Optional[float]:
-        """How near a network is to the original, the higher the nearer; None where that is not measured."""
+        """How near a network is to the teacher, the higher the nearer; None where that is not measured."""
         return -numbers['distance'] if 'distance' in numbers else None
 
     def tuning(self, net: HybridBlock, evaluate: Callable[[], Numbers]) -> TrainingTask:
@@ -188,7 +188,7 @@ class Landmarks(_Task):
     @cached_property
     def _distance(self):
         held_out = self._batches(self._held_out)
-        return Distance(self.net, lambda: held_out.epoch(0))
+        return Distance(self._teacher, lambda: held_out.epoch(0))
 
     def _batches(self, faces, augmentation=None):
         description, args = self.description, self._args

@@ -164,12 +164,13 @@ class Agreement:
 
     Parameters
     ----------
-    teacher : HybridBlock
+    teacher : callable
+        As of :func:`distill`.
     batches : callable
-        Without arguments, to an iterable of (data, label), the same each time.
+        Without arguments, to an iterable of (data, label), the same each time, on the networks' device.
     """
 
-    def __init__(self, teacher: HybridBlock, batches: Callable[[], Iterable]) -> None:
+    def __init__(self, teacher: Callable, batches: Callable[[], Iterable]) -> None:
         self._batches = batches
         self._expected = _outputs(teacher, batches()).argmax(axis=1)
 
@@ -187,7 +188,7 @@ class Distance:
         As of :class:`Agreement`.
     """
 
-    def __init__(self, teacher: HybridBlock, batches: Callable[[], Iterable]) -> None:
+    def __init__(self, teacher: Callable, batches: Callable[[], Iterable]) -> None:
         self._batches = batches
         self._expected = _outputs(teacher, batches())
 
@@ -197,8 +198,7 @@ class Distance:
 
 
 def _outputs(net, batches):
-    context = next(iter(net.collect_params().values())).list_ctx()[0]
-    found = np.concatenate([net(data.as_in_context(context)).asnumpy() for data, _ in batches])
+    found = np.concatenate([net(data).asnumpy() for data, _ in batches])
     if not np.isfinite(found).all():
         raise ArithmeticError('the network returns NaN or infinite outputs')
     return found

@@ -909,7 +909,7 @@ def test_command(trained, records, tmp_path, capsys):
 def test_a_tuning_that_does_harm_is_not_kept(trained, records, tmp_path, capsys):
     assert not run(trained, '--exclude', '*dsc[6-9]*', '*dsc1[0-2]*', '--rank', '1/4', '--calibrate', records,
                    '--rec-train', records, '--held-out', records, '--tune-epochs', '1', '--lr', '1', '--out', tmp_path)
-    assert 'No epoch of the tuning is nearer to the original' in capsys.readouterr().out
+    assert 'No epoch of the tuning is nearer to the teacher' in capsys.readouterr().out
     accuracy = json.loads(next(tmp_path.glob('*-report.json')).read_text())['accuracy']
     assert accuracy['tuned'] == accuracy['compressed']
 
