@@ -160,14 +160,14 @@ def as_teacher(net: Callable, description: Mapping[str, Any], student: Mapping[s
 
 
 class Agreement:
-    """On which share of some images networks name the class that a teacher names.
+    """On which share of some images networks on the CPU name the class that a teacher names.
 
     Parameters
     ----------
     teacher : callable
         As of :func:`distill`.
     batches : callable
-        Without arguments, to an iterable of (data, label), the same each time, on the networks' device.
+        Without arguments, to an iterable of (data, label), the same each time.
     """
 
     def __init__(self, teacher: Callable, batches: Callable[[], Iterable]) -> None:
@@ -198,7 +198,8 @@ class Distance:
 
 
 def _outputs(net, batches):
-    found = np.concatenate([net(data).asnumpy() for data, _ in batches])
+    # Batches may be in memory of another kind, which MXNet does not take for the CPU's.
+    found = np.concatenate([net(data.as_in_context(mx.cpu())).asnumpy() for data, _ in batches])
     if not np.isfinite(found).all():
         raise ArithmeticError('the network returns NaN or infinite outputs')
     return found
