@@ -13,6 +13,7 @@ from gluon_lprnet.__main__ import main
 from gluon_lprnet.artifact import load_network
 from gluon_lprnet.complexity import count
 from gluon_lprnet.compression import ByLayer, compress
+from gluon_lprnet.compression.norms import with_batch_norms
 from gluon_lprnet.compression.shipping import as_zoo_network, publish_compressed
 from gluon_lprnet.data.images import encode_jpeg
 from gluon_lprnet.data.recordio import write_records
@@ -44,8 +45,11 @@ def compressed(original, residual=True):
 
 
 @pytest.mark.parametrize('residual', [True, False])
-def test_the_family_is_what_compress_made(original, residual):
+@pytest.mark.parametrize('with_norms', [False, True])
+def test_the_family_is_what_compress_made(original, residual, with_norms):
     net, description = compressed(original, residual)
+    if with_norms:
+        net = with_batch_norms(net, [mx.nd.array(np.random.default_rng(3).uniform(-1, 1, (32, 3, SIZE, SIZE)))])
     found, name, keywords = as_zoo_network(net, description, RANKS, residual)
     x = mx.nd.array(X)
     expected = net(x).asnumpy()
