@@ -9,15 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
 
+import mxnet as mx
 from mxnet import gluon
 
-from ..artifact import export_network
+from ..artifact import export_network, write_symbol
 from ..complexity import count
 from ..data.integrity import add_check_flag
 from ..deployment.reparametrize import deploy
 from ..evaluate.classification import add_description_flags
 from ..evaluate.network_flag import add_network_alone, with_network
-from ..graph import trace
+from ..formats.symbol_files import read_json, read_params, read_symbol
+from ..graph import as_block, trace
 from ..train.command import fit
 from ..train.config import TrainingConfig, check_same_curve, checkpoint_to_resume
 from ..train.config import rank as parse_rank
@@ -29,12 +31,15 @@ from .latency import median_milliseconds
 from .network import METHODS, compress
 from .norms import with_batch_norms
 from .ranks import VECTOR, Budget, ByLayer, Energy, Latency, as_ranks
+from .report import LayerReport, Report
 from .tasks import load_task
 from .training_form import training_form
 from .tuning import Best
 
 # For the BatchNorms of a tuning to begin with.
 _IMAGES_OF_STATISTICS = 512
+# The network that a tuning begins with, in its folder.
+_FITTED = 'fitted'
 # Of a tuning: where files were.
 _PLACES = ('save_dir', 'network', 'calibrate', 'held_out', 'teacher')
 
@@ -184,19 +189,21 @@ def _run(args):
     if found:
         check_same_curve(_tuning_config(args, found.state['config']['ranks']), found)
     task = load_task(args)
-    # Measured again, ranks by latency might differ from the tuned ones.
-    ranks = ByLayer(found.state['config']['ranks']) if found else _ranks_of(args)
-    with task.calibration() as images:
-        net, report = compress(task.net, ranks, args.layers, args.exclude, args.l2_norm, not args.no_residual, images,
-                               task.input_shape, args.any_width, args.method)
+    if found:
+        net, report = _read_fitted(out / 'tuning', task)
+    else:
+        with task.calibration() as images:
+            net, report = compress(task.net, _ranks_of(args), args.layers, args.exclude, args.l2_norm,
+                                   not args.no_residual, images, task.input_shape, args.any_width, args.method)
     chosen = {layer.name: layer.rank for layer in report.layers if layer.rank}
     print(report)
     if not chosen:
         raise InputError('no layer was replaced, for the reasons above; nothing was written.')
     make_folder(out)
-    if args.tune_epochs:
+    if args.tune_epochs and not found:
         net = with_batch_norms(net, task.first_of_tuning(_IMAGES_OF_STATISTICS))
         report = report._replace(after=count(trace(net)[0], task.input_shape))
+        _write_fitted(net, report, out / 'tuning')
     columns = {'original': task.measured(task.net), 'compressed': task.measured(net)}
     if args.tune_epochs:
         columns['tuned'] = _tuned(net, columns['compressed'], task, _tuning_config(args, chosen), found)
@@ -209,6 +216,24 @@ def _run(args):
     _write(net, dict(task.description, model=name), out, report, columns, latencies, method=args.method,
            residual=not args.no_residual and args.method == 'lpr',
            recipe={key: value for key, value in recipe.items() if key not in _PLACES})
+
+
+def _write_fitted(net, report, folder):
+    """What a tuning begins with, for a resume: fitted and, by latency, chosen again, it would not be quite the same."""
+    make_folder(folder)
+    write_symbol(*trace(net), folder / _FITTED)
+    write_file(folder / f'{_FITTED}-report.json',
+               json.dumps({'layers': [layer._asdict() for layer in report.layers]}, indent=1))
+
+
+def _read_fitted(folder, task):
+    symbol = read_symbol(folder / f'{_FITTED}-symbol.json')
+    params = read_params(folder / f'{_FITTED}-0000.params')
+    rows = read_json(folder / f'{_FITTED}-report.json', 'the report of the fit')['layers']
+    net = as_block(symbol, {name: mx.nd.array(value, dtype=value.dtype) for name, value in params.items()})
+    net.hybridize(static_alloc=True, static_shape=True)
+    return net, Report([LayerReport(**{**row, 'shape': tuple(row['shape'])}) for row in rows],
+                       count(trace(task.net)[0], task.input_shape), count(symbol, task.input_shape))
 
 
 def _tuning_config(args, ranks):

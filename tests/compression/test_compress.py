@@ -871,7 +871,7 @@ def records(tiny_records):
     return f'{tiny_records[0]}.rec'
 
 
-def test_command(trained, records, tmp_path, capsys):
+def test_command(trained, records, tmp_path, capsys, monkeypatch):
     # 50 images make 50 positions in front of the last layers.
     flags = [trained, '--calibrate', records, '--exclude', '*dsc[6-9]*', '*dsc1[0-2]*', '--rank', '1/4',
              '--rec-val', records, '--rec-train', records, '--held-out', records, '--tune-epochs', '2', '--pad', '2',
@@ -900,7 +900,10 @@ def test_command(trained, records, tmp_path, capsys):
     with pytest.raises(InputError, match='.lr. .was 3e-05, is 0.5. would change'):
         run(*flags, '--resume', '--lr', '0.5')
     (tmp_path / 'out' / f'{name}-symbol.json').unlink()
+    # What was fitted is there.
+    monkeypatch.setattr(command, 'compress', None)
     assert not run(*flags, '--resume')
+    assert json.loads((tmp_path / 'out' / f'{name}-report.json').read_text())['layers'] == report['layers']
     again, _ = load_network(tmp_path / 'out' / f'{name}-symbol.json')
     x = random_images(2, 16)
     np.testing.assert_array_equal(again(x).asnumpy(), net(x).asnumpy())
