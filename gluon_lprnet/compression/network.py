@@ -79,8 +79,8 @@ def compress(net: HybridBlock, rank: Union[int, float, Ranks] = 1 / 8, layers: O
     method : str, default 'lpr'
         ``'svd'`` is the same as ``residual=False``. ``'pdp'`` takes the convolutions larger than 1x1 over all channels
         in place of the pairs, and makes each of them a pointwise, a depthwise and a pointwise one
-        (:func:`gluon_lprnet.compression.pdp.decompose`), on the activations of the original where there are images. A
-        rank is then a number of terms, and a fraction one of the terms with which nothing would be saved.
+        (:func:`gluon_lprnet.compression.pdp.decompose`), in sequence, too, where there are images. A rank is then a
+        number of terms, and a fraction one of the terms with which nothing would be saved.
 
     Returns
     -------

@@ -7,7 +7,7 @@ pointwise one. The paper's abstract alone was read; the fit is this module's own
 import copy
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Callable, NamedTuple, Optional
 
@@ -25,7 +25,7 @@ from ..utils.errors import InputError
 from .latency import COPIES, Clock, Timed
 from .modules import Convolution, PointwiseGraph
 from .ranks import Problem, Ranks
-from .refit import Moments
+from .refit import LeftOver
 from .report import LayerReport, Report
 
 __all__ = ['Terms', 'decompose', 'full_rank', 'compress_spatial']
@@ -274,26 +274,19 @@ class SpatialGraph(PointwiseGraph):
                           **layer.geometry)
         self._put(layer, self._convolution(p2, entry, terms.b, bias))
 
-    def patches(self, layers: Sequence[Spatial], images: Sequence[mx.nd.NDArray]) -> dict[str, Moments]:
-        """Moments of the patches that each kernel is multiplied by, by name of layer."""
-        inputs = list(dict.fromkeys(tuple(self.nodes[layer.node]['inputs'][0][:2]) for layer in layers))
+    def patches(self, layer: Spatial, images: Sequence[mx.nd.NDArray]) -> Iterator[np.ndarray]:
+        """What a kernel is multiplied by in this network, batch by batch: columns (inputs * k * k, positions)."""
+        entry = self.nodes[layer.node]['inputs'][0][:2]
         graph = copy.deepcopy(self.graph)
-        graph['heads'] = [[*entry, 0] for entry in inputs]
+        graph['heads'] = [[*entry, 0]]
         symbol = mx.sym.load_json(json.dumps(graph))
-        names = set(symbol.list_inputs())
-        block = SymbolBlock(symbol, mx.sym.var('data', dtype='float32'))
-        block.collect_params().load_dict({name: value for name, value in self.params.items() if name in names},
-                                         ctx=self.context)
-        moments = {layer.name: Moments() for layer in layers}
-        for batch in tqdm(images, 'calibrating', unit='batch', leave=False, disable=None):
-            found = block(batch.as_in_context(self.context))
-            activations = dict(zip(inputs, found if isinstance(found, list) else [found]))
-            for layer in layers:
-                x = activations[tuple(self.nodes[layer.node]['inputs'][0][:2])]
-                columns = mx.nd.im2col(x, **layer.geometry)
-                columns = columns[:, :, ::math.ceil(columns.shape[2] / _POSITIONS)].asnumpy().astype('float64')
-                moments[layer.name].add(columns.transpose(1, 0, 2).reshape(columns.shape[1], -1), products=True)
-        return moments
+        block = as_block(symbol, {name: self.params[name] for name in symbol.list_inputs() if name in self.params}
+                         ) if self.nodes[entry[0]]['op'] != 'null' else None
+        for batch in images:
+            x = batch.as_in_context(self.context)
+            columns = mx.nd.im2col(block(x) if block else x, **layer.geometry)
+            columns = columns[:, :, ::math.ceil(columns.shape[2] / _POSITIONS)].asnumpy().astype('float64')
+            yield columns.transpose(1, 0, 2).reshape(columns.shape[1], -1)
 
 
 class _SpatialProblem(Problem):
@@ -335,13 +328,13 @@ def compress_spatial(symbol: mx.sym.Symbol, params: Mapping[str, mx.nd.NDArray],
     before = count(symbol, input_shape)
     reasons = stay(free)
     wanted = [layer for layer in free if layer.name not in reasons]
-    moments = graph.patches(wanted, images) if images and wanted else {}
-    _check_positions(wanted, moments, images)
     kernels = {layer.name: graph.folded_kernel(layer) for layer in wanted}
     chosen = _chosen_ranks(graph, wanted, ranks, kernels, before, reasons)
     rewritten, errors = SpatialGraph(symbol, params), {}
     for layer in tqdm([layer for layer in wanted if layer.name in chosen], 'decomposing', leave=False, disable=None):
-        (weight, bias), own = kernels[layer.name], moments.get(layer.name)
+        (weight, bias), own = kernels[layer.name], None
+        if images:
+            weight, bias, own = _refitted(graph, rewritten, layer, weight, bias, images)
         terms = decompose(weight, chosen[layer.name], own.covariance if own else None)
         if own:
             bias = bias + (weight - terms.tensor).reshape(len(bias), -1) @ own.mean
@@ -353,13 +346,17 @@ def compress_spatial(symbol: mx.sym.Symbol, params: Mapping[str, mx.nd.NDArray],
     return block, _report(graph, layers, chosen, errors, reasons, before, count(new_symbol, input_shape))
 
 
-def _check_positions(layers, moments, images):
-    for layer in layers:
-        own = moments.get(layer.name)
-        if own and own.positions < layer.shape[1]:
-            given = sum(len(batch) for batch in images)
-            raise InputError(f'calibration: {given} images give {own.positions} positions in front of {layer.name}, '
-                             f'which has {layer.shape[1]} channels: give several times as many images.')
+def _refitted(graph, rewritten, layer, weight, bias, images):
+    """Weight and bias fitted from the activations of the network so far to the original's outputs; their moments."""
+    matrix, left_over = weight.reshape(len(bias), -1), LeftOver()
+    for theirs, own in zip(graph.patches(layer, images), rewritten.patches(layer, images)):
+        left_over.add(own, matrix @ (theirs - own))
+    if left_over.inputs.positions < layer.shape[1]:
+        given = sum(len(batch) for batch in images)
+        raise InputError(f'calibration: {given} images give {left_over.inputs.positions} positions in front of '
+                         f'{layer.name}, which has {layer.shape[1]} channels: give several times as many images.')
+    step, shift = left_over.step()
+    return weight + step.reshape(weight.shape), bias + shift, left_over.inputs
 
 
 def _chosen_ranks(graph, layers, ranks, kernels, before, reasons):

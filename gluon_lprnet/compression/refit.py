@@ -131,9 +131,8 @@ class _Fitting:
     def __init__(self, layer, weight, bias, rank, form):
         self._layer, self._weight, self._bias, self._rank, self._form = layer, weight, bias, rank, form
         self._same, self._new, self._error_before, self._error = True, None, None, 0.0
-        self._inputs, self._targets = Moments(), Moments()
-        # Of what the compressed network's inputs leave over of the targets, with the weight as it is.
-        self._left_over, self._products, self._squares_left = 0.0, 0.0, 0.0
+        # Of the compressed network's inputs, and of what they leave over of the targets with the weight as it is.
+        self._left_over, self._squares_left, self._targets = LeftOver(), 0.0, Moments()
 
     @property
     def result(self):
@@ -149,35 +148,31 @@ class _Fitting:
         self._same = own_inputs is inputs
         if self._stays:
             return target
-        x = _rows(own_inputs)
-        self._inputs.add(x, products=True)
         self._targets.add(_rows(target))
-        if not self._same:
-            left_over = _rows(target - _pointwise(own_inputs, self._weight, self._bias))
-            self._left_over = self._left_over + left_over.sum(axis=1)
-            self._products = self._products + left_over @ x.T
-            self._squares_left += _squares(left_over)
+        found = target if self._same else _pointwise(own_inputs, self._weight, self._bias)
+        left_over = _rows(target - found)
+        self._left_over.add(_rows(own_inputs), left_over)
+        self._squares_left += _squares(left_over)
         return target
 
     def fit(self, count):
         if self._stays:
             return
-        positions, channels = self._inputs.positions, self._weight.shape[1]
+        inputs, channels = self._left_over.inputs, self._weight.shape[1]
+        positions, mean = inputs.positions, inputs.mean
         if positions < channels and self._rank is not None:
             raise InputError(f'calibration: {count} images give {positions} positions in front of {self._layer.name}, '
                              f'which has {channels} channels: give at least {math.ceil(channels * count / positions)} '
                              'images, better several times as many.')
-        mean, covariance = self._inputs.mean, self._inputs.covariance
         if not self._same:
             self._error_before = self._squares_left / self._targets.variation
             # With fewer positions than channels it keeps its values.
             if positions >= channels:
-                left_over = self._left_over / positions
-                step = ridge(covariance, self._products / positions - np.outer(left_over, mean))
-                self._weight, self._bias = self._weight + step, self._bias + left_over - step @ mean
+                step, shift = self._left_over.step()
+                self._weight, self._bias = self._weight + step, self._bias + shift
                 self._new = Refit(self._weight, self._bias, mean)
         if self._rank is not None:
-            self._new = replacement(self._weight, self._bias, self._rank, self._form, mean, covariance)
+            self._new = replacement(self._weight, self._bias, self._rank, self._form, mean, inputs.covariance)
 
     def output(self, own_inputs, target):
         """The layer's outputs in the compressed network, of which the error is noted."""
@@ -187,6 +182,34 @@ class _Fitting:
                  _pointwise(own_inputs, self._weight, self._bias))
         self._error += _squares(_rows(target - found))
         return found
+
+
+class LeftOver:
+    """What a layer with other inputs leaves over of its outputs in the original, batch by batch, and the remedy.
+
+    Attributes
+    ----------
+    inputs : Moments
+        Of the layer's inputs in that network.
+    """
+
+    def __init__(self) -> None:
+        self.inputs = Moments()
+        # Arrays from the first batch on.
+        self._sum: Any = 0.0
+        self._products: Any = 0.0
+
+    def add(self, inputs: np.ndarray, left_over: np.ndarray) -> None:
+        """Columns (inputs, positions) and (outputs, positions)."""
+        self.inputs.add(inputs, products=True)
+        self._sum = self._sum + left_over.sum(axis=1)
+        self._products = self._products + left_over @ inputs.T
+
+    def step(self) -> tuple[np.ndarray, np.ndarray]:
+        """What to add to weight (outputs, inputs) and bias (outputs,): see :func:`ridge`."""
+        mean, rest = self.inputs.mean, self._sum / self.inputs.positions
+        step = ridge(self.inputs.covariance, self._products / self.inputs.positions - np.outer(rest, mean))
+        return step, rest - step @ mean
 
 
 class Moments:

@@ -194,6 +194,40 @@ def test_images_make_the_outputs_nearer():
     assert errors[1] < 0.5 * errors[0]
 
 
+def test_layers_are_fitted_in_sequence():
+    """The second kernel corrects what few terms of the first do wrong: nearer than fitted to the original's inputs."""
+    net, x = small_network(), random_images(96, 24)
+    first, second = net[1], net[2]
+    few, rank = {f'{first[0].name}*': 6}, 32
+    found, report = compress(net, ByLayer({**few, f'{second.name}*': rank}), method='pdp', calibration=x)
+    assert [layer.rank for layer in report.layers] == [None, 6, rank]
+    alone, _ = compress(net, ByLayer(few), method='pdp', calibration=x)
+
+    def inner(block, output):
+        part = mx.gluon.SymbolBlock(block(mx.sym.var('data')).get_internals()[output], mx.sym.var('data'))
+        part.collect_params().load_dict({name: value.data() for name, value in block.collect_params().items()},
+                                        ignore_extra=True)
+        return part(x)
+
+    def columns(values):
+        return values.asnumpy().astype('float64').transpose(1, 0, 2, 3).reshape(values.shape[1], -1)
+
+    def patches(values):
+        found = mx.nd.im2col(values, kernel=(5, 5), stride=(2, 2), pad=(2, 2))
+        return columns(found.expand_dims(3))
+
+    inputs = first(net[0](x))
+    original = columns(second(inputs))
+    patches_of_original, patches_now = patches(inputs), patches(inner(alone, f'{first.name}_relu0_fwd_output'))
+    weight = second.weight.data().asnumpy().astype('float64').reshape(8, 16, 25)
+    tensor = decompose(weight, rank, np.cov(patches_of_original)).tensor.reshape(8, -1)
+    shift = original.mean(axis=1, keepdims=True) - tensor @ patches_of_original.mean(axis=1, keepdims=True)
+    apart = tensor @ patches_now + shift
+    fitted = columns(inner(found, f'{second.name}_p2_output'))
+    errors = [np.square(each - original).sum() for each in (fitted, apart)]
+    assert errors[0] < 0.8 * errors[1]
+
+
 def test_the_reported_error_is_that_of_the_layer_s_outputs():
     net, x = small_network(), random_images(48, 24)
     x = mx.nd.array(x)
