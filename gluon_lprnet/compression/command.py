@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Optional
 
 import mxnet as mx
-from mxnet import gluon
 
 from ..artifact import export_network, write_symbol
 from ..complexity import count
@@ -33,7 +32,7 @@ from .norms import with_batch_norms
 from .ranks import VECTOR, Budget, ByLayer, Energy, Latency, as_ranks
 from .report import LayerReport, Report
 from .tasks import load_task
-from .training_form import training_form
+from .training_form import fastest_in_training
 from .tuning import Best
 
 # For the BatchNorms of a tuning to begin with.
@@ -244,10 +243,8 @@ def _tuning_config(args, ranks):
 
 def _tuned(net, numbers, task, config, found):
     """Tune the network, which has these numbers; those that it has then. It stays as it is if no epoch is better."""
-    # Inside another block: MXNet cannot read back the parameters that a bare SymbolBlock saves.
-    whole = gluon.nn.HybridSequential()
-    whole.add(training_form(net, task.input_shape))
-    best = Best(whole, Path(config.save_dir) / 'best.params')
+    trained = fastest_in_training(net, task.input_shape)
+    best = Best(trained, Path(config.save_dir) / 'best.params')
 
     def offer(numbers):
         score = task.score(numbers)
@@ -259,7 +256,7 @@ def _tuned(net, numbers, task, config, found):
         return offer(task.measured(net))
 
     offer(numbers)
-    fit(task.tuning(whole, evaluate), config, found)
+    fit(task.tuning(trained, evaluate), config, found)
     best.take()
     if best.score == task.score(numbers):
         print('\nNo epoch of the tuning is nearer to the teacher than the network before it, which is kept. Try a '

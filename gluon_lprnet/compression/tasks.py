@@ -10,7 +10,7 @@ from typing import Any, Callable, Optional, Union
 import mxnet as mx
 import numpy as np
 from mxnet import gluon
-from mxnet.gluon import HybridBlock
+from mxnet.gluon import Block, HybridBlock
 
 from ..artifact import load_network, task_of
 from ..data.batches import ImageBatches, Normalization, paper_augmentation, validation_batches
@@ -91,8 +91,8 @@ class Classification(_Task):
         """How near a network is to the teacher, the higher the nearer; None where that is not measured."""
         return numbers.get('agreement')
 
-    def tuning(self, net: HybridBlock, evaluate: Callable[[], Numbers]) -> TrainingTask:
-        """Training ``net``, a :func:`training_form`, to give the teacher's outputs for ``--rec-train``."""
+    def tuning(self, net: Block, evaluate: Callable[[], Numbers]) -> TrainingTask:
+        """Training ``net`` to give the teacher's outputs for ``--rec-train``."""
         return distill(_training(net, self._images_to_tune_on(), evaluate, lambda outputs, label: {
             'top1': correct_in_top(outputs, label, 1)}), self._teacher, self._args.temperature, self._args.labels)
 
@@ -166,7 +166,7 @@ class Landmarks(_Task):
         """How near a network is to the teacher, the higher the nearer; None where that is not measured."""
         return -numbers['distance'] if 'distance' in numbers else None
 
-    def tuning(self, net: HybridBlock, evaluate: Callable[[], Numbers]) -> TrainingTask:
+    def tuning(self, net: Block, evaluate: Callable[[], Numbers]) -> TrainingTask:
         """Training ``net`` to give the teacher's outputs for ``--rec-train``."""
         return distill_landmarks(_training(net, self._images_to_tune_on(), evaluate), self._teacher)
 

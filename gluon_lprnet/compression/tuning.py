@@ -7,7 +7,7 @@ from typing import Any, Callable
 import mxnet as mx
 import numpy as np
 from mxnet import gluon
-from mxnet.gluon import HybridBlock
+from mxnet.gluon import Block, HybridBlock
 
 from ..data.batches import Batch
 from ..data.classes import outputs_of
@@ -210,14 +210,14 @@ class Best:
 
     Parameters
     ----------
-    net : HybridBlock
+    net : Block
     path : path
         Of the file; what it holds already is taken as the best so far.
     """
 
     _SCORE = 'score'
 
-    def __init__(self, net: HybridBlock, path: Path) -> None:
+    def __init__(self, net: Block, path: Path) -> None:
         self._net, self._path = net, path
         self.score = float(mx.nd.load(str(path))[self._SCORE].asscalar()) if path.exists() else -np.inf
 

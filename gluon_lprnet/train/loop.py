@@ -61,7 +61,7 @@ class TrainingTask:
 
     Attributes
     ----------
-    net : HybridBlock
+    net : Block
         Initialized on ``contexts``.
     contexts : list of mx.Context
         Each batch is split over them.
@@ -86,7 +86,7 @@ class TrainingTask:
     workers : Workers
         Who train together; ``batches`` and ``evaluate`` are of this one's part, ``batches_per_epoch`` of the largest.
     """
-    net: gluon.HybridBlock
+    net: gluon.Block
     contexts: list
     batches: Callable
     batches_per_epoch: int

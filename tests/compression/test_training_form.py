@@ -7,7 +7,8 @@ import pytest
 from mxnet import autograd, gluon
 
 from gluon_lprnet import get_model
-from gluon_lprnet.compression.training_form import training_form
+from gluon_lprnet.compression import training_form as module
+from gluon_lprnet.compression.training_form import fastest_in_training, training_form
 from gluon_lprnet.graph import as_block, trace
 
 
@@ -69,6 +70,28 @@ def test_a_step_trains_the_network_itself(net, images):
     after = net(images).asnumpy()
     assert abs(after - before).max() > 1e-3
     np.testing.assert_allclose(form(images).asnumpy(), after, atol=1e-3 * abs(after).max())
+
+
+@pytest.mark.parametrize('times', [([2], [1]), ([1], [2])])
+def test_the_faster_form_is_taken_and_the_network_stays_as_it_is(net, images, monkeypatch, tmp_path, times):
+    before = {name: parameter.data().asnumpy() for name, parameter in net.collect_params().items()}
+
+    def measured(steps, *_, **__):
+        for step in steps:
+            step()
+        return times
+    monkeypatch.setattr(module, 'interleaved_milliseconds', measured)
+    trained = fastest_in_training(net, (1, 3, 64, 64))
+    for name, parameter in net.collect_params().items():
+        np.testing.assert_array_equal(parameter.data().asnumpy(), before[name])
+    assert (trained._compute.__self__ is net) == (times[0] < times[1])
+    assert set(trained.collect_params()) == set(net.collect_params())
+    expected = trained(images).asnumpy()
+    trained.save_parameters(str(tmp_path / 'saved.params'))
+    for parameter in net.collect_params('.*weight').values():
+        parameter.set_data(mx.nd.zeros(parameter.shape))
+    trained.load_parameters(str(tmp_path / 'saved.params'))
+    np.testing.assert_array_equal(trained(images).asnumpy(), expected)
 
 
 @pytest.mark.parametrize('pad, kernel, stride', [
