@@ -46,10 +46,11 @@ NETWORKS_OF = {'operators': ('mobilenetv1', 'deployed'),
                'pytorch': ('mobilenetv1', 'mobilenetv2', 'trained', 'deployed')}
 
 BASE, OURS = 'mobilenetv1', 'deployed'
-# Speed of the deployed LPRNet over MobileNetV1 at one thread, batch 1, by runtime and width.
-SPEED_AIMS = [(runtime, width, aim) for runtime, first in (('fused', 1.7), ('operators', 1.7), ('onnxruntime', 1.9))
-              for width, aim in ((1.0, first), (0.5, 1.6), (0.25, 1.4))]
-MXNET_OVER_ONNXRUNTIME = 1.15
+LIBRARY, ITS_RIVAL = 'operators', 'onnxruntime'
+# Of one thread. By width, the speed of LPRNet in the operator library over the fastest MobileNetV1, at batch 1; and the
+# library's time over ONNX Runtime's, of LPRNet at any batch.
+SPEED_AIMS = {0.25: 1.5, 0.5: 1.8, 1.0: 2.0}
+LIBRARY_OVER_RIVAL = 1.0
 
 # Milliseconds of measured passes in a visit, about; one pass at least.
 VISIT = 20
@@ -255,9 +256,14 @@ def latency_tables(times, args):
 def _cell(values):
     if not values:
         return '-'
-    low, _, high = statistics.quantiles(values, n=4, method='inclusive')
+    low, high = _quartiles(values)
     digits = 2 if low < 10 else 1
     return f'{statistics.median(values):.{digits}f} ({low:.{digits}f}-{high:.{digits}f})'
+
+
+def _quartiles(values):
+    low, _, high = statistics.quantiles(values, n=4, method='inclusive')
+    return low, high
 
 
 def _ratio(times, key):
@@ -267,35 +273,49 @@ def _ratio(times, key):
 
 
 def aims(times, args):
-    """Rows of aim, measured, met or missed."""
-    def found(*key):
-        return times.get(key)
-
-    for runtime, width, aim in SPEED_AIMS:
-        # The aim's MobileNetV1 is the one of the fused backend; the library is ours.
-        base = found(width, 1, 'fused' if runtime == 'operators' else runtime, 1, BASE)
-        ours = found(width, 1, runtime, 1, OURS)
-        if base and ours:
-            name = RUNTIMES[runtime][0] + (' over MobileNetV1 in MXNet fused' if runtime == 'operators' else '')
-            yield _judged(f'x{width:g}, {name}: speed of LPRNet deployed over MobileNetV1', aim,
-                          median_of_ratios(base, ours), 1)
-    for runtime in ('fused', 'operators'):
+    """Rows of ratio, width, batch, aim, measured, met or missed."""
+    for width in args.widths:
+        ours = times.get((width, 1, LIBRARY, 1, OURS))
+        bases = list(filter(None, (times.get((width, 1, runtime, 1, BASE)) for runtime in args.runtimes)))
+        if width in SPEED_AIMS and ours and bases:
+            yield _judged('speed of LPRNet in the operator library over the fastest MobileNetV1', width, 1,
+                          SPEED_AIMS[width], median_of_ratios(min(bases, key=statistics.median), ours), 1)
+    for batch_size in args.batch_sizes:
         for width in args.widths:
-            ours, other = (found(width, 1, name, 1, OURS) for name in (runtime, 'onnxruntime'))
+            ours, other = (times.get((width, batch_size, runtime, 1, OURS)) for runtime in (LIBRARY, ITS_RIVAL))
             if ours and other:
-                yield _judged(f'x{width:g}, {RUNTIMES[runtime][0]}: time of LPRNet deployed over ONNX Runtime\'s',
-                              MXNET_OVER_ONNXRUNTIME, median_of_ratios(ours, other), -1)
-    for runtime in ('hybridized', 'fused', 'operators'):
+                yield _judged("time of LPRNet in the operator library over ONNX Runtime's", width, batch_size,
+                              LIBRARY_OVER_RIVAL, median_of_ratios(ours, other), -1)
+    for runtime in ('hybridized', 'fused', LIBRARY):
         for width in args.widths:
-            one, every = (found(width, 1, runtime, threads, OURS) for threads in (1, CORES))
+            one, every = (times.get((width, 1, runtime, threads, OURS)) for threads in (1, CORES))
             if one and every and CORES > 1:
-                yield _judged(f'x{width:g}, {RUNTIMES[runtime][0]}: time on {CORES} threads over one thread\'s', 1.0,
+                yield _judged(f"{RUNTIMES[runtime][0]}: time on {CORES} threads over one thread's", width, 1, 1.0,
                               median_of_ratios(every, one), -1)
 
 
-def _judged(what, aim, value, sign):
-    return [what, f'{"at least" if sign > 0 else "at most"} {aim}', f'{value:.2f}',
+def _judged(what, width, batch_size, aim, value, sign):
+    return [what, f'x{width:g}', batch_size, f'{"at least" if sign > 0 else "at most"} {aim}', f'{value:.2f}',
             'met' if sign * value >= sign * aim else 'missed']
+
+
+def write_csv_files(prefix, times, args):
+    """``PREFIX.csv``, a median with its quartiles a line, ``PREFIX_ratios.csv`` and ``PREFIX_aims.csv``."""
+    from gluon_lprnet.evaluate.figures import write_csv
+    keys = [(width, batch_size, runtime, threads, network) for threads in args.threads
+            for batch_size in args.batch_sizes for runtime in args.runtimes for network in args.networks
+            for width in args.widths]
+    write_csv(prefix, ('threads', 'batch', 'runtime', 'network', 'width', 'median_ms', 'lower_quartile_ms',
+                       'upper_quartile_ms'),
+              [(threads, batch_size, RUNTIMES[runtime][0], NETWORKS[network][0], width,
+                *(f'{value:.3g}' for value in (statistics.median(found), *_quartiles(found))))
+               for width, batch_size, runtime, threads, network in keys
+               if (found := times.get((width, batch_size, runtime, threads, network)))])
+    write_csv(f'{prefix}_ratios', ('threads', 'batch', 'runtime', 'width', 'mobilenetv1_over_lprnet_deployed'),
+              [(threads, batch_size, RUNTIMES[runtime][0], width, f'{median_of_ratios(times[key], times[ours]):.2f}')
+               for key in keys if key[4] == BASE and key in times and (ours := (*key[:4], OURS)) in times
+               for width, batch_size, runtime, threads, _ in [key]])
+    write_csv(f'{prefix}_aims', ('ratio', 'width', 'batch', 'aim', 'measured', 'verdict'), list(aims(times, args)))
 
 
 def versions(args):
@@ -320,6 +340,7 @@ def parse_args():
     parser.add_argument('--rounds', type=positive_int, default=41, help='at most (default: %(default)s)')
     parser.add_argument('--minutes', type=positive_float, default=30, help='for all rounds, roughly, of which there '
                         'are at least three (default: %(default)s)')
+    parser.add_argument('--csv', metavar='PREFIX', help='write PREFIX.csv, PREFIX_ratios.csv and PREFIX_aims.csv')
     parser.add_argument('--cpu-time', action='store_true', help='CPU time of the thread that calls, for a machine on '
                         'which other jobs run; needs --threads 1')
     args = parser.parse_args()
@@ -371,8 +392,12 @@ def main():
         print(f'\n### {title}\n\n{table}')
     rows = list(aims(times, args))
     if rows:
-        print('\n### Aims, batch 1\n')
-        print(tabulate(rows, ['', 'aim', 'measured', ''], tablefmt='github', disable_numparse=True))
+        print('\n### Aims\n')
+        print(tabulate(rows, ['', 'width', 'batch', 'aim', 'measured', ''], tablefmt='github', disable_numparse=True))
+
+
+    if args.csv:
+        write_csv_files(args.csv, times, args)
 
 
 if __name__ == '__main__':

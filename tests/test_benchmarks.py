@@ -1,4 +1,5 @@
 """The benchmarks of inference run and print what they promise; times are not looked at."""
+import csv
 import json
 import os
 import re
@@ -30,20 +31,30 @@ def run(script, *arguments):
                           text=True, env=dict(os.environ, OMP_NUM_THREADS='1')).stdout
 
 
-def test_inference():
+def test_inference(tmp_path):
     pytest.importorskip('onnxruntime')
     output = run('inference.py', '--widths', '0.25', '--batch-sizes', '1', '2', '--threads', '1', '--input-size', '32',
                  '--networks', 'mobilenetv1', 'shufflenetv2', 'deployed', '--rounds', '3', '--minutes', '0.01',
-                 '--runtimes', *RUNTIMES, 'onnxruntime')
+                 '--runtimes', *RUNTIMES, 'onnxruntime', '--csv', str(tmp_path / 'times'))
     assert '1 thread, batch 1, 32x32' in output and '1 thread, batch 2, 32x32' in output
     rows = [[cell.strip() for cell in line.split('|')[1:-1]] for line in output.splitlines() if line.startswith('| ')]
-    measured = {tuple(row[:2]) for row in rows if len(row) == 3 and row[2] not in ('', '-')}
+    measured = {tuple(row[:2]) for row in rows if len(row) == 3 and row[0] and row[2] not in ('', '-')}
     for runtime in ('MXNet fused', 'ONNX Runtime'):
         assert {(runtime, 'MobileNetV1'), (runtime, 'LPRNet deployed')} <= measured
         assert (runtime, 'ShuffleNetV2') not in measured, 'there is no ShuffleNetV2 x0.25'
     aims = [row for row in rows if row[-1] in ('met', 'missed')]
-    # Speed in each runtime, and time over ONNX Runtime's in each of MXNet.
-    assert len(aims) == 2 * len(RUNTIMES) + 1
+    # Speed over MobileNetV1 at batch 1, and time over ONNX Runtime's at both.
+    wanted = [['x0.25', '1'], ['x0.25', '1'], ['x0.25', '2']] if 'operators' in RUNTIMES else []
+    assert [row[1:3] for row in aims] == wanted
+    found = {}
+    for name in ('', '_ratios', '_aims'):
+        with (tmp_path / f'times{name}.csv').open(newline='') as file:
+            found[name] = list(csv.DictReader(file))
+    assert {(row['batch'], row['runtime'], row['network']) for row in found['']} == {
+        (batch, runtime, network) for batch in '12' for runtime, network in measured if '/' not in network}
+    assert all(float(row['lower_quartile_ms']) <= float(row['median_ms']) for row in found[''])
+    assert Counter(row['runtime'] for row in found['_ratios']) == dict.fromkeys((runtime for runtime, _ in measured), 2)
+    assert [row['verdict'] for row in found['_aims']] == [row[-1] for row in aims]
 
 
 def test_int8():
