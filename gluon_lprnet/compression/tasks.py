@@ -72,7 +72,7 @@ class Classification(_Task):
 
     def __init__(self, net: HybridBlock, description: dict[str, Any], args: argparse.Namespace) -> None:
         super().__init__(net, described(args.network, description, flags_of_description(args)), args)
-        self._teacher = self._other_teacher() if args.teacher else _fast(net, description)
+        self._teacher = self._other_teacher() if args.teacher else _fast(net, self.input_shape)
         self._train, self._held_out, self._val = self._checked()
 
     @contextmanager
@@ -111,7 +111,7 @@ class Classification(_Task):
         net, description = load_network(source)
         description = described(source, description, {})
         classes = net(mx.nd.zeros(_input_shape(description))).shape[1]
-        return as_teacher(_fast(net, description), dict(description, num_classes=classes),
+        return as_teacher(_fast(net, _input_shape(description)), dict(description, num_classes=classes),
                           dict(self.description, num_classes=self.outputs), source)
 
     def _checked(self):
@@ -144,7 +144,7 @@ class Landmarks(_Task):
         if flags_of_description(args):
             raise InputError(f'{args.network} says itself which crops it takes: leave out '
                              f'{", ".join("--" + key.replace("_", "-") for key in flags_of_description(args))}.')
-        self._teacher = self._other_teacher() if args.teacher else _fast(net, description)
+        self._teacher = self._other_teacher() if args.teacher else _fast(net, self.input_shape)
         self._calibrate, self._train, self._held_out, self._val = (
             path and _faces(path, args.data_check)
             for path in (args.calibrate, args.rec_train, args.held_out, args.rec_val))
@@ -182,7 +182,7 @@ class Landmarks(_Task):
             if theirs != own:
                 raise InputError(f'{source}: `{key}` is {theirs}, and {own} of the network to compress: take another '
                                  'teacher.')
-        return as_teacher(_fast(net, description), dict(description, num_classes=self.outputs),
+        return as_teacher(_fast(net, _input_shape(description)), dict(description, num_classes=self.outputs),
                           dict(self.description, num_classes=self.outputs), source)
 
     @cached_property
@@ -212,9 +212,9 @@ def load_task(args: argparse.Namespace) -> Union[Classification, Landmarks]:
         return Classification(*load_network(args.network), args)
 
 
-def _fast(net, description):
+def _fast(net, input_shape):
     """A teacher that does not keep the tuning waiting: in the form for training, unless it is an ONNX file."""
-    return training_form(net, _input_shape(description)) if isinstance(net, HybridBlock) else net
+    return training_form(net, input_shape) if isinstance(net, HybridBlock) else net
 
 
 def _training(net, images, evaluate, count=None):
