@@ -135,7 +135,7 @@ def add_commands(commands: Commands) -> None:
     tuning.add_argument('--teacher', metavar='NETWORK',
                         help='another network to learn from, as --network takes it (default: the original)')
     tuning.add_argument('--labels', action='store_true', help='learn from the labels of --rec-train too')
-    tuning.add_argument('--lr', type=positive_float, default=3e-5,
+    tuning.add_argument('--lr', type=positive_float, default=3e-4,
                         help='initial rate of Adam, which follows a cosine to 0 (default: %(default)s)')
     tuning.add_argument('--wd', type=non_negative_float, default=1e-4, help='weight decay (default: %(default)s)')
     tuning.add_argument('--temperature', type=positive_float, default=4.0,

@@ -897,7 +897,7 @@ def test_command(trained, records, tmp_path, capsys, monkeypatch):
         assert text in printed
     with pytest.raises(InputError, match='tuning holds checkpoints'):
         run(*flags)
-    with pytest.raises(InputError, match='.lr. .was 3e-05, is 0.5. would change'):
+    with pytest.raises(InputError, match='.lr. .was 0.0003, is 0.5. would change'):
         run(*flags, '--resume', '--lr', '0.5')
     (tmp_path / 'out' / f'{name}-symbol.json').unlink()
     # What was fitted is there.
