@@ -930,6 +930,20 @@ def test_a_teacher_in_onnx_teaches_as_in_mxnet(trained, records, tmp_path):
     assert losses[1] == pytest.approx(losses[0], rel=1e-3) and losses[0] > 0
 
 
+def test_what_is_kept_agrees_with_the_teacher_and_not_with_the_original(trained, records, tmp_path):
+    net, description = load_network(trained)
+    symbol, params = trace(net)
+    # It names the class that the original thinks least of.
+    write_onnx(symbol, {name: -value if 'dense' in name else value for name, value in params.items()}, (3, 16, 16),
+               tmp_path / 'teacher.onnx')
+    (tmp_path / 'teacher.json').write_text(json.dumps(description))
+    assert not run(trained, '--exclude', '*dsc[6-9]*', '*dsc1[0-2]*', '--rank', '1/4', '--calibrate', records,
+                   '--rec-train', records, '--held-out', records, '--tune-epochs', '1', '--teacher',
+                   tmp_path / 'teacher.onnx', '--out', tmp_path / 'out')
+    assert json.loads(next((tmp_path / 'out').glob('*-report.json')).read_text())['accuracy']['original'] == {
+        'agreement': 0}
+
+
 def test_records_that_two_flags_name_are_read_once_and_those_to_calibrate_on_by_the_sample(records, monkeypatch):
     read = []
 
