@@ -312,9 +312,10 @@ def write_csv_files(prefix, times, args):
                for width, batch_size, runtime, threads, network in keys
                if (found := times.get((width, batch_size, runtime, threads, network)))])
     write_csv(f'{prefix}_ratios', ('threads', 'batch', 'runtime', 'width', 'mobilenetv1_over_lprnet_deployed'),
-              [(threads, batch_size, RUNTIMES[runtime][0], width, f'{median_of_ratios(times[key], times[ours]):.2f}')
-               for key in keys if key[4] == BASE and key in times and (ours := (*key[:4], OURS)) in times
-               for width, batch_size, runtime, threads, _ in [key]])
+              [(threads, batch_size, RUNTIMES[runtime][0], width, f'{median_of_ratios(found, ours):.2f}')
+               for width, batch_size, runtime, threads, network in keys if network == BASE
+               if (found := times.get((width, batch_size, runtime, threads, BASE)))
+               if (ours := times.get((width, batch_size, runtime, threads, OURS)))])
     write_csv(f'{prefix}_aims', ('ratio', 'width', 'batch', 'aim', 'measured', 'verdict'), list(aims(times, args)))
 
 
@@ -394,8 +395,6 @@ def main():
     if rows:
         print('\n### Aims\n')
         print(tabulate(rows, ['', 'width', 'batch', 'aim', 'measured', ''], tablefmt='github', disable_numparse=True))
-
-
     if args.csv:
         write_csv_files(args.csv, times, args)
 

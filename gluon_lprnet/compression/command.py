@@ -236,7 +236,7 @@ def _read_fitted(folder, task):
 
 
 def _tuning_config(args, ranks):
-    # Adam's steps do not depend on the scale of a layer, which no BatchNorm holds where one was folded in.
+    # Adam's steps do not depend on the scale of a layer, and P1 has no BatchNorm behind it.
     return TuningConfig.from_args(args, num_epochs=args.tune_epochs, save_dir=str(Path(args.out) / 'tuning'),
                                   ranks=ranks, optimizer='adam')
 

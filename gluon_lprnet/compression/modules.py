@@ -97,6 +97,7 @@ class Refit(NamedTuple):
 
 
 class PointwiseGraph(SymbolGraph):
+    """A network's pointwise convolutions: found, read, and rewritten."""
 
     def pointwise(self, any_width: bool = False) -> list[Pointwise]:
         """Its pointwise convolutions, in order of computation; with ``any_width`` all plain ones can be replaced."""
@@ -187,7 +188,7 @@ class PointwiseGraph(SymbolGraph):
         if bias is not None:
             inputs.append(self._variable(f'{name}_bias', bias))
         return self.add('Convolution', name, inputs, kernel=(1, 1), num_filter=len(matrix), num_group=groups,
-                         no_bias=bias is None)
+                        no_bias=bias is None)
 
     def _variable(self, name, value):
         self.params[name] = mx.nd.array(value, ctx=self.context, dtype='float32')

@@ -271,7 +271,7 @@ class SpatialGraph(PointwiseGraph):
         entry = self._convolution(p1, self.nodes[layer.node]['inputs'][0], terms.a)
         weight = self._variable(f'{depthwise}_weight', terms.d.reshape(rank, 1, *layer.geometry['kernel']))
         entry = self.add('Convolution', depthwise, [entry, weight], num_filter=rank, num_group=rank, no_bias=True,
-                          **layer.geometry)
+                         **layer.geometry)
         self._put(layer, self._convolution(p2, entry, terms.b, bias))
 
     def patches(self, layer: Spatial, images: Sequence[mx.nd.NDArray]) -> Iterator[np.ndarray]:

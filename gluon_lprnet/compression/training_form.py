@@ -121,8 +121,8 @@ class _Rules(SymbolGraph):
         shape = self._shapes.get(clip['name'], ())
         if low != 0 or len(shape) != 4:
             return
-        rest = self._relu(f'{clip["name"]}_rest', self._subtracted_from(high, shape[_CHANNELS], clip['inputs'][0],
-                                                                       f'{clip["name"]}_below'))
+        below = self._subtracted_from(high, shape[_CHANNELS], clip['inputs'][0], f'{clip["name"]}_below')
+        rest = self.add('Activation', f'{clip["name"]}_rest', [below], act_type='relu')
         clip.update(op='Activation', attrs={'act_type': 'relu'},
                     inputs=[self._subtracted_from(high, shape[_CHANNELS], rest, f'{clip["name"]}_taken_off')])
 
@@ -138,7 +138,7 @@ class _Rules(SymbolGraph):
         sides = list(zip(width[4::2], width[5::2]))
         before, after = zip(*((max(end - begin, 0), max(begin - end, 0)) for begin, end in sides))
         weight = self.add('Pad', f'{convolution["name"]}_weight_with_zeros', [convolution['inputs'][1]],
-                           mode='constant', pad_width=(0, 0, 0, 0, before[0], after[0], before[1], after[1]))
+                          mode='constant', pad_width=(0, 0, 0, 0, before[0], after[0], before[1], after[1]))
         convolution['inputs'][:2] = [pad['inputs'][0], weight]
         convolution['attrs'].update(
             kernel=str(tuple(size + first + last for size, first, last in zip(kernel, before, after))),
@@ -157,6 +157,3 @@ class _Rules(SymbolGraph):
             self.params[name] = mx.nd.full(channels, value, ctx=self.context)
             self._constants[key] = self.add('null', name, [], __shape__=(channels,))
         return self._constants[key]
-
-    def _relu(self, name, entry):
-        return self.add('Activation', name, [entry], act_type='relu')
