@@ -123,6 +123,15 @@ class PDP(nn.HybridSequential):
                      ConvBNReLU(channels, 1, in_channels=rank))
 
 
+def concat_channels(F: Any, *parts: Any) -> Any:
+    """Feature maps (N, C, H, W) behind each other, whatever their channels.
+
+    The gradient of MXNet's ``concat`` of four dimensions goes through oneDNN. Where a part begins at a channel that is
+    not a multiple of 8, that fails ("could not construct a sub-memory") or kills the process (SIGFPE).
+    """
+    return F.squeeze(F.concat(*(F.expand_dims(part, axis=2) for part in parts), dim=1), axis=2)
+
+
 class Shift(HybridBlock):
     """Each channel moved by one position or not at all, in one of the k * k directions (arXiv 1711.08141, its 2.2).
 
@@ -169,7 +178,7 @@ class Shift(HybridBlock):
                 part = F.slice_axis(part, axis=axis, begin=place, end=-left_out if left_out else None)
             parts.append(part)
             begin = end
-        return F.concat(*parts, dim=1) if len(parts) > 1 else parts[0]
+        return concat_channels(F, *parts)
 
 
 class ShiftResidual(HybridBlock):

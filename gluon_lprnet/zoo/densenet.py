@@ -9,6 +9,7 @@ from typing import Any
 from mxnet.gluon import nn
 from mxnet.gluon.block import HybridBlock
 
+from ..blocks import concat_channels
 from .network import Network
 from .registry import register
 
@@ -53,9 +54,7 @@ class DenseLayer(HybridBlock):
             self.body = BNReLUConv(in_channels, growth, convolution)
 
     def hybrid_forward(self, F: Any, x: Any) -> Any:
-        # Of five dimensions: of four, where channels begin at a number that is not a multiple of 8, concat's gradient
-        # fails in oneDNN ("could not construct a sub-memory").
-        return F.squeeze(F.concat(F.expand_dims(x, axis=2), F.expand_dims(self.body(x), axis=2), dim=1), axis=2)
+        return concat_channels(F, x, self.body(x))
 
 
 class DenseNet40(Network):
