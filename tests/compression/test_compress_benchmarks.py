@@ -7,14 +7,21 @@ import cv2
 import mxnet as mx
 import numpy as np
 import pytest
+from conftest import encode
+from reference.networks import random_network
 from test_originals import SIZE, random_arrays
 
+from gluon_lprnet import get_model
+from gluon_lprnet.artifact import export_network
+from gluon_lprnet.complexity import count
 from gluon_lprnet.compression import import_mobilenetv1
+from gluon_lprnet.data.recordio import write_records
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / 'benchmarks'))
 import compressed_beside_originals
 import fine_tuning
 import paper_form
+import prune_shifts
 import rank_sensitivity
 
 
@@ -127,3 +134,34 @@ def test_fine_tuning_from_few_photos(tmp_path, monkeypatch, capsys):
     # From the weights fine noise is told from coarse.
     assert [row for row in rows if row[1] != 'nothing'] == [[number, fine_tuning.WEIGHTS, '100.0'] for number in '12']
     assert [row[0] for row in rows if row[1] == 'nothing'] == ['1', '2']
+
+
+def test_pruned_networks_are_tuned_alike(tmp_path, monkeypatch, capsys):
+    rng = np.random.default_rng(0)
+    write_records(tmp_path / 'noise', [(number % 2, encode(rng.integers(100 * (number % 2), 256, (32, 32, 3), 'uint8')))
+                                       for number in range(24)])
+    net = random_network('shiftresnet20_x1.0')
+    export_network(net, {'model': 'shiftresnet20_x1.0', 'task': 'classification', 'num_classes': 10, 'input_size': 32,
+                         'class_names': None}, tmp_path)
+    flags = ['prune_shifts.py', str(tmp_path / 'shiftresnet20_x1.0-symbol.json'), '--shares', '0.25', '--images', '16',
+             '--preset', 'cifar10', '--model', 'shiftresnet20_x1.0', '--num-classes', '10', '--num-epochs', '1',
+             '--warmup-epochs', '0', '--batch-size', '8', '-j', '1', '--save-dir', str(tmp_path / 'pruned'),
+             '--rec-train', str(tmp_path / 'noise.rec'), '--rec-val', str(tmp_path / 'noise.rec')]
+    tables = []
+    for more in ([], ['--resume']):
+        monkeypatch.setattr(sys, 'argv', flags + more)
+        prune_shifts.main()
+        tables.append(capsys.readouterr().out)
+    table = [line for line in tables[0].splitlines() if line.startswith('|')]
+    rows = [[cell.strip() for cell in line.split('|')[1:-1]] for line in table[2:]]
+    assert [row[:2] for row in rows] == [['whole', '0'], *([each, '0.25'] for each in ('term', 'magnitude', 'random'))]
+    whole, *pruned = [count(get_model('shiftresnet20_x1.0', classes=10), (1, 3, 32, 32)),
+                      *(count(prune_shifts.prune_shifts(net, 0.25, criterion), (1, 3, 32, 32))
+                        for criterion in ('term', 'magnitude', 'random'))]
+    for row, complexity in zip(rows, [whole, *pruned]):
+        assert [row[2].replace(',', ''), row[3].replace(',', '')] == [
+            str(complexity.params), str(complexity.multiply_adds)]
+    # Resumed, each is at its end.
+    assert tables[1] == tables[0]
+    assert sorted(path.name for path in (tmp_path / 'pruned').iterdir()) == [
+        'magnitude-0.25', 'random-0.25', 'term-0', 'term-0.25']
