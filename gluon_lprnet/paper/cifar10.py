@@ -1,8 +1,10 @@
 """``python -m gluon_lprnet experiment``, on CIFAR-10: Table 4, the module's open choices, ranks, Table 5's families."""
 import argparse
+import os
 import re
 import sys
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from ..complexity import count
 from ..data.integrity import add_check_flag, check_records
@@ -138,6 +140,7 @@ def accuracy_table(experiment: Experiment, results: dict[str, Result], format: s
     """
     reference = results[experiment.reference].accuracies
     printed = any(row.printed for row in experiment.rows)
+    timed = any(result.milliseconds for result in results.values())
     cells = []
     for row in experiment.rows:
         result = results[row.name]
@@ -148,12 +151,15 @@ def accuracy_table(experiment: Experiment, results: dict[str, Result], format: s
         cells.append((row.title, *((row.printed or (None, None)) if printed else ()),
                       mean_and_deviation(list(result.accuracies.values()), '.2f'), difference,
                       len(result.accuracies), result.params, round(result.multiply_adds / 1000),
-                      speed and f'{speed:.0f}'))
+                      speed and f'{speed:.0f}', *((f'{result.milliseconds:.2f}',) if timed else ())))
     columns = ('', *(('printed %', 'printed params') if printed else ()), 'top-1 %', 'against the reference', 'seeds',
-               'params', 'kMAdd', 'img/s')
+               'params', 'kMAdd', 'img/s', *(('ms',) if timed else ()))
     title = next(row.title for row in experiment.rows if row.name == experiment.reference)
     note = (f'Reference, seed by seed: {title}. Mean ± standard deviation over the seeds. kMAdd: thousands of '
             'multiply-adds. img/s: images per second in training, along with whatever else ran.')
+    if timed:
+        note += (f' ms: one image through the deployed network, fused by MXNet, median; threads: '
+                 f'{os.environ["OMP_NUM_THREADS"]}.')
     return '\n\n'.join([paragraph(experiment.title, format), render_table(columns, cells, format),
                         paragraph(note, format)])
 
@@ -168,47 +174,60 @@ def write_accuracies(results: dict[str, Result], path: PathLike) -> None:
     path : path
         Without its extension, ``.csv``.
     """
-    write_csv(path, ('row', 'parameters', 'multiply_adds', 'seed', 'top1_percent', 'training_images_per_second'),
+    write_csv(path, ('row', 'parameters', 'multiply_adds', 'seed', 'top1_percent', 'training_images_per_second',
+                     'milliseconds'),
               [(name, result.params, result.multiply_adds, seed, round(accuracy, 2),
-                result.images_per_second and round(result.images_per_second))
+                result.images_per_second and round(result.images_per_second),
+                result.milliseconds and round(result.milliseconds, 3))
                for name, result in results.items() for seed, accuracy in sorted(result.accuracies.items())])
 
 
 def draw_accuracies(experiment: Experiment, results: dict[str, Result], path: PathLike) -> None:
-    """Draw accuracy against multiply-adds, one curve per family of networks (the first word of a row's title).
+    """Draw accuracy against multiply-adds and, where it was measured, against latency.
+
+    One curve per family of networks (the first word of a row's title).
 
     Parameters
     ----------
     experiment : Experiment
     results : dict of str to gluon_lprnet.paper.grid.Result
+        By the names of rows.
     path : path
         Its extension is the format.
     """
     # The object interface: no display is needed, and nothing global of matplotlib changes.
     from matplotlib.figure import Figure
-    figure = Figure(figsize=(6, 4), layout='constrained')
-    axis = figure.subplots()
-    families: dict[str, list[tuple[ExperimentRow, Result]]] = {}
-    for row in experiment.rows:
-        if results[row.name].accuracies:
-            families.setdefault(row.title.split()[0], []).append((row, results[row.name]))
-    for number, (family, members) in enumerate(families.items()):
-        accuracies = [list(result.accuracies.values()) for _, result in members]
-        means = [sum(values) / len(values) for values in accuracies]
-        axis.errorbar([result.multiply_adds / 1e6 for _, result in members], means,
-                      [[mean - min(values) for mean, values in zip(means, accuracies)],
-                       [max(values) - mean for mean, values in zip(means, accuracies)]],
-                      marker='o', capsize=3, label=family)
-        for (row, result), mean in zip(members, means):
-            # Above the curve for one family, below it for the next.
-            axis.annotate(row.title[len(family):].strip(' ,'), (result.multiply_adds / 1e6, mean), fontsize='small',
-                          xytext=(0, -14 if number % 2 else 7), textcoords='offset points', ha='center')
-    axis.margins(0.1)
-    axis.set_xlabel('multiply-adds (millions)')
-    axis.set_ylabel('top-1 (%), mean and range over the seeds')
-    axis.grid(alpha=0.3)
-    axis.legend()
+    trained = [(row, results[row.name]) for row in experiment.rows if results[row.name].accuracies]
+    costs = [('multiply-adds (millions)', [result.multiply_adds / 1e6 for _, result in trained])]
+    times = [result.milliseconds for _, result in trained if result.milliseconds is not None]
+    if times:
+        costs.append(('milliseconds, one image', times))
+    figure = Figure(figsize=(6 * len(costs), 4), layout='constrained')
+    for axis, (label, values) in zip(figure.subplots(1, len(costs), sharey=True, squeeze=False)[0], costs):
+        _draw_against(axis, trained, values)
+        axis.set_xlabel(label)
+    figure.axes[0].set_ylabel('top-1 (%), mean and range over the seeds')
+    figure.axes[0].legend(fontsize='small')
     write_file(path, lambda scratch: figure.savefig(scratch, dpi=110))
+
+
+def _draw_against(axis: Any, trained: Sequence[tuple[ExperimentRow, Result]], costs: Sequence[float]) -> None:
+    families: dict[str, list[tuple[str, float, list[float]]]] = {}
+    for (row, result), cost in zip(trained, costs):
+        family, *rest = row.title.split(maxsplit=1)
+        families.setdefault(family, []).append((''.join(rest).strip(' ,'), cost, list(result.accuracies.values())))
+    for number, (family, members) in enumerate(families.items()):
+        _, places, accuracies = zip(*members)
+        means = [sum(values) / len(values) for values in accuracies]
+        axis.errorbar(places, means, [[mean - min(values) for mean, values in zip(means, accuracies)],
+                                      [max(values) - mean for mean, values in zip(means, accuracies)]],
+                      marker='o', capsize=3, label=family)
+        for (name, place, _), mean in zip(members, means):
+            # Above the curve for one family, below it for the next.
+            axis.annotate(name, (place, mean), fontsize='small', xytext=(0, -14 if number % 2 else 7),
+                          textcoords='offset points', ha='center')
+    axis.margins(0.1)
+    axis.grid(alpha=0.3)
 
 
 def add_commands(commands: Commands) -> None:
@@ -233,7 +252,9 @@ def add_commands(commands: Commands) -> None:
     parser.add_argument('--rows', nargs='+', metavar='ROW', help='only these rows (default: all)')
     parser.add_argument('--format', choices=('text', 'markdown'), default='text',
                         help='how to print (default: %(default)s)')
-    parser.add_argument('--plot', metavar='PICTURE', help='draw accuracy against multiply-adds')
+    parser.add_argument('--latency', action='store_true',
+                        help="measure one image's time through each deployed network too")
+    parser.add_argument('--plot', metavar='PICTURE', help='draw accuracy against multiply-adds and latency')
     parser.add_argument('--csv', metavar='FILE', help='write what the finished runs gave, a line each')
     parser.set_defaults(run=_run)
 
@@ -251,6 +272,8 @@ def _run(args: argparse.Namespace) -> int:
     grid = Grid(experiment.rows, flags, args.seeds, args.out)
     failed = grid.train(args.jobs, args.rows or names)
     results = grid.results()
+    if args.latency:
+        results = {name: results[name]._replace(milliseconds=taken) for name, taken in grid.milliseconds().items()}
     print(accuracy_table(experiment, results, args.format))
     if args.plot:
         draw_accuracies(experiment, results, args.plot)

@@ -8,12 +8,16 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
+import mxnet as mx
+from mxnet.gluon import HybridBlock
 from tqdm import tqdm
 
 from .. import checkpoint
 from .._compat import default_threads
 from ..artifact import TRAINING_FORMS, model_arguments
 from ..complexity import count
+from ..compression.latency import median_milliseconds
+from ..deployment.reparametrize import deploy
 from ..train.config import check_same_curve, make_parser, parse
 from ..train.imagenet import ClassificationConfig
 from ..train.journal import read_epochs
@@ -58,12 +62,15 @@ class Result(NamedTuple):
         For one image of the size used in training.
     images_per_second : float or None
         Median over all epochs of all runs; None if there are none.
+    milliseconds : float or None
+        Of one image through the deployed network; None if it was not measured.
     """
 
     accuracies: dict
     params: int
     multiply_adds: int
     images_per_second: Optional[float]
+    milliseconds: Optional[float] = None
 
 
 class Grid:
@@ -135,12 +142,21 @@ class Grid:
         """The :class:`Result` of each row, by name; unfinished runs are left out."""
         return {row.name: self._result(row) for row in self.rows}
 
+    def milliseconds(self) -> dict[str, float]:
+        """The median time of one image through the network of each row, by name.
+
+        The networks are deployed and fused by MXNet, with weights by chance, which change no time. They take turns, on
+        the threads of this process.
+        """
+        configs = {row.name: self._config(row, 0) for row in self.rows}
+        # The rows of an experiment take images of one size.
+        shape = _input_of(next(iter(configs.values())))
+        return dict(zip(configs, median_milliseconds(
+            [_fused(_network_of(config), shape) for config in configs.values()], shape)))
+
     def _result(self, row: ExperimentRow) -> Result:
         config = self._config(row, 0)
-        # In the form for inference.
-        complexity = count(get_model(config.model, **model_arguments(
-            {**config.to_dict(), **dict.fromkeys(TRAINING_FORMS, False)})),
-                           (1, 3, config.input_size, config.input_size))
+        complexity = count(_network_of(config), _input_of(config))
         runs = {seed: self._epochs(row, seed) for seed in self.seeds if self._finished(row, seed)}
         speeds = [epoch['images_per_second'] for epochs in runs.values() for epoch in epochs]
         return Result({seed: 100 * epochs[-1]['val_top1'] for seed, epochs in runs.items()}, complexity.params,
@@ -183,6 +199,22 @@ class Grid:
     def _reason(self, row: ExperimentRow, seed: int) -> str:
         lines = self._errors(row, seed).read_text().strip().splitlines()
         return lines[-1] if lines else 'it was killed'
+
+
+def _input_of(config: ClassificationConfig) -> tuple[int, ...]:
+    return 1, 3, config.input_size, config.input_size
+
+
+def _network_of(config: ClassificationConfig) -> HybridBlock:
+    """In the form for inference."""
+    return get_model(config.model, **model_arguments({**config.to_dict(), **dict.fromkeys(TRAINING_FORMS, False)}))
+
+
+def _fused(net: HybridBlock, shape: tuple[int, ...]) -> HybridBlock:
+    net.initialize()
+    deployed = deploy(net)
+    deployed.optimize_for(mx.nd.zeros(shape), backend='MKLDNN', static_alloc=True, static_shape=True)
+    return deployed
 
 
 def mean_and_deviation(values: Sequence[float], form: str) -> str:

@@ -205,19 +205,24 @@ def test_rows_are_trained_once_and_summed_up(tiny_records, tmp_path, capsys):
     # Finished by the word of the checkpoint, not of a folder.
     (tmp_path / 'mobilenetv1_x0.25-seed0' / 'export').rename(tmp_path / 'elsewhere')
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob('*') if path.is_file()}
-    assert main(command) == 0
+    capsys.readouterr()
+    assert main([*command, '--latency', '--format', 'markdown']) == 0
+    header, _, *lines = capsys.readouterr().out.split('\n\n')[1].splitlines()
+    times = [float(line.split('|')[-2]) for line in lines]
+    assert header.split('|')[-2].strip() == 'ms' and min(times) > 0 and len(times) == 10
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob('*') if path.is_file()} == before
 
 
 def test_finished_runs_as_csv(tmp_path):
     results = {'a': Result({1: 80.126, 0: 82.0}, 11, 1000, 140.4), 'b': Result({}, 1, 1, None),
-               'c': Result({0: 7.5}, 22, 2000, None)}
+               'c': Result({0: 7.5}, 22, 2000, None, 1.23456)}
     cifar10.write_accuracies(results, tmp_path / 'families')
     with open(tmp_path / 'families.csv', newline='') as file:
         assert list(csv.reader(file)) == [
-            ['row', 'parameters', 'multiply_adds', 'seed', 'top1_percent', 'training_images_per_second'],
-            ['a', '11', '1000', '0', '82.0', '140'], ['a', '11', '1000', '1', '80.13', '140'],
-            ['c', '22', '2000', '0', '7.5', '']]
+            ['row', 'parameters', 'multiply_adds', 'seed', 'top1_percent', 'training_images_per_second',
+             'milliseconds'],
+            ['a', '11', '1000', '0', '82.0', '140', ''], ['a', '11', '1000', '1', '80.13', '140', ''],
+            ['c', '22', '2000', '0', '7.5', '', '1.235']]
 
 
 def test_a_folder_is_no_finished_run(tiny_records, tmp_path, capsys):
@@ -290,6 +295,7 @@ def test_curve_of_ranks(tmp_path, monkeypatch):
         tmp_path / 'curve.png')
     assert cv2.imread(str(tmp_path / 'curve.png')).std() > 0
     axis, = drawn[0].axes
+    assert axis.get_xlabel() == 'multiply-adds (millions)'
     curves = {bar.get_label(): bar for bar in axis.containers}
     # A row without a run has no point.
     assert set(curves) == {'LPRNet', 'MobileNetV1'}
@@ -301,6 +307,13 @@ def test_curve_of_ranks(tmp_path, monkeypatch):
     np.testing.assert_allclose(ranges.get_segments(), [[[1.3, 78.0], [1.3, 83.0]]])
     assert {text.get_text(): tuple(text.xy) for text in axis.texts} == {
         'r = m/4': (1.0, 81.0), 'r = m/8': (0.7, 79.5), 'x0.5': (1.3, 80.0)}
+
+    cifar10.draw_accuracies(experiment, {
+        **dict.fromkeys('bd', Result({}, 1, 1, None)), 'a': Result({0: 80.0}, 1, 10 ** 6, None, 2.5),
+        'c': Result({0: 79.0}, 1, 1_300_000, None, 2.25)}, tmp_path / 'curves.png')
+    _, axis = drawn[1].axes
+    assert axis.get_xlabel() == 'milliseconds, one image'
+    assert [bar.lines[0].get_xydata().tolist() for bar in axis.containers] == [[[2.5, 80.0]], [[2.25, 79.0]]]
 
 
 # --- Figure 2
