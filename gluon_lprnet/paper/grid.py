@@ -8,7 +8,6 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
-import mxnet as mx
 from mxnet.gluon import HybridBlock
 from tqdm import tqdm
 
@@ -17,7 +16,8 @@ from .._compat import default_threads
 from ..artifact import TRAINING_FORMS, model_arguments
 from ..complexity import count
 from ..compression.latency import median_milliseconds
-from ..deployment.reparametrize import deploy
+from ..deployment.reparametrize import reparametrize
+from ..graph import as_block, trace
 from ..train.config import check_same_curve, make_parser, parse
 from ..train.imagenet import ClassificationConfig
 from ..train.journal import read_epochs
@@ -152,7 +152,7 @@ class Grid:
         # The rows of an experiment take images of one size.
         shape = _input_of(next(iter(configs.values())))
         return dict(zip(configs, median_milliseconds(
-            [_fused(_network_of(config), shape) for config in configs.values()], shape)))
+            [_fused(_network_of(config)) for config in configs.values()], shape)))
 
     def _result(self, row: ExperimentRow) -> Result:
         config = self._config(row, 0)
@@ -210,11 +210,13 @@ def _network_of(config: ClassificationConfig) -> HybridBlock:
     return get_model(config.model, **model_arguments({**config.to_dict(), **dict.fromkeys(TRAINING_FORMS, False)}))
 
 
-def _fused(net: HybridBlock, shape: tuple[int, ...]) -> HybridBlock:
+def _fused(net: HybridBlock) -> HybridBlock:
     net.initialize()
-    deployed = deploy(net)
-    deployed.optimize_for(mx.nd.zeros(shape), backend='MKLDNN', static_alloc=True, static_shape=True)
-    return deployed
+    symbol, params = reparametrize(*trace(net))
+    # Not by `optimize_for`, which infers wrong shapes in ESPNetv2.
+    fused = as_block(symbol.get_backend_symbol('MKLDNN'), params)
+    fused.hybridize(static_alloc=True, static_shape=True)
+    return fused
 
 
 def mean_and_deviation(values: Sequence[float], form: str) -> str:
