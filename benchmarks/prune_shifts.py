@@ -4,9 +4,9 @@
     python benchmarks/prune_shifts.py runs/shiftresnet20 --shares 0.5 --preset cifar10 --model shiftresnet20_x3.0 \\
         --num-epochs 2 --lr 0.05 --rec-train cifar10/train.rec --rec-val cifar10/test.rec --save-dir runs/pruned
 
-The first argument is the run or exported network to begin with; all flags but --shares and --images are those of
-`train-imagenet`, and say how each network is tuned. The first row is the whole network, tuned the same. With --resume
-finished tunings are not done again, and the last one goes on from its checkpoint.
+The first argument is the run or exported network to begin with. All flags but --shares are those of `train-imagenet`,
+and say how each network is tuned. The first row is the whole network, tuned the same. With --resume finished tunings
+are not done again, and the last one goes on from its checkpoint.
 """
 import argparse
 import dataclasses
@@ -28,8 +28,10 @@ from gluon_lprnet.evaluate.classification import evaluate_classification
 from gluon_lprnet.train.command import fit
 from gluon_lprnet.train.config import add_flags, check_same_curve, checkpoint_to_resume, configure
 from gluon_lprnet.train.imagenet import ClassificationConfig, build_task
-from gluon_lprnet.utils.flags import positive_int
 from gluon_lprnet.utils.text import render_table
+
+# Of the training, for the terms and the means. Not a flag: resumed with others, a network could keep other channels.
+IMAGES = 1024
 
 
 def tuned(args, config, share, criterion):
@@ -38,7 +40,7 @@ def tuned(args, config, share, criterion):
     config = dataclasses.replace(config, save_dir=str(folder))
     task = build_task(config)
     images = [data.as_in_context(task.contexts[0])
-              for data, _ in itertools.islice(task.batches(0, 0), -(-args.images // config.batch_size))]
+              for data, _ in itertools.islice(task.batches(0, 0), -(-IMAGES // config.batch_size))]
     net = prune_shifts(task.net, share, criterion, images, config.seed)
     net.hybridize(static_alloc=True, static_shape=True)
     records = check_records(config.rec_val, config.rec_val_idx, num_classes=config.num_classes)
@@ -62,11 +64,10 @@ def main():
                                      argument_default=argparse.SUPPRESS)
     parser.add_argument('network')
     parser.add_argument('--shares', nargs='+', type=float, default=[0.5], help='of the channels, that are taken out')
-    parser.add_argument('--images', type=positive_int, default=1024, help='of the training, for the terms and means')
     add_flags(parser, ClassificationConfig)
     args = parser.parse_args()
     args.resume = getattr(args, 'resume', False)
-    flags = {name: value for name, value in vars(args).items() if name not in ('network', 'shares', 'images', 'resume')}
+    flags = {name: value for name, value in vars(args).items() if name not in ('network', 'shares', 'resume')}
     config, _ = configure(ClassificationConfig, {**flags, 'init_from': args.network, 'tuning_epochs': 0})
     rows = []
     for share, criterion in [(0.0, 'term'), *itertools.product(args.shares, CRITERIA)]:

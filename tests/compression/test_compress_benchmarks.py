@@ -143,7 +143,7 @@ def test_pruned_networks_are_tuned_alike(tmp_path, monkeypatch, capsys):
     net = random_network('shiftresnet20_x1.0')
     export_network(net, {'model': 'shiftresnet20_x1.0', 'task': 'classification', 'num_classes': 10, 'input_size': 32,
                          'class_names': None}, tmp_path)
-    flags = ['prune_shifts.py', str(tmp_path / 'shiftresnet20_x1.0-symbol.json'), '--shares', '0.25', '--images', '16',
+    flags = ['prune_shifts.py', str(tmp_path / 'shiftresnet20_x1.0-symbol.json'), '--shares', '0.25',
              '--preset', 'cifar10', '--model', 'shiftresnet20_x1.0', '--num-classes', '10', '--num-epochs', '1',
              '--warmup-epochs', '0', '--batch-size', '8', '-j', '1', '--save-dir', str(tmp_path / 'pruned'),
              '--rec-train', str(tmp_path / 'noise.rec'), '--rec-val', str(tmp_path / 'noise.rec')]
