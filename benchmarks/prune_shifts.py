@@ -28,6 +28,7 @@ from gluon_lprnet.evaluate.classification import evaluate_classification
 from gluon_lprnet.train.command import fit
 from gluon_lprnet.train.config import add_flags, check_same_curve, checkpoint_to_resume, configure
 from gluon_lprnet.train.imagenet import ClassificationConfig, build_task
+from gluon_lprnet.utils.errors import InputError
 from gluon_lprnet.utils.text import render_table
 
 # Of the training, for the terms and the means. Not a flag: resumed with others, a network could keep other channels.
@@ -67,14 +68,17 @@ def main():
     add_flags(parser, ClassificationConfig)
     args = parser.parse_args()
     args.resume = getattr(args, 'resume', False)
-    flags = {name: value for name, value in vars(args).items() if name not in ('network', 'shares', 'resume')}
-    config, _ = configure(ClassificationConfig, {**flags, 'init_from': args.network, 'tuning_epochs': 0})
-    rows = []
-    for share, criterion in [(0.0, 'term'), *itertools.product(args.shares, CRITERIA)]:
-        rows.append(tuned(args, config, share, criterion))
-        print(*rows[-1], flush=True)
-    print(render_table(('channels that stay', 'share taken out', 'parameters', 'multiply-adds', 'untuned top-1 %',
-                        'top-1 %'), rows, 'markdown'))
+    try:
+        flags = {name: value for name, value in vars(args).items() if name not in ('network', 'shares', 'resume')}
+        config, _ = configure(ClassificationConfig, {**flags, 'init_from': args.network, 'tuning_epochs': 0})
+        rows = []
+        for share, criterion in [(0.0, 'term'), *itertools.product(args.shares, CRITERIA)]:
+            rows.append(tuned(args, config, share, criterion))
+            print(*rows[-1], flush=True)
+        print(render_table(('channels that stay', 'share taken out', 'parameters', 'multiply-adds', 'untuned top-1 %',
+                            'top-1 %'), rows, 'markdown'))
+    except InputError as error:
+        sys.exit(f'{sys.argv[0]}: {error}')
 
 
 if __name__ == '__main__':
