@@ -78,9 +78,11 @@ def load_fused(prefix, data):
 
 
 def load_operators(prefix, data):
+    import mxnet as mx
     block, data = load_mxnet(prefix, data)
     from gluon_lprnet.deployment.operators import BACKEND, load_library
     load_library()
+    mx.nd.waitall()
     block.optimize_for(data, backend=BACKEND, static_alloc=True, static_shape=True)
     return lambda: block(data).wait_to_read()
 

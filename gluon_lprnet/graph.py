@@ -89,9 +89,12 @@ def node_shapes(symbol: mx.sym.Symbol, input_shape: tuple[int, ...]) -> dict[str
 
 
 def as_block(symbol: mx.sym.Symbol, params: Mapping[str, mx.nd.NDArray]) -> SymbolBlock:
-    """The SymbolBlock of a symbol with the input ``data``, on the device of its parameters."""
+    """The SymbolBlock of a symbol with the input ``data``, on the device of its parameters, which are computed."""
     block = SymbolBlock(symbol, mx.sym.var('data', dtype='float32'))
     block.collect_params().load_dict(params, ctx=next(iter(params.values())).context)
+    # A backend's optimize_for() asks each parameter where its memory is. Asked while MXNet computes one, it may allocate
+    # the memory a second time, and the values are lost.
+    mx.nd.waitall()
     return block
 
 

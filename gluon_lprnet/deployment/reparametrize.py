@@ -52,9 +52,17 @@ def deploy(net: HybridBlock, operators: bool = False) -> SymbolBlock:
     block = as_block(symbol, params)
     if operators:
         load_library()
+        # As for the parameters, see as_block().
+        block.register_forward_pre_hook(_wait_for_inputs)
     # MXNet partitions the graph in the first pass, when it knows the shapes.
     block.hybridize(backend=BACKEND if operators else None, static_alloc=True, static_shape=True)
     return block
+
+
+def _wait_for_inputs(block, inputs):
+    for value in inputs:
+        if isinstance(value, mx.nd.NDArray):
+            value.wait_to_read()
 
 
 def reparametrize(symbol: mx.sym.Symbol,

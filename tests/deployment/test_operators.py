@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -80,6 +81,40 @@ def test_standard_call():
             assert relative_error(block(images).asnumpy(), expected) <= 1e-5
 
 
+@mx.operator.register('computed_late')
+class ComputedLate(mx.operator.CustomOpProp):
+    """The identity, which MXNet has not computed yet when it returns the array."""
+    computed: list = []
+
+    def create_operator(self, context, shapes, types):
+        class Operator(mx.operator.CustomOp):
+            def forward(self, is_train, req, in_data, out_data, aux):
+                time.sleep(0.5)
+                self.assign(out_data[0], req[0], in_data[0])
+                ComputedLate.computed.append(out_data[0].shape)
+        return Operator()
+
+
+@pytest.mark.parametrize('late', ['parameters', 'input'])
+def test_partitioned_when_all_is_computed(late):
+    """A backend that is asked to partition while MXNet computes an array may take its memory from it."""
+    def computed_late(value):
+        return mx.nd.Custom(value, op_type='computed_late')
+
+    net = random_network('lprnet_mobilenet_x0.25')
+    images = random_images(1, 32)
+    ComputedLate.computed.clear()
+    if late == 'parameters':
+        symbol, params = reparametrize(*trace(net))
+        name = min(params)
+        as_block(symbol, {**params, name: computed_late(params[name])})
+        assert ComputedLate.computed == [params[name].shape]
+    else:
+        deployed = deploy(net, operators=True)
+        deployed(computed_late(images))
+        assert ComputedLate.computed == [images.shape]
+
+
 def test_normalization_in_the_graph():
     net = random_network('lprnet_mobilenet_x0.25')
     mean, std = (np.array(values).reshape(1, 3, 1, 1) for values in ([120, 110, 100], [60, 50, 40]))
@@ -100,6 +135,7 @@ def separable(x, channels, stride):
 def assert_same_as_stock(symbol, x, expected_operators):
     shapes = dict(zip(symbol.list_arguments(), symbol.infer_shape(data=x.shape)[0]))
     params = {name: mx.nd.random.normal(scale=0.3, shape=shape) for name, shape in shapes.items() if name != 'data'}
+    mx.nd.waitall()
     partitioned = symbol.optimize_for('LPRNet', args={'data': x, **params})
     assert operators(partitioned) == expected_operators
     expected = as_block(symbol, params)(x).asnumpy()
