@@ -105,7 +105,7 @@ def test_another_build_of_mxnet_is_kept(wheel, source, tmp_path):
 USE = """
 import json, gluon_lprnet, sys
 pretrained = gluon_lprnet.list_models(pretrained=True)
-classes = gluon_lprnet.load('lprnet_mobilenet_x0.5.imagenette').predict('face.png', top_k=2)[0]
+classes = gluon_lprnet.load('compressed_mobilenet_x0.75.imagenet').predict('face.png', top_k=2)[0]
 face, = gluon_lprnet.load('lprnet_mobilenet_x0.5.faces').predict('face.png', boxes=[[json.loads(sys.argv[1])]])[0]
 print(json.dumps([pretrained, [[each.label, each.probability] for each in classes], face.landmarks.tolist()]))
 """
@@ -116,7 +116,7 @@ def test_networks_of_the_installed_package(run, tmp_path):
     picture, landmarks, _ = draw_face(np.random.default_rng(2))
     (tmp_path / 'face.png').write_bytes(encode(picture))
     box = landmark_box(landmarks).tolist()
-    expected = gluon_lprnet.load('lprnet_mobilenet_x0.5.imagenette').predict(picture, top_k=2)[0]
+    expected = gluon_lprnet.load('compressed_mobilenet_x0.75.imagenet').predict(picture, top_k=2)[0]
     face, = gluon_lprnet.FaceAligner().predict(picture, boxes=[[box]])[0]
 
     done = run('python', '-c', USE, json.dumps(box))

@@ -14,7 +14,7 @@ from ..utils.errors import InputError
 from ..zoo import list_models
 
 # What a command takes where no network is named, by task.
-DEFAULTS = {'classification': 'lprnet_mobilenet_x0.5.imagenette', 'landmarks': 'lprnet_mobilenet_x0.5.faces'}
+DEFAULTS = {'classification': 'compressed_mobilenet_x0.75.imagenet', 'landmarks': 'lprnet_mobilenet_x0.5.faces'}
 
 _FILES = ('-symbol.json', '.onnx')
 _NETWORK = 'trained network of the package, run or checkpoint folder, or exported file'

@@ -62,8 +62,9 @@ def test_whole_network_is_one_operator(case):
     assert operators_run_by(deployed) == {'lprnet_network': 1}
 
 
-def test_compressed_network():
-    net = get_model('compressed_mobilenet_x0.5.imagenet', pretrained=True)
+@pytest.mark.parametrize('width', [0.5, 0.75])
+def test_compressed_network(width):
+    net = get_model(f'compressed_mobilenet_x{width}.imagenet', pretrained=True)
     deployed = deploy(net, operators=True)
     images = random_images(2, 96)
     assert relative_error(deployed(images).asnumpy(), net(images).asnumpy()) <= 1e-5
@@ -326,7 +327,8 @@ def test_networks_and_shapes_side_by_side():
 # Networks all of whose layers are between roundings that NumPy can follow.
 IN_8_BITS = ['LPRNet-MobileNet', 'channels beside blocks', 'small images', 'learned scale', 'no residual',
              'MobileNetV2']
-TRAINED = ['lprnet_mobilenet_x0.5.cifar10', 'mobilenetv1_x0.5.cifar10', 'compressed_mobilenet_x0.5.imagenet']
+TRAINED = ['lprnet_mobilenet_x0.5.cifar10', 'mobilenetv1_x0.5.cifar10', 'compressed_mobilenet_x0.5.imagenet',
+           'compressed_mobilenet_x0.75.imagenet']
 
 
 def in_8_bits(symbol, params, images):

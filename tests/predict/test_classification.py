@@ -109,6 +109,12 @@ def test_a_network_in_the_first_place_still_works(artifacts, files, capsys):
     assert out.startswith(str(files[0])) and f'predict {files[0]} --network {artifacts[0]}' in err
 
 
+def test_a_photo_without_a_network_named(shared_data, capsys):
+    photo = shared_data / 'imagenet_samples' / 'n02099601' / 'golden_retriever.JPEG'
+    assert command(classification, 'predict', photo, '--top-k', 1) == 0
+    assert capsys.readouterr().out.split(maxsplit=2)[2].strip() == 'golden retriever'
+
+
 def test_names_by_order_and_by_wnid(artifacts, files, tmp_path, capsys):
     (tmp_path / 'plain.txt').write_text('red\ngreen\n\nblue\n')
     (tmp_path / 'synsets.txt').write_text('n00000002 second, two\nn00000001 first\n')

@@ -473,8 +473,8 @@ def test_what_flags_of_serve_mean(monkeypatch):
     monkeypatch.setattr(server_module, 'Server', Recorder)
     for argv in ([], ['a', 'b'], ['--network', 'a', 'b'], ['a', '--network', 'b', '--page-port', '1']):
         assert command(server_module, 'serve', *argv) == 0
-    assert served == [(['lprnet_mobilenet_x0.5.imagenette', 'lprnet_mobilenet_x0.5.faces'], 8081), (['a', 'b'], None),
-                      (['a', 'b'], None), (['a', 'b'], 1)]
+    assert served == [(['compressed_mobilenet_x0.75.imagenet', 'lprnet_mobilenet_x0.5.faces'], 8081),
+                      (['a', 'b'], None), (['a', 'b'], None), (['a', 'b'], 1)]
 
 
 def test_what_cannot_be_archived_is_named(artifacts, tmp_path):

@@ -521,7 +521,7 @@ def test_serve_without_networks_serves_those_of_the_package(photos, tmp_path):
         lines = [process.stdout.readline() for _ in range(6)]
         assert lines[-2] == f'In a browser: http://127.0.0.1:{page_port}/\n' and lines[-1].startswith('Ready.')
         until(ready.exists)
-        for name, task in ('lprnet_mobilenet_x0.5.faces', 'faces'), ('lprnet_mobilenet_x0.5.imagenette', 'classes'):
+        for name, task in ('lprnet_mobilenet_x0.5.faces', 'faces'), ('compressed_mobilenet_x0.75.imagenet', 'classes'):
             assert f'http://127.0.0.1:{port}/predictions/{name}\n' in lines
             for address in ('127.0.0.1', port), ('127.0.0.1', page_port):
                 answer, = send(SimpleNamespace(address=address), name, [Request('', photos[0], 'image/jpeg')])
