@@ -92,8 +92,8 @@ def as_block(symbol: mx.sym.Symbol, params: Mapping[str, mx.nd.NDArray]) -> Symb
     """The SymbolBlock of a symbol with the input ``data``, on the device of its parameters, which are computed."""
     block = SymbolBlock(symbol, mx.sym.var('data', dtype='float32'))
     block.collect_params().load_dict(params, ctx=next(iter(params.values())).context)
-    # A backend's optimize_for() asks each parameter where its memory is. While MXNet computes it, asking may allocate the
-    # memory a second time, and the values are lost.
+    # A backend's optimize_for() asks each parameter where its memory is. While MXNet computes it, asking may allocate
+    # the memory a second time, and the values are lost.
     mx.nd.waitall()
     return block
 
