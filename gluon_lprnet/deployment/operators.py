@@ -10,8 +10,8 @@ interface, ``mx.library.load``. After that
 - ``symbol.optimize_for('LPRNet', args=ARRAYS)`` does so with a symbol, whose parameters stay as they are. Without the
   arrays, by name, MXNet knows no shapes and fails where a part has two outputs.
 
-Arrays have to be computed before ``optimize_for``, by ``mx.nd.waitall()``: it may allocate the memory of one that MXNet
-is about to write a second time, and its values are lost.
+Call ``mx.nd.waitall()`` before ``optimize_for``, so that all arrays are computed. While MXNet computes one,
+``optimize_for`` may allocate its memory a second time, and the values are lost.
 
 Without ``static_alloc`` MXNet makes the operator again for each pass, out of the graph as JSON, and sends it there:
 this takes milliseconds, and the interface has no way around it.

@@ -52,7 +52,7 @@ def deploy(net: HybridBlock, operators: bool = False) -> SymbolBlock:
     block = as_block(symbol, params)
     if operators:
         load_library()
-        # As for the parameters, see as_block().
+        # The first pass partitions: what as_block() says of the parameters goes for its input too.
         block.register_forward_pre_hook(_wait_for_inputs)
     # MXNet partitions the graph in the first pass, when it knows the shapes.
     block.hybridize(backend=BACKEND if operators else None, static_alloc=True, static_shape=True)

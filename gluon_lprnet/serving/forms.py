@@ -97,7 +97,7 @@ def load_network(prefix: Union[str, Path], input_size: int, form: str = 'auto') 
         net.load_parameters(f'{prefix}-0000.params')
         net.hybridize(static_alloc=True, static_shape=True)
         images = mx.nd.array(noise[:count])
-        # As in as_block().
+        # optimize_for() may take an array's memory from it while MXNet computes it.
         mx.nd.waitall()
         for backend in _FORMS[name]:
             net.optimize_for(images, backend=backend, static_alloc=True, static_shape=True)

@@ -4,7 +4,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import pytest
 from mxnet import autograd
 from mxnet.gluon import nn
 from reference import int8
+from reference.late import COMPUTED, computed_late
 from reference.networks import X, lpr_network, operators, random_images, random_network, reference, relative_error
 
 from gluon_lprnet import blocks, get_model
@@ -82,38 +82,20 @@ def test_standard_call():
             assert relative_error(block(images).asnumpy(), expected) <= 1e-5
 
 
-@mx.operator.register('computed_late')
-class ComputedLate(mx.operator.CustomOpProp):
-    """The identity, which MXNet has not computed yet when it returns the array."""
-    computed: list = []
-
-    def create_operator(self, context, shapes, types):
-        class Operator(mx.operator.CustomOp):
-            def forward(self, is_train, req, in_data, out_data, aux):
-                time.sleep(0.5)
-                self.assign(out_data[0], req[0], in_data[0])
-                ComputedLate.computed.append(out_data[0].shape)
-        return Operator()
-
-
 @pytest.mark.parametrize('late', ['parameters', 'input'])
 def test_partitioned_when_all_is_computed(late):
     """A backend that is asked to partition while MXNet computes an array may take its memory from it."""
-    def computed_late(value):
-        return mx.nd.Custom(value, op_type='computed_late')
-
     net = random_network('lprnet_mobilenet_x0.25')
     images = random_images(1, 32)
-    ComputedLate.computed.clear()
     if late == 'parameters':
         symbol, params = reparametrize(*trace(net))
         name = min(params)
         as_block(symbol, {**params, name: computed_late(params[name])})
-        assert ComputedLate.computed == [params[name].shape]
+        assert [params[name].shape] == COMPUTED
     else:
         deployed = deploy(net, operators=True)
         deployed(computed_late(images))
-        assert ComputedLate.computed == [images.shape]
+        assert [images.shape] == COMPUTED
 
 
 def test_normalization_in_the_graph():

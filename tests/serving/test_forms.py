@@ -4,6 +4,7 @@ import re
 import mxnet as mx
 import numpy as np
 import pytest
+from reference.late import COMPUTED, computed_late
 
 from gluon_lprnet import get_model
 from gluon_lprnet.deployment.operators import load_library
@@ -72,6 +73,24 @@ def test_a_form_that_computes_something_else_is_not_taken(exported, monkeypatch)
     assert re.fullmatch(r'MXNet: \d+\.\d ms a picture', net.report)
     with pytest.raises(InputError, match='the operator library fails on .*lprnet-symbol.json: take another form'):
         load_network(exported['lprnet'], 64, 'library')
+
+
+def test_partitioned_when_all_is_computed(exported, monkeypatch):
+    """A backend that is asked to partition while MXNet computes a parameter may take its memory from it."""
+    computed = []
+
+    class Late(mx.gluon.SymbolBlock):
+        def load_parameters(self, *args, **keywords):
+            super().load_parameters(*args, **keywords)
+            weight = next(iter(self.collect_params('.*weight').values()))
+            weight.set_data(computed_late(weight.data()))
+
+        def optimize_for(self, *args, **keywords):
+            computed.append(len(COMPUTED))
+            super().optimize_for(*args, **keywords)
+    monkeypatch.setattr(mx.gluon, 'SymbolBlock', Late)
+    load_network(exported['lprnet'], 64, 'library')
+    assert computed and set(computed) == {1}
 
 
 def test_without_a_compiler(exported, monkeypatch):
