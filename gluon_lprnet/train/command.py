@@ -207,7 +207,7 @@ def fit(task: TrainingTask, config: TrainingConfig,
 def _opened(save_dir: str, workers: Workers) -> Iterator[logging.Logger]:
     """The logger of a training whose first worker has the folder for itself; without an error all end together."""
     try:
-        with checkpoint.only_user(save_dir) if workers.writes else nullcontext():
+        with workers.watched(), checkpoint.only_user(save_dir) if workers.writes else nullcontext():
             logger = start_log(save_dir if workers.writes else None)
             try:
                 yield logger

@@ -10,7 +10,8 @@ import json
 import os
 import threading
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Optional
 
 import mxnet as mx
@@ -37,7 +38,8 @@ class Workers:
     engine : _Engine, optional
         None: the process is alone.
     patience : float
-        Seconds without an answer of the others after which this process ends, with the status 75; 0: never.
+        Seconds without an answer of the others after which this process ends, with the status 75, where it is
+        :meth:`watched`; 0: never.
 
     Attributes
     ----------
@@ -53,9 +55,8 @@ class Workers:
         self.engine = engine
         self.rank: int = engine.rank if engine else 0
         self.count: int = engine.num_workers if engine else 1
+        self._patience = patience
         self._answered = threading.Event()
-        if engine and patience:
-            threading.Thread(target=self._end_without_answers, args=(patience,), daemon=True).start()
 
     @property
     def writes(self) -> bool:
@@ -128,6 +129,25 @@ class Workers:
                                  'first one. Start all with the same command, and give folders and files that are the '
                                  'same on all hosts.')
 
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """While a training runs: end this process when the others no longer answer.
+
+        Before and after it the process may do anything else, for as long as it likes.
+        """
+        if not self.engine or not self._patience:
+            yield
+            return
+        over = threading.Event()
+        watch = threading.Thread(target=self._end_without_answers, args=(over,), daemon=True)
+        watch.start()
+        try:
+            yield
+        finally:
+            over.set()
+            self._answered.set()
+            watch.join()
+
     def leave(self) -> None:
         """End without waiting for the others, who are told by whoever started the workers."""
         if self.engine:
@@ -139,11 +159,13 @@ class Workers:
         self._answered.set()
         return total
 
-    def _end_without_answers(self, patience: float) -> None:
-        while self._answered.wait(patience):
+    def _end_without_answers(self, over: threading.Event) -> None:
+        while self._answered.wait(self._patience):
             self._answered.clear()
+            if over.is_set():
+                return
         LOGGER.error('worker %d of %d ends: the others have not answered for %g minutes (--worker-timeout). Resume '
-                     'from the last checkpoint.', self.rank, self.count, patience / 60)
+                     'from the last checkpoint.', self.rank, self.count, self._patience / 60)
         os._exit(EX_TEMPFAIL)
 
 
@@ -231,8 +253,10 @@ class _Horovod(_Engine):
         self.rank, self.num_workers = hvd.rank(), hvd.size()
 
     def broadcast(self, key: int, value: mx.nd.NDArray, out: list[mx.nd.NDArray], priority: int = 0) -> None:
-        root = value.copy()
-        self._hvd.broadcast_(root, root_rank=0, name=f'start {key}')
+        # A sum to which only the first worker adds. Horovod's own broadcast logs the tensor's name after it may be
+        # freed, and crashes or hangs (0.28.1, EnqueueTensorBroadcast).
+        root = value.copy() if self.rank == 0 else mx.nd.zeros_like(value)
+        self._hvd.allreduce_(root, average=False, name=f'start {key}')
         for array in out:
             root.copyto(array)
 

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -260,6 +261,48 @@ def test_what_cannot_be_is_refused(training_flags, capsys):
     if importlib.util.find_spec('horovod') is None:
         assert imagenet.main([*training_flags, '--horovod']) == 2
         assert 'Horovod' in capsys.readouterr().err
+
+
+# Horovod's own broadcast_ ends in a crash or a hang after some thousands.
+BROADCASTS = """
+import gluon_lprnet, mxnet as mx
+from gluon_lprnet.train import distributed
+engine = distributed._Horovod()
+arrays = [mx.nd.full((8,), number) for number in range(100)]
+for _ in range(400):
+    for number, array in enumerate(arrays):
+        engine.broadcast(number, array, [array])
+    mx.nd.waitall()
+assert [array.sum().asscalar() for array in arrays] == [8 * number for number in range(100)]
+"""
+
+
+def test_horovod_outlives_many_starts(tmp_path, horovod):
+    done = subprocess.run([sys.executable, '-c', BROADCASTS], cwd=tmp_path, env=ENVIRONMENT, timeout=300,
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+class Alone(distributed._Engine):
+    """The only worker, to whom nobody else answers."""
+
+    num_workers = 2
+
+    def total(self, values):
+        return values
+
+
+def test_only_a_training_is_watched_for_answers(monkeypatch):
+    ended = threading.Event()
+    monkeypatch.setattr(distributed.os, '_exit', lambda status: ended.set())
+    workers = distributed.Workers(Alone(), 0.2)
+    assert not ended.wait(0.6)
+    for _ in range(2):
+        with workers.watched():
+            workers.barrier()
+        assert not ended.wait(0.6)
+    with workers.watched():
+        assert ended.wait(60)
 
 
 # --- whole trainings by the launcher
