@@ -5,11 +5,12 @@ import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Optional
 
 import mxnet as mx
+from mxnet.gluon import Block
 
 from ..artifact import export_network, write_symbol
 from ..complexity import count
@@ -22,6 +23,7 @@ from ..graph import as_block, trace
 from ..train.command import fit
 from ..train.config import TrainingConfig, check_same_curve, checkpoint_to_resume
 from ..train.config import rank as parse_rank
+from ..train.fast_form import form_to_train
 from ..utils.errors import InputError
 from ..utils.files import make_folder, write_file
 from ..utils.flags import Commands, add_parser, non_negative_float, non_negative_int, positive_float, positive_int
@@ -32,7 +34,6 @@ from .norms import with_batch_norms
 from .ranks import VECTOR, Budget, ByLayer, Energy, Latency, as_ranks
 from .report import LayerReport, Report
 from .tasks import load_task
-from .training_form import fastest_in_training
 from .tuning import Best
 
 # For the BatchNorms of a tuning to begin with.
@@ -243,8 +244,8 @@ def _tuning_config(args, ranks):
 
 def _tuned(net, numbers, task, config, found):
     """Tune the network, which has these numbers; those that it has then. It stays as it is if no epoch is better."""
-    trained = fastest_in_training(net, task.input_shape)
-    best = Best(trained, Path(config.save_dir) / 'best.params')
+    tuned = _Tuned(net)
+    best = Best(tuned, Path(config.save_dir) / 'best.params')
 
     def offer(numbers):
         score = task.score(numbers)
@@ -256,12 +257,24 @@ def _tuned(net, numbers, task, config, found):
         return offer(task.measured(net))
 
     offer(numbers)
-    fit(task.tuning(trained, evaluate), config, found)
+    tuning = replace(task.tuning(tuned, evaluate), form=form_to_train(net, task.input_shape))
+    fit(tuning, config, found)
     best.take()
     if best.score == task.score(numbers):
         print('\nNo epoch of the tuning is nearer to the teacher than the network before it, which is kept. Try a '
               'lower --lr,\nor more photos that are like those of the training.')
     return task.measured(net)
+
+
+class _Tuned(Block):
+    """A network as its checkpoints have it: a SymbolBlock alone does not load what it has saved."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, images):
+        return self.net(images)
 
 
 def _warnings(report, before, after):

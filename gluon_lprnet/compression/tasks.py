@@ -23,9 +23,9 @@ from ..data.integrity import check_records
 from ..data.sample import sampled
 from ..evaluate.classification import correct_in_top, described, evaluate_classification, flags_of_description
 from ..evaluate.landmarks import evaluate_landmarks, load_landmark_network
+from ..train.fast_form import training_form
 from ..train.loop import TrainingTask
 from ..utils.errors import InputError
-from .training_form import training_form
 from .tuning import Agreement, Distance, as_teacher, distill, distill_landmarks
 
 __all__ = ['Classification', 'Landmarks', 'load_task']

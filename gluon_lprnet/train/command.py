@@ -38,6 +38,7 @@ from .config import (
 )
 from .distributed import Workers, workers_of
 from .environment import write_environment
+from .fast_form import with_form_to_train
 from .fine_tuning import freeze, take_weights
 from .hardening import with_hardening
 from .journal import LOGGER, metrics_text, start_log, stop_log
@@ -169,7 +170,7 @@ def train(config: NetworkTrainingConfig, build_task: Callable[[Any], TrainingTas
             _begin_bfloat16()
         # What a resumed training started from need not be there any more.
         task = build_task(dataclasses.replace(config, init_from=None) if found else config)
-        task = with_hardening(with_condensing(task, config), config)
+        task = with_form_to_train(with_hardening(with_condensing(task, config), config), config)
         metrics = _fit(task, config, logger, found)
         if workers.writes:
             symbol = export_network(task.net, {**config.to_dict(), **task.description},

@@ -85,6 +85,8 @@ class TrainingTask:
         What tells the training's records from others: see :func:`gluon_lprnet.data.integrity.fingerprint`.
     workers : Workers
         Who train together; ``batches`` and ``evaluate`` are of this one's part, ``batches_per_epoch`` of the largest.
+    form : HybridBlock, optional
+        What computes the outputs in training, with the parameters of ``net``; ``net`` itself, if None.
     """
     net: gluon.Block
     contexts: list
@@ -98,6 +100,7 @@ class TrainingTask:
     description: dict = field(default_factory=dict)
     data: dict = field(default_factory=dict)
     workers: Workers = field(default_factory=Workers)
+    form: Optional[gluon.HybridBlock] = None
 
 
 class Schedule:
@@ -271,12 +274,13 @@ class Run:
         task = self.task
         # Some are fractions, which a Counter holds but its type does not know.
         sums: Any = Counter()
+        compute = task.form or task.net
         for data, label in batches:
             images = gluon.utils.split_and_load(data.astype(self.config.input_dtype, copy=False),
                                                 task.contexts, even_split=False)
             labels = gluon.utils.split_and_load(label, task.contexts, even_split=False)
             with autograd.record():
-                outputs = [task.net(x).astype('float32', copy=False) for x in images]
+                outputs = [compute(x).astype('float32', copy=False) for x in images]
                 losses = [task.loss(output, y) for output, y in zip(outputs, labels)]
             autograd.backward(losses)
             for loss, output, y in zip(losses, outputs, labels):
