@@ -26,6 +26,7 @@ from tabulate import tabulate
 from gluon_lprnet.data.batches import Batch
 from gluon_lprnet.train import face, imagenet
 from gluon_lprnet.train.config import make_parser, parse
+from gluon_lprnet.train.fast_form import with_form_to_train
 from gluon_lprnet.train.journal import start_log
 from gluon_lprnet.train.loop import Run
 from gluon_lprnet.utils.flags import positive_int
@@ -53,7 +54,7 @@ def main():
     config_class, build_task = TRAININGS[sys.argv[1]]
     with tempfile.TemporaryDirectory() as folder:
         config, _ = parse(make_parser(config_class, __doc__), config_class, [*flags, '--save-dir', folder])
-        task = build_task(config)
+        task = with_form_to_train(build_task(config), config)
         run = Run(task, config, start_log(folder))
         batches = itertools.chain.from_iterable(task.batches(0, 0) for _ in itertools.count())
         # Copied, since the loader uses its memory again.

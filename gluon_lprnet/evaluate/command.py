@@ -12,7 +12,7 @@ import mxnet as mx
 
 from ..data.batches import validation_batches
 from ..data.imagenet_names import in_words
-from ..data.integrity import add_check_flag, check_records
+from ..data.integrity import add_check_flag, check_records, class_names
 from ..data.pack import pack_images
 from ..data.recordio import read_records
 from ..data.sources import read_source
@@ -62,6 +62,9 @@ def _run(args):
             for picture, reason in skipped:
                 print(f'{os.path.join(path, picture)} {reason}.', file=sys.stderr)
             faults += len(skipped)
+            if description.get('class_names') and not class_names(records.path):
+                print(f'{path} names no classes: its labels are taken for numbers of the network\'s, where 0 is '
+                      f'{names[0]}. If they are others, pack it again with the names of its classes.', file=sys.stderr)
             answers = classify(net, validation_batches(records, description, args.batch_size, args.num_data_workers),
                                mx.cpu())
             row = {'set': path, 'images': records.count, 'classes': classes, **answers.metrics}

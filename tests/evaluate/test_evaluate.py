@@ -64,6 +64,19 @@ def artifacts(run):
     return [run, checkpoint.newest(run).path, run / 'export' / 'lprnet_mobilenet_x0.25-symbol.json']
 
 
+def test_labels_without_names_are_taken_for_numbers_and_that_is_said(run, tiny_records, tmp_path, capsys):
+    prefix, images, labels = tiny_records
+    assert not main(['evaluate', f'{prefix}.rec', '--network', str(run)])
+    with_names = capsys.readouterr()
+    assert 'names no classes' not in with_names.err
+    write_records(tmp_path / 'nameless', [(int(label), encode(image)) for label, image in zip(labels, images)])
+    assert not main(['evaluate', str(tmp_path / 'nameless.rec'), '--network', str(run)])
+    without = capsys.readouterr()
+    assert "nameless.rec names no classes: its labels are taken for numbers of the network's, where 0 is red" in \
+        without.err
+    assert without.out.split(': ')[1] == with_names.out.split(': ')[1]
+
+
 def test_evaluate_gives_the_same_from_run_checkpoint_and_symbol(run, tiny_records, capsys):
     validated = epoch_records(run)[-1]['val_top1']
     for artifact in artifacts(run):
