@@ -39,7 +39,10 @@ def _dilations(limit: int) -> list[int]:
 
 
 class ConvBNPReLU(ConvBNReLU):
-    """A bias-free convolution with batch normalization and PReLU, which learns a slope for each channel."""
+    """A bias-free convolution with batch normalization and PReLU, which learns a slope for each channel.
+
+    To train the slopes of a hybridized network, see :mod:`gluon_lprnet.train.fast_form`.
+    """
 
     def __init__(self, channels: int, kernel: int, stride: int = 1, groups: int = 1, in_channels: int = 0,
                  **kwargs: Any) -> None:
