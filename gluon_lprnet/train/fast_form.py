@@ -5,8 +5,8 @@ network trains longer in them than in all its convolutions. Three rules write th
 
 - ``clip(x, 0, 6)`` is ``relu(6 - relu(6 - x))``, where ``6 - x`` is a BatchNorm of fixed statistics.
 - PReLU is ``relu(x)`` plus what it leaves of ``x`` times the slopes, which is a depthwise convolution of 1x1. This rule
-  is not for speed alone: in a hybridized network MXNet may write the gradient of PReLU's input where that of its output
-  is, and only then take the slopes' from it, which are so too small by a factor of the slope itself.
+  is not for speed alone: in a hybridized network MXNet may write the gradient of PReLU's input over that of its output
+  before it takes the slopes' gradient from the latter, which is then too small by a factor of the slope itself.
 - ``Pad`` by more on one side than on the other, before a convolution, is padding by the larger number on both sides for
   a kernel with rows or columns of 0 where there is too much.
 """

@@ -175,7 +175,7 @@ def test_an_update_in_either_form_is_the_same(training_flags, monkeypatch, tmp_p
 
 
 def test_slopes_of_prelu_are_trained_by_their_gradient(random):
-    """Hybridized, MXNet's own gradients of some slopes of this network are a quarter of what they should be."""
+    """Hybridized, MXNet's own gradients of most slopes of this network are a quarter of what they should be."""
     net = get_model('espnetv2_x1.0', classes=3, small_image=True)
     net.initialize(mx.init.MSRAPrelu())
     images = mx.nd.array(random.normal(0, 1, (50, 3, 16, 16)))
