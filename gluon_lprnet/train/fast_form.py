@@ -51,7 +51,10 @@ def training_form(net: HybridBlock, input_shape: tuple[int, ...]) -> SymbolBlock
     SymbolBlock
         Hybridized.
     """
-    graph, _ = _rewritten(net, input_shape)
+    return _sharing_parameters(net, _rewritten(net, input_shape)[0])
+
+
+def _sharing_parameters(net, graph):
     symbol, values = graph.result()
     own = net.collect_params()
     block = SymbolBlock(symbol, mx.sym.var('data', dtype='float32'), params=own)
@@ -80,10 +83,10 @@ def form_to_train(net: HybridBlock, input_shape: tuple[int, ...]) -> HybridBlock
     -------
     HybridBlock
     """
-    _, rewritten = _rewritten(net, input_shape)
+    graph, rewritten = _rewritten(net, input_shape)
     if not rewritten:
         return net
-    form = training_form(net, input_shape)
+    form = _sharing_parameters(net, graph)
     return form if _PRELU in rewritten or _is_faster(form, net, input_shape) else net
 
 
@@ -101,15 +104,17 @@ def with_form_to_train(task: TrainingTask, config: NetworkTrainingConfig) -> Tra
     if task.contexts == [mx.cpu()] and config.dtype == 'float32':
         form = form_to_train(task.net, input_shape)
     else:
-        if _PRELU not in _rewritten(task.net, input_shape)[1]:
+        graph, rewritten = _rewritten(task.net, input_shape)
+        if _PRELU not in rewritten:
             return task
         if config.dtype != 'float32':
             raise InputError(f'`dtype` {config.dtype}: a network with PReLU is trained in float32, since MXNet\'s own '
                              'gradient of the slopes can be wrong.')
-        form = training_form(task.net, input_shape)
+        form = _sharing_parameters(task.net, graph)
     if form is task.net:
         return task
-    LOGGER.info('ReLU6 and PReLU are trained as sums of ReLUs, which are the same functions')
+    LOGGER.info('trained in other operators of the same function: ReLU6 and PReLU as sums of ReLUs, padding on one '
+                'side in the convolutions')
     return dataclasses.replace(task, form=form)
 
 
@@ -168,11 +173,11 @@ class _Rules(SymbolGraph):
             return False
         x, slopes = prelu['inputs']
         channels = shape[_CHANNELS]
-        if self.params[self.nodes[slopes[0]]['name']].shape != (channels,):
-            return False
         positive = self.add('Activation', f'{name}_positive', [x], act_type='relu')
         rest = self.add('elemwise_sub', f'{name}_rest', [x, positive])
-        weight = self.add('Reshape', f'{name}_slopes', [slopes], shape=(channels, 1, 1, 1))
+        # One slope may serve all channels.
+        column = self.add('Reshape', f'{name}_column', [slopes], shape=(-1, 1, 1, 1))
+        weight = self.add('broadcast_to', f'{name}_slopes', [column], shape=(channels, 1, 1, 1))
         scaled = self.add('Convolution', f'{name}_scaled', [rest, weight], kernel=(1, 1), num_filter=channels,
                           num_group=channels, no_bias=True)
         prelu.update(op='elemwise_add', attrs={}, inputs=[positive, scaled])

@@ -100,8 +100,8 @@ def test_a_network_that_no_rule_is_about_is_not_measured(monkeypatch):
     assert form_to_train(net, (1, 3, 32, 32)) is net
 
 
-@pytest.mark.parametrize('slopes, written', [(5, True), (1, False)])
-def test_prelu(random, slopes, written):
+@pytest.mark.parametrize('slopes', [5, 1])
+def test_prelu(random, slopes):
     symbol = mx.sym.LeakyReLU(mx.sym.var('data'), act_type='prelu', name='prelu')
     symbol = mx.sym.Convolution(symbol, kernel=(1, 1), num_filter=2, no_bias=True, name='conv')
     net = as_block(symbol, {'prelu_gamma': mx.nd.array(random.uniform(-0.5, 0.5, slopes)),
@@ -115,7 +115,7 @@ def test_prelu(random, slopes, written):
     images = mx.nd.array(values)
     images.attach_grad()
     form = training_form(net, images.shape)
-    assert ('LeakyReLU' in operators(form, images)) != written
+    assert 'LeakyReLU' not in operators(form, images)
     np.testing.assert_allclose(form(images).asnumpy(), net(images).asnumpy(), rtol=1e-5, atol=1e-6)
     wanted = {**gradients(net, images, parameters), 'data': images.grad.asnumpy()}
     found = {**gradients(form, images, parameters), 'data': images.grad.asnumpy()}
