@@ -28,7 +28,9 @@ from gluon_lprnet.utils.flags import positive_int
 from gluon_lprnet.utils.timing import interleaved_milliseconds
 
 MODELS = ('mobilenetv2_x0.5', 'igcv3_x0.5', 'espnetv2_x1.0', 'mnasnet_x0.5', 'shufflenetv1_x0.5', 'condensenet_x1.0',
-          'mobilenetv1_x0.5', 'lprnet_mobilenet_x0.5')
+          'densenet40_x1.0', 'irregular_densenet40_x1.0', 'mobilenetv1_x0.5', 'lprnet_mobilenet_x0.5')
+# Of networks that learn in a layout of their own.
+LAYOUTS = {'condensenet_x1.0': {'condensing': True}, 'irregular_densenet40_x1.0': {'relaxed': True}}
 CLASSES, SIDE = 10, 32
 
 
@@ -50,7 +52,7 @@ def main():
 
     rows = []
     for model in args.models:
-        net = get_model(model, classes=CLASSES, small_image=True)
+        net = get_model(model, classes=CLASSES, small_image=True, **LAYOUTS.get(model, {}))
         net.initialize(mx.init.MSRAPrelu())
         net.hybridize(static_alloc=True, static_shape=True)
         forms = [net, training_form(net, (1, *images.shape[1:]))]
