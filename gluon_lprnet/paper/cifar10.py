@@ -1,4 +1,7 @@
-"""``python -m gluon_lprnet experiment``, on CIFAR-10: Table 4, the module's open choices, ranks, Table 5's families."""
+"""``python -m gluon_lprnet experiment``, on CIFAR-10.
+
+Table 4, the module's open choices, ranks, Table 5's families, and irregular kernels.
+"""
 import argparse
 import os
 import re
@@ -120,11 +123,20 @@ def families(width: float) -> Experiment:
                       rows, rows[0].name, '--preset cifar10 --num-epochs 10 --tuning-epochs 0')
 
 
+def irregular(width: float) -> Experiment:
+    """DenseNet-40 with square kernels and with line segments (arXiv 1909.13239), both from the beginning."""
+    square = f'densenet40_x{width}'
+    return Experiment('Irregular kernels in DenseNet-40, CIFAR-10 at 32x32', (
+        _row(square, 'DenseNet-40, square kernels', square),
+        _row(f'irregular_{square}', 'DenseNet-40, irregular kernels', f'irregular_{square}', '--relaxed')), square,
+        '--preset cifar10 --num-epochs 4 --tuning-epochs 0')
+
+
 def _multiply_adds(model: str) -> int:
     return count(get_model(model, classes=10, small_image=True), (1, 3, 32, 32)).multiply_adds
 
 
-EXPERIMENTS = {'table4': table4, 'choices': choices, 'rank': ranks, 'families': families}
+EXPERIMENTS = {'table4': table4, 'choices': choices, 'rank': ranks, 'families': families, 'irregular': irregular}
 
 
 def accuracy_table(experiment: Experiment, results: dict[str, Result], format: str = 'text') -> str:
@@ -144,6 +156,7 @@ def accuracy_table(experiment: Experiment, results: dict[str, Result], format: s
     cells = []
     for row in experiment.rows:
         result = results[row.name]
+        taken = result.milliseconds and f'{result.milliseconds:.2f}'
         shared = sorted(set(result.accuracies) & set(reference))
         difference = '' if row.name == experiment.reference else mean_and_deviation(
             [result.accuracies[seed] - reference[seed] for seed in shared], '+.2f')
@@ -151,7 +164,7 @@ def accuracy_table(experiment: Experiment, results: dict[str, Result], format: s
         cells.append((row.title, *((row.printed or (None, None)) if printed else ()),
                       mean_and_deviation(list(result.accuracies.values()), '.2f'), difference,
                       len(result.accuracies), result.params, round(result.multiply_adds / 1000),
-                      speed and f'{speed:.0f}', *((f'{result.milliseconds:.2f}',) if timed else ())))
+                      speed and f'{speed:.0f}', *((taken,) if timed else ())))
     columns = ('', *(('printed %', 'printed params') if printed else ()), 'top-1 %', 'against the reference', 'seeds',
                'params', 'kMAdd', 'img/s', *(('ms',) if timed else ()))
     title = next(row.title for row in experiment.rows if row.name == experiment.reference)
@@ -233,7 +246,7 @@ def _draw_against(axis: Any, trained: Sequence[tuple[ExperimentRow, Result]], co
 def add_commands(commands: Commands) -> None:
     parser = add_parser(
         commands, 'experiment',
-        help="the paper's experiments on CIFAR-10: Table 4, the module's open choices, ranks, Table 5's families",
+        help="on CIFAR-10: Table 4, the module's open choices, ranks, Table 5's families, irregular kernels",
         example='gluon-lprnet experiment rank --rec-train cifar10/train.rec --rec-val cifar10/test.rec \\\n'
                 '    --width 0.5 --seeds 0 --jobs 2',
         description='Train every row of an experiment with every seed and print its table. Finished runs are not '
@@ -253,7 +266,7 @@ def add_commands(commands: Commands) -> None:
     parser.add_argument('--format', choices=('text', 'markdown'), default='text',
                         help='how to print (default: %(default)s)')
     parser.add_argument('--latency', action='store_true',
-                        help="measure one image's time through each deployed network too")
+                        help="measure one image's time through the deployed network of each of these rows too")
     parser.add_argument('--plot', metavar='PICTURE', help='draw accuracy against multiply-adds and latency')
     parser.add_argument('--csv', metavar='FILE', help='write what the finished runs gave, a line each')
     parser.set_defaults(run=_run)
@@ -273,7 +286,8 @@ def _run(args: argparse.Namespace) -> int:
     failed = grid.train(args.jobs, args.rows or names)
     results = grid.results()
     if args.latency:
-        results = {name: results[name]._replace(milliseconds=taken) for name, taken in grid.milliseconds().items()}
+        for name, taken in grid.milliseconds(args.rows or names).items():
+            results[name] = results[name]._replace(milliseconds=taken)
     print(accuracy_table(experiment, results, args.format))
     if args.plot:
         draw_accuracies(experiment, results, args.plot)

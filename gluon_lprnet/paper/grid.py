@@ -142,13 +142,13 @@ class Grid:
         """The :class:`Result` of each row, by name; unfinished runs are left out."""
         return {row.name: self._result(row) for row in self.rows}
 
-    def milliseconds(self) -> dict[str, float]:
-        """The median time of one image through the network of each row, by name.
+    def milliseconds(self, names: Collection[str]) -> dict[str, float]:
+        """The median time of one image through the network of each named row, by name.
 
         The networks are deployed and fused by MXNet, with weights by chance, which change no time. They take turns, on
         the threads of this process.
         """
-        configs = {row.name: self._config(row, 0) for row in self.rows}
+        configs = {row.name: self._config(row, 0) for row in self.rows if row.name in names}
         # The rows of an experiment take images of one size.
         shape = _input_of(next(iter(configs.values())))
         return dict(zip(configs, median_milliseconds(
