@@ -4,9 +4,9 @@ ReLU6, PReLU and TensorFlow's padding are ``clip``, ``LeakyReLU`` and ``Pad`` in
 network trains longer in them than in all its convolutions. Three rules write them in oneDNN's operators.
 
 - ``clip(x, 0, 6)`` is ``relu(6 - relu(6 - x))``, where ``6 - x`` is a BatchNorm of fixed statistics.
-- PReLU is ``relu(x)`` plus what it leaves of ``x`` times the slopes, which is a depthwise convolution of 1x1. This rule
-  is not for speed alone: in a hybridized network MXNet may write the gradient of PReLU's input over that of its output
-  before it takes the slopes' gradient from the latter, which is then too small by a factor of the slope itself.
+- PReLU is ``relu(x)`` plus what it leaves of ``x`` times the slopes: of feature maps a depthwise convolution of 1x1.
+  This rule is not for speed alone: in a hybridized network MXNet may write the gradient of PReLU's input over that of
+  its output before it takes the slopes' gradient from the latter, which is then too small by a factor of the slope.
 - ``Pad`` by more on one side than on the other, before a convolution, is padding by the larger number on both sides for
   a kernel with rows or columns of 0 where there is too much.
 
@@ -190,19 +190,24 @@ class _Rules(SymbolGraph):
 
     def _write_prelu(self, prelu):
         shape, name = self._shapes.get(prelu['name'], ()), prelu['name']
-        if attributes(prelu, act_type='leaky') != ['prelu'] or len(shape) != 4:
+        if attributes(prelu, act_type='leaky') != ['prelu'] or len(shape) < 2:
             return False
         x, slopes = prelu['inputs']
-        channels = shape[_CHANNELS]
         positive = self.add('Activation', f'{name}_positive', [x], act_type='relu')
         rest = self.add('elemwise_sub', f'{name}_rest', [x, positive])
+        prelu.update(op='elemwise_add', attrs={}, inputs=[positive, self._scaled(slopes, rest, shape, name)])
+        return True
+
+    def _scaled(self, slopes, rest, shape, name):
+        channels = shape[_CHANNELS]
+        if len(shape) != 4:
+            column = self.add('Reshape', f'{name}_column', [slopes], shape=(1, -1, *(1 for _ in shape[2:])))
+            return self.add('broadcast_mul', f'{name}_scaled', [rest, column])
         # One slope may serve all channels.
         column = self.add('Reshape', f'{name}_column', [slopes], shape=(-1, 1, 1, 1))
         weight = self.add('broadcast_to', f'{name}_slopes', [column], shape=(channels, 1, 1, 1))
-        scaled = self.add('Convolution', f'{name}_scaled', [rest, weight], kernel=(1, 1), num_filter=channels,
-                          num_group=channels, no_bias=True)
-        prelu.update(op='elemwise_add', attrs={}, inputs=[positive, scaled])
-        return True
+        return self.add('Convolution', f'{name}_scaled', [rest, weight], kernel=(1, 1), num_filter=channels,
+                        num_group=channels, no_bias=True)
 
     def _take_in_padding(self, convolution):
         source = convolution['inputs'][0][0]

@@ -102,17 +102,19 @@ def test_a_network_that_no_rule_is_about_is_not_measured(monkeypatch):
 
 
 @pytest.mark.parametrize('slopes', [5, 1])
-def test_prelu(random, slopes):
+@pytest.mark.parametrize('size', [(4, 4), (), (4,)])
+def test_prelu(random, slopes, size):
+    """Of feature maps, behind a dense layer, and of sequences."""
     symbol = mx.sym.LeakyReLU(mx.sym.var('data'), act_type='prelu', name='prelu')
-    symbol = mx.sym.Convolution(symbol, kernel=(1, 1), num_filter=2, no_bias=True, name='conv')
+    symbol = mx.sym.broadcast_mul(symbol, mx.sym.var('factor', shape=(1, 5, *(1 for _ in size))))
     net = as_block(symbol, {'prelu_gamma': mx.nd.array(random.uniform(-0.5, 0.5, slopes)),
-                            'conv_weight': mx.nd.array(random.normal(0, 1, (2, 5, 1, 1)))})
+                            'factor': mx.nd.array(random.normal(0, 1, (1, 5, *(1 for _ in size))))})
     parameters = net.collect_params()
     for parameter in parameters.values():
         parameter.grad_req = 'write'
-    values = random.normal(0, 1, (3, 5, 4, 4)).astype('float32')
+    values = random.normal(0, 1, (3, 5, *size)).astype('float32')
     # Where the two parts meet.
-    values[:, :, 0] = 0
+    values[0] = 0
     images = mx.nd.array(values)
     images.attach_grad()
     form = training_form(net, images.shape)
@@ -120,7 +122,7 @@ def test_prelu(random, slopes):
     np.testing.assert_allclose(form(images).asnumpy(), net(images).asnumpy(), rtol=1e-5, atol=1e-6)
     wanted = {**gradients(net, images, parameters), 'data': images.grad.asnumpy()}
     found = {**gradients(form, images, parameters), 'data': images.grad.asnumpy()}
-    assert set(wanted) == {'prelu_gamma', 'conv_weight', 'data'}
+    assert set(wanted) == {'prelu_gamma', 'factor', 'data'}
     for name, value in wanted.items():
         np.testing.assert_allclose(found[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
 
