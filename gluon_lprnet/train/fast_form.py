@@ -163,7 +163,7 @@ class _Rules(SymbolGraph):
                  shapes: Mapping[str, tuple[int, ...]]) -> None:
         super().__init__(symbol, params)
         self._shapes = shapes
-        self._constants: dict[tuple[float, int], int] = {}
+        self._constants: dict[str, list[int]] = {}
         # MXNet cannot infer the shape of a parameter from what it becomes.
         for node in self.nodes:
             if node['name'] in self.params:
@@ -246,16 +246,13 @@ class _Rules(SymbolGraph):
             return False
         merged = next(number for number in range(2, groups + 1) if groups % number == 0 and
                       (_are_whole(number * in_group, number * out_group) or number == groups))
-        name = convolution['name']
-        # Each output's weights for its own one of the groups that are merged, and 0 for the others.
-        weight = self.add('Reshape', f'{name}_weight_of_group', [convolution['inputs'][1]],
-                          shape=(groups // merged, merged, out_group, 1, in_group * math.prod(kernel)))
-        own = self.add('Reshape', f'{name}_own_group', [self.add('_eye', f'{name}_eye', [], N=merged)],
-                       shape=(1, merged, 1, merged, 1))
-        spread = self.add('broadcast_mul', f'{name}_weight_of_groups', [weight, own])
-        shape = channels, merged * in_group, *kernel
-        convolution['inputs'][1] = self.add('Reshape', f'{name}_weight_merged', [spread], shape=shape)
-        self._set_shape(convolution['inputs'][1], shape)
+        # Each output's weights stand in all of the groups that are merged, and are 0 but in its own one.
+        tiled = self.add('tile', f'{convolution["name"]}_tiled', [convolution['inputs'][1]], reps=(1, merged, 1, 1))
+        own = np.tile(np.kron(np.eye(merged), np.ones((out_group, in_group))), (groups // merged, 1))[..., None, None]
+        mask = self._constant(f'own_of_{groups}_groups_of_{in_group}_and_{out_group}', own)
+        weight = self.add('broadcast_mul', f'{convolution["name"]}_merged', [tiled, mask])
+        convolution['inputs'][1] = weight
+        self._set_shape(weight, (channels, merged * in_group, *kernel))
         convolution['attrs']['num_group'] = str(groups // merged)
         return True
 
@@ -299,13 +296,12 @@ class _Rules(SymbolGraph):
     def _subtracted_from(self, high, channels, entry, name):
         """``high - x``."""
         constants = {'gamma': -1.0, 'beta': high, 'moving_mean': 0.0, 'moving_var': 1.0}
-        inputs = [self._constant(value, channels) for value in constants.values()]
+        inputs = [self._constant(f'{channels}_times_{value:g}', np.full(channels, value))
+                  for value in constants.values()]
         return self.add('BatchNorm', name, [entry, *inputs], fix_gamma=False, use_global_stats=True, eps=1e-20)
 
-    def _constant(self, value, channels):
-        key = value, channels
-        if key not in self._constants:
-            name = f'{channels}_times_{value:g}'
-            self.params[name] = mx.nd.full(channels, value, ctx=self.context)
-            self._constants[key] = self.add('null', name, [], __shape__=(channels,))
-        return self._constants[key]
+    def _constant(self, name, values):
+        if name not in self._constants:
+            self.params[name] = mx.nd.array(values, ctx=self.context, dtype='float32')
+            self._constants[name] = self.add('null', name, [], __shape__=values.shape)
+        return self._constants[name]
