@@ -21,8 +21,9 @@ pooling is a mean, whose gradient does not take oneDNN's slow way.
 """
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from functools import partial
+from typing import Optional
 
 import mxnet as mx
 import numpy as np
@@ -105,7 +106,7 @@ def form_to_train(net: HybridBlock, input_shape: tuple[int, ...]) -> HybridBlock
 def with_form_to_train(task: TrainingTask, config: NetworkTrainingConfig) -> TrainingTask:
     """The task with the outputs of its network computed in its :func:`form_to_train`.
 
-    On GPUs, and in other precisions than float32, no network but one with PReLU needs another form.
+    On GPUs, and in other precisions than float32, PReLU alone is written in other operators.
 
     Raises
     ------
@@ -116,8 +117,8 @@ def with_form_to_train(task: TrainingTask, config: NetworkTrainingConfig) -> Tra
     if task.contexts == [mx.cpu()] and config.dtype == 'float32':
         form = form_to_train(task.net, input_shape)
     else:
-        graph, rewritten = _rewritten(task.net, input_shape)
-        if _PRELU not in rewritten:
+        graph, rewritten = _rewritten(task.net, input_shape, {_PRELU})
+        if not rewritten:
             return task
         if config.dtype != 'float32':
             raise InputError(f'`dtype` {config.dtype}: a network with PReLU is trained in float32, since MXNet\'s own '
@@ -151,10 +152,10 @@ def _are_whole(*channels):
     return not any(number % _BLOCK for number in channels)
 
 
-def _rewritten(net, input_shape):
+def _rewritten(net, input_shape, operators=None):
     symbol, params = trace(net)
     graph = _Rules(symbol, params, node_shapes(symbol, input_shape))
-    return graph, graph.apply()
+    return graph, graph.apply(operators)
 
 
 class _Rules(SymbolGraph):
@@ -169,12 +170,13 @@ class _Rules(SymbolGraph):
             if node['name'] in self.params:
                 node.setdefault('attrs', {})['__shape__'] = str(self.params[node['name']].shape)
 
-    def apply(self) -> set[str]:
-        """Rewrite what can be, and return the operators of which some were."""
+    def apply(self, operators: Optional[Container[str]] = None) -> set[str]:
+        """Rewrite what can be, of these operators (default: all), and return those of which some were."""
         rules = (('clip', self._write_clip), (_PRELU, self._write_prelu), ('Pooling', self._write_global_pooling),
                  ('Convolution', self._take_in_padding), ('Convolution', self._merge_groups),
                  ('Convolution', self._fill_up_channels))
-        found = [(node, operator, rule) for operator, rule in rules for node in self.nodes if node['op'] == operator]
+        found = [(node, operator, rule) for operator, rule in rules if operators is None or operator in operators
+                 for node in self.nodes if node['op'] == operator]
         return {operator for node, operator, rule in found if rule(node)}
 
     def _write_clip(self, clip):

@@ -312,5 +312,8 @@ def test_prelu_on_several_devices_and_in_other_precisions(random):
     images = random.normal(0, 1, (2, 3, 32, 32))
     one, other = (form(mx.nd.array(images, ctx=context)).asnumpy() for context in contexts)
     np.testing.assert_allclose(one, other, rtol=1e-5)
+    # It has groups that are merged on one CPU.
+    found = {node['op'] for node in json.loads(trace(form)[0].tojson())['nodes']}
+    assert 'LeakyReLU' not in found and 'tile' not in found
     with pytest.raises(InputError, match='`dtype` bfloat16: a network with PReLU'):
         with_form_to_train(espnet_task([mx.cpu()]), dataclasses.replace(config, dtype='bfloat16'))
