@@ -244,7 +244,7 @@ class _Rules(SymbolGraph):
         channels, in_group, *kernel = self._shape(convolution['inputs'][1])
         out_group = channels // groups
         # For depthwise convolutions oneDNN has other ones.
-        if groups == 1 or in_group == 1 or _are_whole(in_group, out_group):
+        if groups == 1 or in_group == 1 or len(kernel) != 2 or _are_whole(in_group, out_group):
             return False
         merged = next(number for number in range(2, groups + 1) if groups % number == 0 and
                       (_are_whole(number * in_group, number * out_group) or number == groups))

@@ -214,6 +214,16 @@ def test_convolutions_that_stay(random, channels, in_channels, groups, kernel, s
     assert convolutions(training_form(net, images.shape), images) == convolutions(net, images)
 
 
+@pytest.mark.parametrize('groups', [1, 2])
+def test_convolutions_of_sequences_stay(random, groups):
+    symbol = mx.sym.Convolution(mx.sym.var('data'), num_filter=12, num_group=groups, kernel=(3,), no_bias=True,
+                                name='conv')
+    net = as_block(symbol, {'conv_weight': mx.nd.array(random.normal(0, 1, (12, 20 // groups, 3)))})
+    sequences = mx.nd.array(random.normal(0, 1, (2, 20, 9)))
+    form = training_form(net, sequences.shape)
+    np.testing.assert_array_equal(form(sequences).asnumpy(), net(sequences).asnumpy())
+
+
 def test_pooled_features_that_a_convolution_reads(random):
     data = mx.sym.var('data')
     pooled = mx.sym.Pooling(data, global_pool=True, pool_type='avg')
