@@ -101,7 +101,7 @@ _FAMILIES = {
     'condensenet': 'CondenseNet', 'mobilenetv2': 'MobileNetV2', 'shufflenetv1': 'ShuffleNetV1',
     'shufflenetv2': 'ShuffleNetV2', 'lprnet_shufflenetv2': 'LPRNet-ShuffleNetV2'}
 # The factor of the lasso is its paper's.
-_FLAGS = {'condensenet_x1.0': '--condensing --group-lasso 1e-5'}
+_FLAGS = {'condensenet_x1.0': '--condensing --group-lasso 1e-5 --fast-form'}
 # By its layout, and not by its cost: it is the network that LPRNet-MobileNet was made from.
 _SAME_WIDTH = ('mobilenetv1',)
 
@@ -129,7 +129,7 @@ def irregular(width: float) -> Experiment:
     return Experiment('Irregular kernels in DenseNet-40, CIFAR-10 at 32x32', (
         _row(square, 'DenseNet-40, square kernels', square),
         _row(f'irregular_{square}', 'DenseNet-40, irregular kernels', f'irregular_{square}', '--relaxed')), square,
-        '--preset cifar10 --num-epochs 4 --tuning-epochs 0')
+        '--preset cifar10 --num-epochs 4 --tuning-epochs 0 --fast-form')
 
 
 def _multiply_adds(model: str) -> int:

@@ -10,20 +10,19 @@ network trains longer in them than in all its convolutions. Three rules write th
 - ``Pad`` by more on one side than on the other, before a convolution, is padding by the larger number on both sides for
   a kernel with rows or columns of 0 where there is too much.
 
-oneDNN's faster convolutions take channels in blocks of eight, and MXNet hands them no incomplete block: other
-convolutions are matrix products of copies, up to three times as slow. Two rules complete the blocks, by weights of 0.
+Three more rules are for those who ask for them, because they make some networks slower.
 
-- Groups whose channels are no multiples of eight are merged until they are.
-- Channels of a convolution of one group are filled up.
-
-The last rule is about pooled features that a convolution reads, as in a squeeze-and-excitation module: global average
-pooling is a mean, whose gradient does not take oneDNN's slow way.
+- oneDNN's faster convolutions take channels in blocks of eight, and MXNet hands them no incomplete block: other
+  convolutions are matrix products of copies, up to three times as slow. Groups whose channels are not multiples of
+  eight are merged until they are, with weights of 0 between them.
+- Channels of a convolution of one group are filled up by weights of 0.
+- Global average pooling in front of a convolution, as in a squeeze-and-excitation module, is a mean, whose gradient
+  does not take oneDNN's slow way.
 """
 import dataclasses
 import math
-from collections.abc import Container, Mapping
+from collections.abc import Mapping
 from functools import partial
-from typing import Optional
 
 import mxnet as mx
 import numpy as np
@@ -47,7 +46,7 @@ _PRELU = 'LeakyReLU'
 _IMAGES, _STEPS = 8, 2
 
 
-def training_form(net: HybridBlock, input_shape: tuple[int, ...]) -> SymbolBlock:
+def training_form(net: HybridBlock, input_shape: tuple[int, ...], every_rule: bool = False) -> SymbolBlock:
     """The same function as ``net``, with the same parameters: what is trained here is trained there.
 
     A gradient differs only where an input of ReLU6 is 0 or 6 to the last bit: it is 0 there, and 1 of ``clip``.
@@ -58,13 +57,15 @@ def training_form(net: HybridBlock, input_shape: tuple[int, ...]) -> SymbolBlock
         Initialized, with one NCHW input.
     input_shape : tuple of int
         Of one image, NCHW.
+    every_rule : bool, default False
+        The three about blocks of channels and pooling too.
 
     Returns
     -------
     SymbolBlock
         Hybridized.
     """
-    return _sharing_parameters(net, _rewritten(net, input_shape)[0])
+    return _sharing_parameters(net, _rewritten(net, input_shape, every_rule)[0])
 
 
 def _sharing_parameters(net, graph):
@@ -106,19 +107,23 @@ def form_to_train(net: HybridBlock, input_shape: tuple[int, ...]) -> HybridBlock
 def with_form_to_train(task: TrainingTask, config: NetworkTrainingConfig) -> TrainingTask:
     """The task with the outputs of its network computed in its :func:`form_to_train`.
 
-    On GPUs, and in other precisions than float32, PReLU alone is written in other operators.
+    With ``fast_form`` every rule is applied, and nothing is measured: two trainings are the same to the last bit. On
+    GPUs, and in other precisions than float32, no network but one with PReLU needs another form.
 
     Raises
     ------
     InputError
-        For PReLU in another precision.
+        For PReLU in another precision, or for ``fast_form`` in one or on other devices than one CPU.
     """
     input_shape = (1, 3, config.input_size, config.input_size)
     if task.contexts == [mx.cpu()] and config.dtype == 'float32':
-        form = form_to_train(task.net, input_shape)
+        form = (training_form(task.net, input_shape, every_rule=True) if config.fast_form else
+                form_to_train(task.net, input_shape))
     else:
-        graph, rewritten = _rewritten(task.net, input_shape, {_PRELU})
-        if not rewritten:
+        if config.fast_form:
+            raise InputError('`fast_form` is for float32 and one CPU: leave it out.')
+        graph, rewritten = _rewritten(task.net, input_shape)
+        if _PRELU not in rewritten:
             return task
         if config.dtype != 'float32':
             raise InputError(f'`dtype` {config.dtype}: a network with PReLU is trained in float32, since MXNet\'s own '
@@ -152,10 +157,10 @@ def _are_whole(*channels):
     return not any(number % _BLOCK for number in channels)
 
 
-def _rewritten(net, input_shape, operators=None):
+def _rewritten(net, input_shape, every_rule=False):
     symbol, params = trace(net)
     graph = _Rules(symbol, params, node_shapes(symbol, input_shape))
-    return graph, graph.apply(operators)
+    return graph, graph.apply(every_rule)
 
 
 class _Rules(SymbolGraph):
@@ -170,13 +175,13 @@ class _Rules(SymbolGraph):
             if node['name'] in self.params:
                 node.setdefault('attrs', {})['__shape__'] = str(self.params[node['name']].shape)
 
-    def apply(self, operators: Optional[Container[str]] = None) -> set[str]:
-        """Rewrite what can be, of these operators (default: all), and return those of which some were."""
-        rules = (('clip', self._write_clip), (_PRELU, self._write_prelu), ('Pooling', self._write_global_pooling),
-                 ('Convolution', self._take_in_padding), ('Convolution', self._merge_groups),
-                 ('Convolution', self._fill_up_channels))
-        found = [(node, operator, rule) for operator, rule in rules if operators is None or operator in operators
-                 for node in self.nodes if node['op'] == operator]
+    def apply(self, every_rule: bool) -> set[str]:
+        """Rewrite what can be, and return the operators of which some were."""
+        rules = [('clip', self._write_clip), (_PRELU, self._write_prelu), ('Convolution', self._take_in_padding)]
+        if every_rule:
+            rules += [('Pooling', self._write_global_pooling), ('Convolution', self._merge_groups),
+                      ('Convolution', self._fill_up_channels)]
+        found = [(node, operator, rule) for operator, rule in rules for node in self.nodes if node['op'] == operator]
         return {operator for node, operator, rule in found if rule(node)}
 
     def _write_clip(self, clip):

@@ -605,9 +605,9 @@ def test_benchmark(artifacts, photos, tmp_path):
         rows = list(csv.DictReader(file))
     assert [(row['clients'], row['form'], row['measured']) for row in rows] == expected
     for row in rows:
-        # What takes no part takes no time.
-        assert (float(row['port_processor_ms']) > 0) <= (row['measured'] == 'server')
-        assert (float(row['java_processor_ms']) > 0) <= (row['measured'] in ('server', 'no port'))
+        # What takes no part takes no time, but for a tick or two of the clock, of 10 ms in 80 requests, while it waits.
+        assert row['measured'] == 'server' or float(row['port_processor_ms']) <= 0.25
+        assert row['measured'] in ('server', 'no port') or float(row['java_processor_ms']) <= 0.25
         assert float(row['workers_processor_ms']) > 0
 
 
