@@ -124,7 +124,7 @@ def families(width: float) -> Experiment:
 
 
 def irregular(width: float) -> Experiment:
-    """DenseNet-40 with square kernels and with line segments (arXiv 1909.13239), both from the beginning."""
+    """DenseNet-40 with square kernels and with line segments (arXiv 1909.13239), both trained from scratch."""
     square = f'densenet40_x{width}'
     return Experiment('Irregular kernels in DenseNet-40, CIFAR-10 at 32x32', (
         _row(square, 'DenseNet-40, square kernels', square),

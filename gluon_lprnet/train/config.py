@@ -239,7 +239,7 @@ class NetworkTrainingConfig(TrainingConfig):
         False, 'irregular kernels in their form for training: the relaxed choice of segments hardens in the first half '
         'of the epochs', group='network')
     fast_form: bool = setting(
-        False, 'train in operators that oneDNN is fast in, the same function up to rounding: for networks whose '
+        False, 'train in operators that are fast in oneDNN, the same function up to rounding: for networks whose '
         'channels are not multiples of eight, such as DenseNet-40', group='network')
     rank: Optional[Union[int, float]] = setting(
         None, 'rank of LPR modules: a fraction of the width (1/8, 0.125) or a number of channels', group='network',

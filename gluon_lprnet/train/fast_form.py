@@ -58,7 +58,7 @@ def training_form(net: HybridBlock, input_shape: tuple[int, ...], every_rule: bo
     input_shape : tuple of int
         Of one image, NCHW.
     every_rule : bool, default False
-        The three about blocks of channels and pooling too.
+        Apply the three rules about blocks of channels and pooling too.
 
     Returns
     -------
@@ -117,8 +117,11 @@ def with_form_to_train(task: TrainingTask, config: NetworkTrainingConfig) -> Tra
     """
     input_shape = (1, 3, config.input_size, config.input_size)
     if task.contexts == [mx.cpu()] and config.dtype == 'float32':
-        form = (training_form(task.net, input_shape, every_rule=True) if config.fast_form else
-                form_to_train(task.net, input_shape))
+        if config.fast_form:
+            graph, rewritten = _rewritten(task.net, input_shape, every_rule=True)
+            form = _sharing_parameters(task.net, graph) if rewritten else task.net
+        else:
+            form = form_to_train(task.net, input_shape)
     else:
         if config.fast_form:
             raise InputError('`fast_form` is for float32 and one CPU: leave it out.')

@@ -335,6 +335,11 @@ def test_the_fast_form_is_not_measured(monkeypatch):
     config = ClassificationConfig(input_size=32)
     assert with_form_to_train(task, config) is task
     fast = dataclasses.replace(config, fast_form=True)
+    # Where there is nothing to rewrite the network is trained as it is, and no log says otherwise.
+    other = get_model('lprnet_mobilenet_x0.5', classes=10)
+    other.initialize()
+    plain = dataclasses.replace(task, net=other)
+    assert with_form_to_train(plain, fast) is plain
     # P1 of its first module has a rank of 4.
     assert (1, (8, 32, 1, 1)) in convolutions(with_form_to_train(task, fast).form, mx.nd.zeros((1, 3, 32, 32)))
     for other in (dataclasses.replace(task, contexts=[mx.cpu(0), mx.cpu(1)]), task):
