@@ -257,7 +257,8 @@ def _tuned(net, numbers, task, config, found):
         return offer(task.measured(net))
 
     offer(numbers)
-    tuning = replace(task.tuning(tuned, evaluate), form=form_to_train(net, task.input_shape))
+    form = form_to_train(net, task.input_shape, found.state if found else {})
+    tuning = replace(task.tuning(tuned, evaluate), form=None if form is net else form)
     fit(tuning, config, found)
     best.take()
     if best.score == task.score(numbers):

@@ -23,6 +23,8 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from functools import partial
+from types import MappingProxyType
+from typing import Any
 
 import mxnet as mx
 import numpy as np
@@ -81,7 +83,8 @@ def _sharing_parameters(net, graph):
     return block
 
 
-def form_to_train(net: HybridBlock, input_shape: tuple[int, ...]) -> HybridBlock:
+def form_to_train(net: HybridBlock, input_shape: tuple[int, ...],
+                  state: Mapping[str, Any] = MappingProxyType({})) -> HybridBlock:
     """The :func:`training_form` of a network with PReLU; of another one, that or ``net`` itself.
 
     The one is taken in which a step takes less time here. Which that is depends on the widths and the processor: after
@@ -92,6 +95,8 @@ def form_to_train(net: HybridBlock, input_shape: tuple[int, ...]) -> HybridBlock
     ----------
     net, input_shape
         As of :func:`training_form`, on the CPU.
+    state : mapping, optional
+        Of the checkpoint from which a training goes on: its form is taken then, and nothing is measured.
 
     Returns
     -------
@@ -101,11 +106,15 @@ def form_to_train(net: HybridBlock, input_shape: tuple[int, ...]) -> HybridBlock
     if not rewritten:
         return net
     form = _sharing_parameters(net, graph)
-    return form if _PRELU in rewritten or _is_faster(form, net, input_shape) else net
+    if _PRELU in rewritten:
+        return form
+    before = state.get('rewritten')
+    return form if (_is_faster(form, net, input_shape) if before is None else before) else net
 
 
-def with_form_to_train(task: TrainingTask, config: NetworkTrainingConfig) -> TrainingTask:
-    """The task with the outputs of its network computed in its :func:`form_to_train`.
+def with_form_to_train(task: TrainingTask, config: NetworkTrainingConfig,
+                       state: Mapping[str, Any] = MappingProxyType({})) -> TrainingTask:
+    """The task with the outputs of its network computed in its :func:`form_to_train`, which ``state`` is for.
 
     With ``fast_form`` every rule is applied, and nothing is measured: two trainings are the same to the last bit. On
     GPUs, and in other precisions than float32, no network but one with PReLU needs another form.
@@ -121,7 +130,7 @@ def with_form_to_train(task: TrainingTask, config: NetworkTrainingConfig) -> Tra
             graph, rewritten = _rewritten(task.net, input_shape, every_rule=True)
             form = _sharing_parameters(task.net, graph) if rewritten else task.net
         else:
-            form = form_to_train(task.net, input_shape)
+            form = form_to_train(task.net, input_shape, state)
     else:
         if config.fast_form:
             raise InputError('`fast_form` is for float32 and one CPU: leave it out.')

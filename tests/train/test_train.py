@@ -25,7 +25,7 @@ from gluon_lprnet.artifact import load_network
 from gluon_lprnet.data.batches import ImageBatches
 from gluon_lprnet.data.recordio import write_records
 from gluon_lprnet.paper import figure2
-from gluon_lprnet.train import imagenet
+from gluon_lprnet.train import fast_form, imagenet
 from gluon_lprnet.train.config import TrainingConfig, make_parser, parse
 from gluon_lprnet.train.imagenet import ClassificationConfig
 from gluon_lprnet.train.loop import Run, Schedule, TrainingTask
@@ -315,6 +315,21 @@ def test_a_run_that_was_stopped_and_resumed_ends_as_one_that_was_not(training_fl
     curves = [[{key: value for key, value in record.items() if key != 'images_per_second'}
                for record in epoch_records(tmp_path / name)] for name in ('run', 'stopped')]
     assert curves[0] == curves[1]
+
+
+@pytest.mark.parametrize('times', [([1], [2]), ([2], [1])])
+def test_a_resumed_training_goes_on_in_its_form(training_flags, tmp_path, monkeypatch, times):
+    """Of ReLU6, of which another measurement might choose the other one: outputs differ by rounding then."""
+    monkeypatch.setattr(fast_form, 'interleaved_milliseconds', lambda *_, **__: times)
+    flags = [*training_flags, '--model', 'mobilenetv2_x0.5', '--small-image', '--num-epochs', '2']
+    assert imagenet.main(flags) == 0
+    expected = epoch_records(tmp_path / 'run')[-1]
+    shutil.rmtree(sorted((tmp_path / 'run' / 'checkpoints').iterdir())[-1])
+    monkeypatch.setattr(fast_form, 'interleaved_milliseconds', lambda *_, **__: times[::-1])
+    assert imagenet.main(['--save-dir', str(tmp_path / 'run'), '--resume']) == 0
+    assert checkpoint.newest(tmp_path / 'run').state['rewritten'] == (times[0] < times[1])
+    resumed = epoch_records(tmp_path / 'run')[-1]
+    assert (resumed['epoch'], resumed['loss']) == (expected['epoch'], expected['loss'])
 
 
 def test_resume_refuses_what_would_bend_the_curve(training_flags, tmp_path, capsys):
