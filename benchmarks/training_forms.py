@@ -23,7 +23,7 @@ from mxnet import autograd, gluon
 from tabulate import tabulate
 
 from gluon_lprnet import get_model
-from gluon_lprnet.train.fast_form import training_form
+from gluon_lprnet.train.fast_form import rewrite
 from gluon_lprnet.utils.flags import positive_int
 from gluon_lprnet.utils.timing import interleaved_milliseconds
 
@@ -55,7 +55,7 @@ def main():
         net = get_model(model, classes=CLASSES, small_image=True, **LAYOUTS.get(model, {}))
         net.initialize(mx.init.MSRAPrelu())
         net.hybridize(static_alloc=True, static_shape=True)
-        forms = [net, training_form(net, (1, *images.shape[1:]), every_rule=True)]
+        forms = [net, rewrite(net, (1, *images.shape[1:]), every_rule=True)]
         times = interleaved_milliseconds([partial(step, form) for form in forms], args.rounds, warm_up=2)
         own, form = (1000 * args.batch_size / statistics.median(each) for each in times)
         rows.append((model, f'{own:.0f}', f'{form:.0f}', f'{form / own:.2f}'))

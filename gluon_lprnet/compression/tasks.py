@@ -23,7 +23,7 @@ from ..data.integrity import check_records
 from ..data.sample import sampled
 from ..evaluate.classification import correct_in_top, described, evaluate_classification, flags_of_description
 from ..evaluate.landmarks import evaluate_landmarks, load_landmark_network
-from ..train.fast_form import training_form
+from ..train.fast_form import rewrite
 from ..train.loop import TrainingTask
 from ..utils.errors import InputError
 from .tuning import Agreement, Distance, as_teacher, distill, distill_landmarks
@@ -214,7 +214,7 @@ def load_task(args: argparse.Namespace) -> Union[Classification, Landmarks]:
 
 def _fast(net, input_shape):
     """A teacher that does not keep the tuning waiting: in the form for training, unless it is an ONNX file."""
-    return training_form(net, input_shape) if isinstance(net, HybridBlock) else net
+    return rewrite(net, input_shape) if isinstance(net, HybridBlock) else net
 
 
 def _training(net, images, evaluate, count=None):

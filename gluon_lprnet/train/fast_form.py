@@ -38,7 +38,7 @@ from .config import NetworkTrainingConfig
 from .journal import LOGGER
 from .loop import TrainingTask
 
-__all__ = ['form_to_train', 'training_form', 'with_form_to_train']
+__all__ = ['form_to_train', 'rewrite', 'with_form_to_train']
 
 _CHANNELS = 1
 # Of channels, in oneDNN's faster convolutions.
@@ -48,7 +48,7 @@ _PRELU = 'LeakyReLU'
 _IMAGES, _STEPS = 8, 2
 
 
-def training_form(net: HybridBlock, input_shape: tuple[int, ...], every_rule: bool = False) -> SymbolBlock:
+def rewrite(net: HybridBlock, input_shape: tuple[int, ...], every_rule: bool = False) -> SymbolBlock:
     """The same function as ``net``, with the same parameters: what is trained here is trained there.
 
     A gradient differs only where an input of ReLU6 is 0 or 6 to the last bit: it is 0 there, and 1 of ``clip``.
@@ -67,7 +67,7 @@ def training_form(net: HybridBlock, input_shape: tuple[int, ...], every_rule: bo
     SymbolBlock
         Hybridized.
     """
-    return _sharing_parameters(net, _rewritten(net, input_shape, every_rule)[0])
+    return _sharing_parameters(net, _apply_rules(net, input_shape, every_rule)[0])
 
 
 def _sharing_parameters(net, graph):
@@ -85,7 +85,7 @@ def _sharing_parameters(net, graph):
 
 def form_to_train(net: HybridBlock, input_shape: tuple[int, ...],
                   state: Mapping[str, Any] = MappingProxyType({})) -> HybridBlock:
-    """The :func:`training_form` of a network with PReLU; of another one, that or ``net`` itself.
+    """The :func:`rewrite` of a network with PReLU; of another one, that or ``net`` itself.
 
     The one is taken in which a step takes less time here. Which that is depends on the widths and the processor: after
     some convolutions, by the order in which these leave their channels, oneDNN's BatchNorm takes a hundred times as
@@ -94,7 +94,7 @@ def form_to_train(net: HybridBlock, input_shape: tuple[int, ...],
     Parameters
     ----------
     net, input_shape
-        As of :func:`training_form`, on the CPU.
+        As of :func:`rewrite`, on the CPU.
     state : mapping, optional
         Of the checkpoint from which a training goes on: its form is taken then, and nothing is measured.
 
@@ -102,7 +102,7 @@ def form_to_train(net: HybridBlock, input_shape: tuple[int, ...],
     -------
     HybridBlock
     """
-    graph, rewritten = _rewritten(net, input_shape)
+    graph, rewritten = _apply_rules(net, input_shape)
     if not rewritten:
         return net
     form = _sharing_parameters(net, graph)
@@ -127,14 +127,14 @@ def with_form_to_train(task: TrainingTask, config: NetworkTrainingConfig,
     input_shape = (1, 3, config.input_size, config.input_size)
     if task.contexts == [mx.cpu()] and config.dtype == 'float32':
         if config.fast_form:
-            graph, rewritten = _rewritten(task.net, input_shape, every_rule=True)
+            graph, rewritten = _apply_rules(task.net, input_shape, every_rule=True)
             form = _sharing_parameters(task.net, graph) if rewritten else task.net
         else:
             form = form_to_train(task.net, input_shape, state)
     else:
         if config.fast_form:
             raise InputError('`fast_form` is for float32 and one CPU: leave it out.')
-        graph, rewritten = _rewritten(task.net, input_shape)
+        graph, rewritten = _apply_rules(task.net, input_shape)
         if _PRELU not in rewritten:
             return task
         if config.dtype != 'float32':
@@ -169,7 +169,7 @@ def _are_whole(*channels):
     return not any(number % _BLOCK for number in channels)
 
 
-def _rewritten(net, input_shape, every_rule=False):
+def _apply_rules(net, input_shape, every_rule=False):
     symbol, params = trace(net)
     graph = _Rules(symbol, params, node_shapes(symbol, input_shape))
     return graph, graph.apply(every_rule)

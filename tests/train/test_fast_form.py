@@ -11,7 +11,7 @@ from gluon_lprnet import get_model
 from gluon_lprnet.formats.symbol_files import read_params
 from gluon_lprnet.train import fast_form as module
 from gluon_lprnet.train import imagenet
-from gluon_lprnet.train.fast_form import form_to_train, training_form, with_form_to_train
+from gluon_lprnet.train.fast_form import form_to_train, rewrite, with_form_to_train
 from gluon_lprnet.train.imagenet import ClassificationConfig
 from gluon_lprnet.train.loop import TrainingTask
 from gluon_lprnet.utils.errors import InputError
@@ -54,7 +54,7 @@ def gradients(block, images, parameters):
 
 
 def test_outputs_and_gradients(net, images):
-    form = training_form(net, (1, 3, 64, 64))
+    form = rewrite(net, (1, 3, 64, 64))
     assert 'clip' not in operators(form, images)
     expected = net(images).asnumpy()
     assert expected.std() > 1e-3
@@ -67,7 +67,7 @@ def test_outputs_and_gradients(net, images):
 
 
 def test_a_step_trains_the_network_itself(net, images):
-    form = training_form(net, (1, 3, 64, 64))
+    form = rewrite(net, (1, 3, 64, 64))
     before = net(images).asnumpy()
     trainer = gluon.Trainer(form.collect_params(), 'sgd', {'learning_rate': 0.1, 'wd': 0.1})
     with autograd.record():
@@ -117,7 +117,7 @@ def test_prelu(random, slopes, size):
     values[0] = 0
     images = mx.nd.array(values)
     images.attach_grad()
-    form = training_form(net, images.shape)
+    form = rewrite(net, images.shape)
     assert 'LeakyReLU' not in operators(form, images)
     np.testing.assert_allclose(form(images).asnumpy(), net(images).asnumpy(), rtol=1e-5, atol=1e-6)
     wanted = {**gradients(net, images, parameters), 'data': images.grad.asnumpy()}
@@ -139,7 +139,7 @@ def test_padding_of_any_sides(random, pad, kernel, stride, size):
               'conv_bias': mx.nd.array(random.normal(0, 1, 4))}
     net = as_block(symbol, params)
     images = mx.nd.array(random.normal(0, 1, (2, 3, size, size)))
-    form = training_form(net, images.shape)
+    form = rewrite(net, images.shape)
     expected = net(images).asnumpy()
     assert form(images).shape == expected.shape
     np.testing.assert_allclose(form(images).asnumpy(), expected, rtol=1e-4, atol=1e-5)
@@ -189,7 +189,7 @@ def test_groups_are_merged_until_their_blocks_of_channels_are_whole(random, chan
                                                                     attributes, expected):
     net = convolution(random, channels, in_channels, groups, kernel, **attributes)
     images = mx.nd.array(random.normal(0, 1, (2, in_channels, 9, 9)))
-    form = training_form(net, images.shape, every_rule=True)
+    form = rewrite(net, images.shape, every_rule=True)
     assert convolutions(form, images) == [expected]
     assert_equal_gradients(form, net, images)
 
@@ -200,7 +200,7 @@ def test_groups_are_merged_until_their_blocks_of_channels_are_whole(random, chan
 def test_channels_are_filled_up(random, channels, in_channels, filled_up, kernel, attributes):
     net = convolution(random, channels, in_channels, 1, kernel, **attributes)
     images = mx.nd.array(random.normal(0, 1, (2, in_channels, 7, 9)))
-    form = training_form(net, images.shape, every_rule=True)
+    form = rewrite(net, images.shape, every_rule=True)
     assert convolutions(form, images) == [(1, (*filled_up, kernel, kernel))]
     assert_equal_gradients(form, net, images)
 
@@ -211,7 +211,7 @@ def test_convolutions_that_stay(random, channels, in_channels, groups, kernel, s
     """Of whole blocks, depthwise, of images, and of pooled features."""
     net = convolution(random, channels, in_channels, groups, kernel)
     images = mx.nd.array(random.normal(0, 1, (2, in_channels, size, size)))
-    assert convolutions(training_form(net, images.shape, every_rule=True), images) == convolutions(net, images)
+    assert convolutions(rewrite(net, images.shape, every_rule=True), images) == convolutions(net, images)
 
 
 @pytest.mark.parametrize('groups', [1, 2])
@@ -220,7 +220,7 @@ def test_convolutions_of_sequences_stay(random, groups):
                                 name='conv')
     net = as_block(symbol, {'conv_weight': mx.nd.array(random.normal(0, 1, (12, 20 // groups, 3)))})
     sequences = mx.nd.array(random.normal(0, 1, (2, 20, 9)))
-    form = training_form(net, sequences.shape, every_rule=True)
+    form = rewrite(net, sequences.shape, every_rule=True)
     np.testing.assert_array_equal(form(sequences).asnumpy(), net(sequences).asnumpy())
 
 
@@ -234,7 +234,7 @@ def test_pooled_features_that_a_convolution_reads(random):
     for parameter in net.collect_params().values():
         parameter.grad_req = 'write'
     images = mx.nd.array(random.normal(0, 1, (2, 4, 5, 6)))
-    form = training_form(net, images.shape, every_rule=True)
+    form = rewrite(net, images.shape, every_rule=True)
     nodes = json.loads(trace(form)[0].tojson())['nodes']
     assert [node['name'] for node in nodes if node['op'] == 'Pooling'] == ['last']
     assert_equal_gradients(form, net, images)
@@ -248,7 +248,7 @@ def test_what_fits_no_rule_stays(random, operator, attributes):
     symbol = mx.sym.Convolution(inner, kernel=(3, 3), num_filter=2, no_bias=True, name='conv')
     net = as_block(symbol, {'conv_weight': mx.nd.array(random.normal(0, 1, (2, 3, 3, 3)))})
     images = mx.nd.array(random.normal(0, 4, (2, 3, 8, 8)))
-    form = training_form(net, images.shape, every_rule=True)
+    form = rewrite(net, images.shape, every_rule=True)
     assert operator in operators(form, images)
     np.testing.assert_allclose(form(images).asnumpy(), net(images).asnumpy(), rtol=1e-5, atol=1e-5)
 
@@ -262,7 +262,7 @@ def test_networks_of_incomplete_blocks(random, model, layout):
     images = mx.nd.array(random.normal(0, 1, (4, 3, 32, 32)))
     net(images)
     net.hybridize(static_alloc=True, static_shape=True)
-    form = training_form(net, images.shape, every_rule=True)
+    form = rewrite(net, images.shape, every_rule=True)
     assert operators(form, images) - operators(net, images)
     # Twice: MXNet keeps weights in oneDNN's order after the first time.
     for _ in range(2):
