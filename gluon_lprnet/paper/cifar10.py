@@ -198,7 +198,8 @@ def write_accuracies(results: dict[str, Result], path: PathLike) -> None:
 def draw_accuracies(experiment: Experiment, results: dict[str, Result], path: PathLike) -> None:
     """Draw accuracy against multiply-adds and, where it was measured, against latency.
 
-    One curve per family of networks (the first word of a row's title).
+    One curve per family of networks (the first word of a row's title). The legend has what the titles of its rows
+    begin with, and the points the rest of them.
 
     Parameters
     ----------
@@ -225,20 +226,23 @@ def draw_accuracies(experiment: Experiment, results: dict[str, Result], path: Pa
 
 
 def _draw_against(axis: Any, trained: Sequence[tuple[ExperimentRow, Result]], costs: Sequence[float]) -> None:
-    families: dict[str, list[tuple[str, float, list[float]]]] = {}
+    families: dict[str, list[tuple[list[str], float, list[float]]]] = {}
     for (row, result), cost in zip(trained, costs):
         family, *rest = row.title.split(maxsplit=1)
-        families.setdefault(family, []).append((''.join(rest).strip(' ,'), cost, list(result.accuracies.values())))
+        parts = ''.join(rest).strip(' ,').split(', ')
+        families.setdefault(family, []).append((parts, cost, list(result.accuracies.values())))
+    middle = (min(costs) + max(costs)) / 2
     for number, (family, members) in enumerate(families.items()):
-        _, places, accuracies = zip(*members)
+        names, places, accuracies = zip(*members)
+        shared = os.path.commonprefix(names)
         means = [sum(values) / len(values) for values in accuracies]
         axis.errorbar(places, means, [[mean - min(values) for mean, values in zip(means, accuracies)],
                                       [max(values) - mean for mean, values in zip(means, accuracies)]],
-                      marker='o', capsize=3, label=family)
-        for (name, place, _), mean in zip(members, means):
-            # Above the curve for one family, below it for the next.
-            axis.annotate(name, (place, mean), fontsize='small', xytext=(0, -14 if number % 2 else 7),
-                          textcoords='offset points', ha='center')
+                      marker='o', capsize=3, label=f'{family} {", ".join(shared)}'.strip())
+        for name, place, mean in zip(names, places, means):
+            # Above the curve for one family, below it for the next, and towards the middle.
+            axis.annotate(', '.join(name[len(shared):]), (place, mean), fontsize='small', textcoords='offset points',
+                          xytext=(0, -14 if number % 2 else 7), ha='left' if place < middle else 'right')
     axis.margins(0.1)
     axis.grid(alpha=0.3)
 

@@ -308,15 +308,15 @@ def test_curve_of_ranks(tmp_path, monkeypatch):
     assert axis.get_xlabel() == 'multiply-adds (millions)'
     curves = {bar.get_label(): bar for bar in axis.containers}
     # A row without a run has no point.
-    assert set(curves) == {'LPRNet', 'MobileNetV1'}
+    assert set(curves) == {'LPRNet', 'MobileNetV1 x0.5'}
     line, _, (ranges,) = curves['LPRNet']
     np.testing.assert_allclose(line.get_xydata(), [[1.0, 81.0], [0.7, 79.5]])
     np.testing.assert_allclose(ranges.get_segments(), [[[1.0, 80.0], [1.0, 82.0]], [[0.7, 79.5], [0.7, 79.5]]])
-    line, _, (ranges,) = curves['MobileNetV1']
+    line, _, (ranges,) = curves['MobileNetV1 x0.5']
     np.testing.assert_allclose(line.get_xydata(), [[1.3, 80.0]])
     np.testing.assert_allclose(ranges.get_segments(), [[[1.3, 78.0], [1.3, 83.0]]])
     assert {text.get_text(): tuple(text.xy) for text in axis.texts} == {
-        'r = m/4': (1.0, 81.0), 'r = m/8': (0.7, 79.5), 'x0.5': (1.3, 80.0)}
+        'r = m/4': (1.0, 81.0), 'r = m/8': (0.7, 79.5), '': (1.3, 80.0)}
 
     cifar10.draw_accuracies(experiment, {
         **dict.fromkeys('bd', Result({}, 1, 1, None)), 'a': Result({0: 80.0}, 1, 10 ** 6, None, 2.5),
