@@ -213,7 +213,7 @@ def load_task(args: argparse.Namespace) -> Union[Classification, Landmarks]:
 
 
 def _fast(net, input_shape):
-    """A teacher that does not keep the tuning waiting: in the form for training, unless it is an ONNX file."""
+    """A teacher that does not keep the tuning waiting: in faster operators, unless it is an ONNX file."""
     return rewrite(net, input_shape) if isinstance(net, HybridBlock) else net
 
 

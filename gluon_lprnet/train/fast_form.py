@@ -108,13 +108,15 @@ def form_to_train(net: HybridBlock, input_shape: tuple[int, ...],
     form = _sharing_parameters(net, graph)
     if _PRELU in rewritten:
         return form
-    before = state.get('rewritten')
-    return form if (_is_faster(form, net, input_shape) if before is None else before) else net
+    is_taken = state.get('rewritten')
+    if is_taken is None:
+        is_taken = _is_faster(form, net, input_shape)
+    return form if is_taken else net
 
 
 def with_form_to_train(task: TrainingTask, config: NetworkTrainingConfig,
                        state: Mapping[str, Any] = MappingProxyType({})) -> TrainingTask:
-    """The task with the outputs of its network computed in its :func:`form_to_train`, which ``state`` is for.
+    """The task with the outputs of its network computed in its :func:`form_to_train`, which takes ``state``.
 
     With ``fast_form`` every rule is applied, and nothing is measured: two trainings are the same to the last bit. On
     GPUs, and in other precisions than float32, no network but one with PReLU needs another form.

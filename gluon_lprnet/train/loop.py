@@ -160,9 +160,9 @@ class Run:
         # Plain values only: this is what a checkpoint holds.
         described = {**config.to_dict(), **task.description}
         self.workers = task.workers
+        current = dict(config=described, data=task.data, rewritten=task.form is not None)
         self.state: dict[str, Any] = dict(step=0, epoch=0, step_in_epoch=0, sums={}, interval={}, reached=False,
-                                          config=described, data=task.data, workers=self.workers.count,
-                                          rewritten=task.form is not None)
+                                          workers=self.workers.count, **current)
         self._average = WeightAverage(task.net, config.ema_decay) if config.ema_decay else None
         self._saved_at = time.monotonic()
         if resume_from:
@@ -175,8 +175,7 @@ class Run:
                 task.net.load_parameters(resume_from.params, ctx=task.contexts)
                 self._average.start()
             resume_from.load(task.net, self.trainer, task.contexts, config.allow_pickle)
-            self.state = {**self.state, 'workers': 1, **resume_from.state, 'config': described, 'data': task.data,
-                          'rewritten': task.form is not None}
+            self.state = {**self.state, 'workers': 1, **resume_from.state, **current}
             self.last_saved = resume_from.path
             logger.info('resumed from %s: epoch %d, step %d', resume_from.path, self.state['epoch'] + 1,
                         self.state['step'])
