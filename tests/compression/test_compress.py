@@ -3,12 +3,14 @@ import argparse
 import gc
 import itertools
 import json
+import shutil
 import subprocess
 import sys
 
 import mxnet as mx
 import numpy as np
 import pytest
+from conftest import epoch_records
 from gluoncv.model_zoo import get_model as get_gluoncv_model
 from mxnet import autograd, gluon
 from mxnet.gluon import nn
@@ -39,6 +41,7 @@ from gluon_lprnet.compression.refit import replacement, ridge
 from gluon_lprnet.compression.tuning import Agreement, Best, as_teacher
 from gluon_lprnet.deployment.onnx import write_onnx
 from gluon_lprnet.graph import as_block, trace
+from gluon_lprnet.train import fast_form
 from gluon_lprnet.train.loop import TrainingTask
 from gluon_lprnet.utils.errors import InputError
 
@@ -848,15 +851,19 @@ CONFIG = {'model': 'mobilenetv1_x0.25', 'num_classes': 3, 'input_size': 16, 'sma
           'rgb_mean': [80.0] * 3, 'rgb_std': [60.0] * 3, 'class_names': ['red', 'green', 'blue']}
 
 
-@pytest.fixture
-def trained(tmp_path):
+def save_run(folder, model):
     """A run's folder with a checkpoint of an untrained network."""
-    net = get_model(CONFIG['model'], classes=3, small_image=True)
+    net = get_model(model, classes=3, small_image=True)
     net.initialize(mx.init.Xavier())
     net(mx.nd.zeros((1, 3, 16, 16)))
     trainer = gluon.Trainer(net.collect_params(), 'sgd', kvstore=None, update_on_kvstore=False)
-    checkpoint.save(tmp_path / 'trained', net, trainer, {'step': 1, 'config': CONFIG})
-    return tmp_path / 'trained'
+    checkpoint.save(folder, net, trainer, {'step': 1, 'config': {**CONFIG, 'model': model}})
+    return folder
+
+
+@pytest.fixture
+def trained(tmp_path):
+    return save_run(tmp_path / 'trained', CONFIG['model'])
 
 
 def run(*arguments):
@@ -907,6 +914,23 @@ def test_command(trained, records, tmp_path, capsys, monkeypatch):
     again, _ = load_network(tmp_path / 'out' / f'{name}-symbol.json')
     x = random_images(2, 16)
     np.testing.assert_array_equal(again(x).asnumpy(), net(x).asnumpy())
+
+
+@pytest.mark.parametrize('times', [([1], [2]), ([2], [1])])
+def test_a_resumed_tuning_goes_on_in_its_form(records, tmp_path, monkeypatch, times):
+    """Of ReLU6, of which another measurement might choose the other one."""
+    monkeypatch.setattr(fast_form, 'interleaved_milliseconds', lambda *_, **__: times)
+    flags = ['--network', save_run(tmp_path / 'trained', 'mobilenetv2_x0.5'), '--any-width', '--rank', '1/4',
+             '--layers', '*invertedresidual[1-4]_*', '--calibrate', records, '--rec-train', records,
+             '--held-out', records, '--tune-epochs', '2', '--pad', '2', '--out', tmp_path / 'out']
+    assert not run(*flags)
+    expected = epoch_records(tmp_path / 'out' / 'tuning')[-1]
+    shutil.rmtree(sorted((tmp_path / 'out' / 'tuning' / 'checkpoints').iterdir())[-1])
+    monkeypatch.setattr(fast_form, 'interleaved_milliseconds', lambda *_, **__: times[::-1])
+    assert not run(*flags, '--resume')
+    assert checkpoint.newest(tmp_path / 'out' / 'tuning').state['rewritten'] == (times[0] < times[1])
+    resumed = epoch_records(tmp_path / 'out' / 'tuning')[-1]
+    assert (resumed['epoch'], resumed['loss']) == (expected['epoch'], expected['loss'])
 
 
 def test_a_tuning_that_does_harm_is_not_kept(trained, records, tmp_path, capsys):
