@@ -113,6 +113,10 @@ class PointwiseGraph(SymbolGraph):
         InputError
             If they are not finite.
         """
+        weight, bias = self._finite_weights(layer)
+        return weight[:, :, 0, 0], bias
+
+    def _finite_weights(self, layer):
         convolution = self.nodes[layer.node]
         if layer.norm is None:
             weight, bias = self.value(convolution, 1), self.bias(convolution) + np.zeros(layer.shape[0])
@@ -121,7 +125,7 @@ class PointwiseGraph(SymbolGraph):
         if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
             raise InputError(f'the parameters of {layer.name} and its BatchNorm are NaN or infinite: take an earlier '
                              'checkpoint.')
-        return weight[:, :, 0, 0], bias
+        return weight, bias
 
     def replace(self, layer: Pointwise, new: Replacement) -> None:
         """Put the LPR module in the place of the convolution and of the BatchNorm that is folded."""

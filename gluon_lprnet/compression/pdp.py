@@ -253,15 +253,14 @@ class SpatialGraph(PointwiseGraph):
                        dict(kernel=kernel, stride=stride, dilate=dilate, pad=pad), skipped)
 
     def folded_kernel(self, layer: Spatial) -> tuple[np.ndarray, np.ndarray]:
-        """Weight (outputs, inputs, k * k) and bias (outputs,), float64, with the BatchNorm folded in."""
-        convolution = self.nodes[layer.node]
-        if layer.norm is None:
-            weight, bias = self.value(convolution, 1), self.bias(convolution) + np.zeros(layer.shape[0])
-        else:
-            weight, bias = self.folded_weights(convolution, self.nodes[layer.norm])
-        if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
-            raise InputError(f'the parameters of {layer.name} and its BatchNorm are NaN or infinite: take an earlier '
-                             'checkpoint.')
+        """Weight (outputs, inputs, k * k) and bias (outputs,), float64, with the BatchNorm folded in.
+
+        Raises
+        ------
+        InputError
+            If they are not finite.
+        """
+        weight, bias = self._finite_weights(layer)
         return weight.reshape(*weight.shape[:2], -1), bias
 
     def replace_kernel(self, layer: Spatial, terms: Terms, bias: np.ndarray) -> None:

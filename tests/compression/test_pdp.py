@@ -309,6 +309,14 @@ def test_a_network_of_1x1_convolutions_has_nothing_for_it():
         compress(net, method='pdp', input_shape=(1, 3, 8, 8))
 
 
+def test_a_network_with_nan_is_refused():
+    net = small_network()
+    weight = next(value for value in net.collect_params().values() if value.shape[2:] == (3, 3))
+    weight.set_data(weight.data() * float('nan'))
+    with pytest.raises(InputError, match='the parameters of .* are NaN'):
+        compress(net, method='pdp', input_shape=(1, 3, 24, 24))
+
+
 def test_few_images_are_refused():
     with pytest.raises(InputError, match='several times as many'):
         compress(small_network(), 4, method='pdp', calibration=random_images(1, 4))
