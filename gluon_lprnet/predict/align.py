@@ -15,6 +15,7 @@ from tqdm import tqdm
 from ..data.faces.landmarks import JAWS, POINTS
 from ..data.images import EXTENSIONS, encode_image, is_image_file
 from ..evaluate.network_flag import add_network_flag, split_networks
+from ..formats.symbol_files import read_json
 from ..utils.errors import InputError
 from ..utils.files import write_errors, write_file
 from ..utils.flags import Commands, add_parser, non_negative_int, positive_int
@@ -28,6 +29,8 @@ _CAMERA = 'camera'
 _CROPS = 'crops'
 _CSV = ('image', 'frame', 'time', 'face', 'left', 'top', 'right', 'bottom', 'score', 'confidence', 'yaw', 'pitch',
         'roll', *(f'{axis}{number}' for number in range(POINTS) for axis in 'xy'))
+# Flags that shape the results.
+_SETTINGS = 'jaw', 'detector', 'boxes', 'crops', 'pose'
 _VIDEOS = ('.mp4', '.avi', '.mov', '.mkv', '.webm', '.m4v', '.mpg', '.mpeg', '.3gp', '.ts', '.mts')
 
 
@@ -99,27 +102,47 @@ def _read_boxes(file):
 class _Results:
     """What is found: a line for each picture and frame as it comes, and at the end all but the frames in one file.
 
-    With ``form``, json or csv, what comes is printed too.
+    ``settings`` are what shapes the results. With ``resume`` those of an earlier run with the same settings stay, and
+    ``done`` has the names of its pictures. With ``form``, json or csv, what comes is printed too.
     """
 
-    def __init__(self, out, network, form=None):
+    def __init__(self, out, settings, resume=False, form=None):
         self.path, self._lines = out / 'landmarks.json', out / 'landmarks.jsonl'
+        self._network = settings['network']
         self._form, self._table = form, csv.writer(sys.stdout)
         if form == 'csv':
             self._table.writerow(_CSV)
-        self._found = {'network': str(network), 'images': [], 'videos': []}
-        write_file(self._lines, '')
+        self.done = set()
+        if resume:
+            _check_same(out / 'settings.json', settings)
+            self._keep_pictures(out)
+        else:
+            write_file(self._lines, '')
+            write_file(out / 'settings.json', json.dumps(settings, indent=1) + '\n')
+        self.pictures = len(self.done)
+        self.videos = []
 
-    @property
-    def images(self):
-        return self._found['images']
+    def _keep_pictures(self, out):
+        """Of the lines of an earlier run those of pictures; videos are begun anew."""
+        def copy(path):
+            with open(path, 'w', encoding='utf-8') as file:
+                for name, line in self._lines_of_pictures():
+                    if name not in self.done and (out / name).exists():
+                        self.done.add(name)
+                        file.write(line)
+        write_file(self._lines, copy)
 
-    @property
-    def videos(self):
-        return self._found['videos']
+    def _lines_of_pictures(self):
+        with open(self._lines, encoding='utf-8') as file:
+            for line in file:
+                # A kill, or a full disk, can have cut the last one off.
+                with contextlib.suppress(json.JSONDecodeError):
+                    entry = json.loads(line)
+                    if 'image' in entry:
+                        yield entry['image'], line
 
     def add_image(self, entry):
-        self.images.append(entry)
+        self.pictures += 1
         self._add_line(entry)
 
     def add_frame(self, video, frame):
@@ -127,7 +150,14 @@ class _Results:
         self._add_line({'video': video, **frame})
 
     def write(self):
-        write_file(self.path, json.dumps(self._found) + '\n')
+        """The file, from the lines: no more than one is in memory."""
+        def copy(path):
+            with open(path, 'w', encoding='utf-8') as file:
+                file.write(f'{{"network": {json.dumps(self._network)}, "images": [')
+                for number, (_, line) in enumerate(self._lines_of_pictures()):
+                    file.write(', ' * bool(number) + line.rstrip())
+                file.write(f'], "videos": {json.dumps(self.videos)}}}\n')
+        write_file(self.path, copy)
 
     def _add_line(self, entry):
         # Opened for each line, so that a kill or a full disk loses no other one.
@@ -137,6 +167,19 @@ class _Results:
             print(json.dumps(entry))
         elif self._form == 'csv':
             self._table.writerows(_rows(entry))
+
+
+def _check_same(file, settings):
+    """Refuse to go on with a run of other settings."""
+    if not file.exists():
+        raise InputError(f'--resume: there is no {file}, and so no run to go on with: leave the flag out to begin, or '
+                         'name the folder of the run.')
+    before = read_json(file, 'the settings of a run')
+    changed = [f'--{name} (was {before.get(name)!r}, is {value!r})' for name, value in settings.items()
+               if before.get(name) != value]
+    if changed:
+        raise InputError(f'--resume: {", ".join(changed)} would change the results. Leave it as it was, or give '
+                         'another folder.')
 
 
 def _rows(entry):
@@ -149,13 +192,15 @@ def _rows(entry):
                *(number for point in face['points'] for number in point))
 
 
-def _check_free(sources, out, overwrite, crops):
-    """Refuse to replace the results of another run, or a file of the user, unless ``overwrite``."""
-    names = ['landmarks.json', 'landmarks.jsonl', *(source.name for source in sources), *[_CROPS] * crops]
+def _check_free(sources, out, crops):
+    """Refuse to replace the results of another run, or a file of the user."""
+    names = ['landmarks.json', 'landmarks.jsonl', 'settings.json', *(source.name for source in sources),
+             *[_CROPS] * crops]
     existing = [name for name in names if os.path.lexists(out / name)]
-    if existing and not overwrite:
+    if existing:
         raise InputError(f'--out {out} holds {existing[0]}' + (f' and {len(existing) - 1} more' if existing[1:] else '')
-                         + ' of what this would write: give another folder, or --overwrite.')
+                         + ' of what this would write: give another folder, --resume to go on with a run that was '
+                         'stopped, or --overwrite.')
 
 
 def _align_picture(aligner, source, picture, boxes, boxes_file):
@@ -234,8 +279,12 @@ def add_commands(commands: Commands) -> None:
                        help='of a network that knows both: that of the head, also where it is hidden, or the visible '
                             'contour (default: %(default)s)')
     align.add_argument('--out', default='aligned', metavar='DIR', help='folder to write to (default: %(default)s)')
-    align.add_argument('--overwrite', action='store_true',
+    again = align.add_mutually_exclusive_group()
+    again.add_argument('--overwrite', action='store_true',
                        help='replace what an earlier run wrote there; its pictures of other names stay')
+    again.add_argument('--resume', action='store_true',
+                       help='go on with a run that was stopped, with the same flags: its pictures are not done again; '
+                            'videos are begun anew')
     where = align.add_mutually_exclusive_group()
     where.add_argument('--boxes', metavar='FILE.json',
                        help="boxes of the landmarks instead of a detector's, for pictures: "
@@ -266,21 +315,24 @@ def _run(args):
     pictures, videos = _find_sources(sources, out)
     if videos:
         _import_video()
-    _check_free(pictures + videos, out, args.overwrite, args.crops is not None)
+    if not (args.overwrite or args.resume):
+        _check_free(pictures + videos, out, args.crops is not None)
     for flag in ('boxes', 'crops'):
         if videos and getattr(args, flag):
             raise InputError(f'--{flag} is for pictures, and {videos[0].path or _CAMERA} is a video.')
     boxes = _read_boxes(args.boxes) if args.boxes else None
     aligner = make_aligner(network, make_detector(args.detector), args.jaw)
     form = 'json' if args.json else 'csv' if args.csv else None
-    results = _Results(out, network, form)
+    results = _Results(out, {'network': str(network), **{name: getattr(args, name) for name in _SETTINGS}}, args.resume,
+                       form)
     faults = 0
 
     def report(line):
         tqdm.write(line, file=sys.stderr if form else sys.stdout)
 
     try:
-        for source in tqdm(pictures, 'pictures', unit='picture', leave=False, disable=None):
+        for source in tqdm([source for source in pictures if source.name not in results.done], 'pictures',
+                           unit='picture', leave=False, disable=None):
             try:
                 picture = read_picture(source.path)
                 faces = _align_picture(aligner, source, picture, boxes, args.boxes)
@@ -311,7 +363,7 @@ def _run(args):
                 signal.raise_signal(signals[0])
     finally:
         results.write()
-        report(f'Written: {results.path}; pictures: {len(results.images)}, videos: {len(results.videos)}'
+        report(f'Written: {results.path}; pictures: {results.pictures}, videos: {len(results.videos)}'
                + (f', not done (named above): {faults}' if faults else ''))
     return 1 if faults else 0
 

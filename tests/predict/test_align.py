@@ -426,7 +426,8 @@ def test_a_second_interrupt_leaves_no_video(network, photo, tmp_path, monkeypatc
     monkeypatch.setattr(face_alignment, 'detect_turned', detect)
     with pytest.raises(KeyboardInterrupt):
         command(align, 'align', network, tmp_path / 'clip.mp4', '--out', tmp_path / 'out')
-    assert {path.name for path in (tmp_path / 'out').iterdir()} == {'landmarks.json', 'landmarks.jsonl'}
+    assert {path.name for path in (tmp_path / 'out').iterdir()} == {'landmarks.json', 'landmarks.jsonl',
+                                                                    'settings.json'}
 
 
 class Camera:
@@ -495,6 +496,47 @@ def test_what_is_done_stays_when_the_command_is_ended(network, tmp_path, sent):
         assert not (tmp_path / 'out' / 'clip.mp4').exists()
 
 
+@pytest.mark.parametrize('stopped_at', [3, 7])
+def test_a_stopped_run_goes_on(network, photo, tmp_path, monkeypatch, stopped_at):
+    """In the third of four pictures, or in the third frame of the video behind them."""
+    out = tmp_path / 'out'
+    (tmp_path / 'photos').mkdir()
+    for name, picture in zip('abcd', moving(photo, 4)):
+        cv2.imwrite(str(tmp_path / 'photos' / f'{name}.png'), picture)
+    write_video(tmp_path / 'clip.mp4', [np.full((48, 64, 3), 50, 'uint8')] * 4)
+    flags = 'align', network, tmp_path / 'photos', tmp_path / 'clip.mp4', '--out'
+    assert not command(align, *flags, tmp_path / 'whole')
+    calls, find = [], face_alignment.detect_turned
+
+    def stop(*arguments):
+        calls.append(arguments)
+        if len(calls) == stopped_at:
+            raise KeyboardInterrupt
+        return find(*arguments)
+    with monkeypatch.context() as patch:
+        patch.setattr(face_alignment, 'detect_turned', stop)
+        with pytest.raises(KeyboardInterrupt):
+            command(align, *flags, out)
+    done = {path: path.stat().st_mtime_ns for path in out.glob('*.png')}
+    assert len(done) == min(stopped_at - 1, 4)
+    # As a kill would leave them.
+    (out / 'landmarks.json').unlink()
+    with open(out / 'landmarks.jsonl', 'a') as file:
+        file.write('{"image": "d.png", "wid')
+    with pytest.raises(InputError, match='holds .* --resume to go on'):
+        command(align, *flags, out)
+    with pytest.raises(InputError, match='--pose .was False, is True. would change the results'):
+        command(align, *flags, out, '--resume', '--pose')
+    assert not command(align, *flags, out, '--resume')
+    assert {path: path.stat().st_mtime_ns for path in done} == done
+    names = {path.name for path in (tmp_path / 'whole').iterdir()}
+    assert {path.name for path in out.iterdir()} == names
+    for name in names - {'clip.mp4'}:
+        assert (out / name).read_bytes() == (tmp_path / 'whole' / name).read_bytes(), name
+    with pytest.raises(InputError, match='no run to go on with'):
+        command(align, *flags, tmp_path / 'another', '--resume')
+
+
 def test_results_are_not_replaced_unless_asked(network, tmp_path):
     for name in ('a.png', 'b.png'):
         cv2.imwrite(str(tmp_path / name), np.zeros((20, 20, 3), 'uint8'))
@@ -502,7 +544,7 @@ def test_results_are_not_replaced_unless_asked(network, tmp_path):
     assert not command(align, 'align', network, tmp_path / 'a.png', '--out', out)
     assert [entry['image'] for entry in lines_of(out / 'landmarks.jsonl')] == ['a.png']
     before = {path.name: path.read_bytes() for path in out.iterdir()}
-    with pytest.raises(InputError, match='out holds landmarks.json and 1 more of what .* or --overwrite'):
+    with pytest.raises(InputError, match='out holds landmarks.json and 2 more of what .* or --overwrite'):
         command(align, 'align', network, tmp_path / 'b.png', '--out', out)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     assert not command(align, 'align', network, tmp_path / 'b.png', '--out', out, '--overwrite')
@@ -526,7 +568,8 @@ def test_a_full_disk_loses_nothing_that_was_done(network, tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert [entry['image'] for entry in lines_of(tmp_path / 'out' / 'landmarks.jsonl')] == ['a.png']
-    assert {path.name for path in (tmp_path / 'out').iterdir()} == {'a.png', 'landmarks.json', 'landmarks.jsonl'}
+    assert {path.name for path in (tmp_path / 'out').iterdir()} == {'a.png', 'landmarks.json', 'landmarks.jsonl',
+                                                                    'settings.json'}
 
 
 @pytest.mark.parametrize('content, message', [
