@@ -236,6 +236,15 @@ def test_profile():
     assert (['whole network', '1'] in rows) == ('operators' in RUNTIMES)
 
 
+@pytest.mark.parametrize('script, network', [('huge_pages.py', 'lprnet_mobilenet_x0.25'),
+                                             ('training_forms.py', 'mnasnet_x0.5')])
+def test_two_speeds_of_training(script, network):
+    output = run(script, network, '--batch-size', '4', '--rounds', '1')
+    (row,) = [line for line in output.splitlines() if network in line]
+    usual, other, ratio = map(float, row.split('|')[2:5])
+    assert usual > 0 and ratio == pytest.approx(other / usual, rel=0.2)
+
+
 @pytest.mark.slow
 def test_distributed():
     alone = ['unshare', '--map-root-user', '--net', 'ip', 'link', 'set', 'lo', 'up']
