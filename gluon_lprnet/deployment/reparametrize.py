@@ -1,6 +1,6 @@
 """The exact re-parametrization: a trained network turned into a smaller and faster one that computes the same.
 
-Three rules rewrite its symbol; whatever fits none of them is left unchanged.
+Four rules rewrite its symbol; whatever fits none of them is left unchanged.
 
 - *Batch normalization* after a convolution is, at inference, a scale and a shift of each channel:
   ``BN(W x) = (s W) x + (beta - s mean)`` with ``s = gamma / sqrt(variance + eps)``. After the sum of two convolutions,
@@ -12,6 +12,7 @@ Three rules rewrite its symbol; whatever fits none of them is left unchanged.
   then adjacent, and MXNet's fused backend turns them into one convolution. R need not be invertible.
 - *One learned number* that multiplies a convolution's output, such as the scale of LPR's normalization, is multiplied
   into its weights.
+- *Irregular kernels* become squares: :mod:`gluon_lprnet.deployment.square_kernels`.
 
 The new weights are computed in float64.
 """
@@ -23,6 +24,7 @@ from mxnet.gluon import HybridBlock, SymbolBlock
 
 from ..graph import SymbolGraph, as_block, attributes, trace
 from .operators import BACKEND, load_library
+from .square_kernels import with_square_kernels
 
 __all__ = ['deploy', 'reparametrize']
 
@@ -52,10 +54,11 @@ def deploy(net: HybridBlock, operators: bool = False) -> SymbolBlock:
     block = as_block(symbol, params)
     if operators:
         load_library()
-        # The first pass partitions: what as_block() says of the parameters goes for its input too.
-        block.register_forward_pre_hook(_wait_for_inputs)
     # MXNet partitions the graph in the first pass, when it knows the shapes.
     block.hybridize(backend=BACKEND if operators else None, static_alloc=True, static_shape=True)
+    if operators:
+        # What as_block() says of the parameters goes for the input of that pass too.
+        block.register_forward_pre_hook(_wait_for_inputs)
     return block
 
 
@@ -81,7 +84,7 @@ def reparametrize(symbol: mx.sym.Symbol,
         The new symbol with the same inputs, and the parameters it needs. Weights keep their names; the bias of a
         convolution gets the name of the shift (beta) that it replaces.
     """
-    network = _Rules(symbol, params)
+    network = _Rules(*with_square_kernels(symbol, params))
     for index, node in enumerate(network.nodes):
         if node['op'] == 'BatchNorm':
             network.fold_batch_norm(node)

@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -56,7 +57,9 @@ def operators_run_by(block):
 def test_whole_network_is_one_operator(case):
     name, keywords = NETWORKS[case]
     net = random_network(name, **keywords)
-    deployed = deploy(net, operators=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error', UserWarning)
+        deployed = deploy(net, operators=True)
     for images in (random_images(3, 64), random_images(1, 33)):
         assert relative_error(deployed(images).asnumpy(), net(images).asnumpy()) <= 1e-5
     assert operators_run_by(deployed) == {'lprnet_network': 1}

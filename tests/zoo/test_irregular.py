@@ -8,6 +8,8 @@ from reference.networks import assert_same_in_every_form, operators, random_imag
 
 from gluon_lprnet import get_model
 from gluon_lprnet.complexity import count
+from gluon_lprnet.deployment.reparametrize import reparametrize
+from gluon_lprnet.graph import as_block, trace
 from gluon_lprnet.utils.errors import InputError
 from gluon_lprnet.zoo.irregular import LENGTHS, RelaxedConv, SegmentConv, segments
 
@@ -194,6 +196,35 @@ def test_every_way_out(tmp_path):
     assert abs(expected[0] - expected[1]).max() > 1e-3 * abs(expected).max()
     assert operators(net(mx.sym.var('data')))['take'] == 2 * 36
     assert_same_in_every_form(net, x, tmp_path)
+
+
+@pytest.mark.parametrize('length', [1, 2, 3])
+def test_deployed_kernels_are_squares_again(length):
+    """By the definition of segments, to the last bit; and the same function."""
+    relaxed, block = relaxed_conv(length, 'float32'), SegmentConv(5, 4, length)
+    block.initialize()
+    relaxed.harden()
+    block.take_from(relaxed)
+    symbol, params = reparametrize(*trace(block))
+    assert operators(symbol) == {'Convolution': 1}
+    kernel = np.zeros((4, 5, 9), 'float32')
+    for place in np.ndindex(4, 5):
+        kernel[place][segments(length)[block.segment.data().asnumpy()[place]]] = block.weight.data().asnumpy()[place]
+    (found,) = params.values()
+    np.testing.assert_array_equal(found.asnumpy(), kernel.reshape(4, 5, 3, 3))
+    x = mx.nd.array(X, dtype='float32')
+    assert relative_error(as_block(symbol, params)(x).asnumpy(), block(x).asnumpy()) < 1e-6
+
+
+def test_deployed_network_has_the_counts_of_the_square_one():
+    net = hardened_network().converted()
+    x = random_images(2, 16)
+    symbol, params = reparametrize(*trace(net))
+    assert not {'take', 'Pad', 'slice_axis'} & operators(symbol).keys()
+    square = count(reparametrize(*trace(random_network('densenet40_x1.0')))[0], (1, 3, 32, 32))
+    found = count(symbol, (1, 3, 32, 32))
+    assert (found.params, found.multiply_adds) == (square.params, square.multiply_adds)
+    assert relative_error(as_block(symbol, params)(x).asnumpy(), net(x).asnumpy()) < 1e-5
 
 
 def test_file_has_a_byte_and_the_weights_of_each_slice(tmp_path):
