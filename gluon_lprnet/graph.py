@@ -1,5 +1,6 @@
 """A network as a graph: its symbol and parameters, the symbol's nodes, and the way back to a block."""
 import ast
+import copy
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -121,6 +122,24 @@ class SymbolGraph:
         """The new Symbol and the parameters it needs; unused nodes are dropped."""
         symbol = mx.sym.load_json(json.dumps(self.graph))
         return symbol, {name: self.params[name] for name in symbol.list_inputs() if name in self.params}
+
+    def block_to(self, entry: tuple[int, int], begin: Optional[int] = None) -> SymbolBlock:
+        """The part of the network that computes an output of a node, with ``data`` as its input.
+
+        Parameters
+        ----------
+        entry : tuple of int
+            The numbers of the node and of its output.
+        begin : int, optional
+            A node that takes ``data`` as its first input; by default the part begins where the network does.
+        """
+        graph = copy.deepcopy(self.graph)
+        if begin is not None:
+            graph['nodes'][begin]['inputs'][0] = [len(graph['nodes']), 0, 0]
+            graph['nodes'].append({'op': 'null', 'name': 'data', 'inputs': []})
+        graph['heads'] = [[*entry, 0]]
+        symbol = mx.sym.load_json(json.dumps(graph))
+        return as_block(symbol, {name: self.params[name] for name in symbol.list_inputs() if name in self.params})
 
     @property
     def context(self) -> mx.Context:

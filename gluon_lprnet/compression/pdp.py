@@ -4,8 +4,6 @@ Lam, Li, Zhou, Wong and Lin, "A Unifying Tensor View for Lightweight CNNs" (arXi
 ``W[o, i, k] ~ sum over r of b[o, r] a[r, i] d[r, k]`` is a pointwise convolution to R channels, a depthwise one and a
 pointwise one. The paper's abstract alone was read; the fit is this module's own.
 """
-import copy
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -276,11 +274,7 @@ class SpatialGraph(PointwiseGraph):
     def patches(self, layer: Spatial, images: Sequence[mx.nd.NDArray]) -> Iterator[np.ndarray]:
         """What a kernel is multiplied by in this network, batch by batch: columns (inputs * k * k, positions)."""
         entry = self.nodes[layer.node]['inputs'][0][:2]
-        graph = copy.deepcopy(self.graph)
-        graph['heads'] = [[*entry, 0]]
-        symbol = mx.sym.load_json(json.dumps(graph))
-        block = as_block(symbol, {name: self.params[name] for name in symbol.list_inputs() if name in self.params}
-                         ) if self.nodes[entry[0]]['op'] != 'null' else None
+        block = self.block_to(entry) if self.nodes[entry[0]]['op'] != 'null' else None
         for batch in images:
             x = batch.as_in_context(self.context)
             columns = mx.nd.im2col(block(x) if block else x, **layer.geometry)

@@ -4,14 +4,12 @@ The form of segments alone gathers the channels that it multiplies from moved co
 reads them for that. A square kernel has three to nine times the multiply-adds and parameters, and a feature map is read
 once.
 """
-import copy
-import json
 from collections.abc import Mapping
 
 import mxnet as mx
 import numpy as np
 
-from ..graph import SymbolGraph, as_block, attributes
+from ..graph import SymbolGraph, attributes
 
 __all__ = ['with_square_kernels']
 
@@ -51,7 +49,8 @@ class _Segments(SymbolGraph):
         impulses = np.zeros((inputs, inputs, side, side))
         impulses[np.arange(inputs), np.arange(inputs), border, border] = 1
         # What an impulse at the center gives is the kernel, seen from its other end.
-        kernels = self._outputs(index, padding, impulses).transpose(1, 0, 2, 3)[:, :, ::-1, ::-1]
+        outputs_of_impulses = self.block_to((index, 0), padding)(mx.nd.array(impulses, self.context)).asnumpy()
+        kernels = outputs_of_impulses.transpose(1, 0, 2, 3)[:, :, ::-1, ::-1]
         convolution.update(inputs=[self.nodes[padding]['inputs'][0], weight['inputs'][0]],
                            attrs=dict(kernel=str((side, side)), pad=str((border, border)), num_filter=str(outputs),
                                       no_bias='True'))
@@ -82,20 +81,10 @@ class _Segments(SymbolGraph):
                 else self.nodes[index]['name'] in self.params)
 
     def _before_slices(self, index):
-        # An end that is counted from the beginning fits one size of feature map alone.
+        # A slice that ends at a fixed position works for one size of feature map only.
         while self.nodes[index]['op'] == 'slice_axis' and not self.nodes[index]['attrs']['end'].isdigit():
             index = self.nodes[index]['inputs'][0][0]
         return index
-
-    def _outputs(self, index, first, data):
-        """What a node gives where the node ``first`` takes ``data``, as an ndarray."""
-        graph = copy.deepcopy(self.graph)
-        graph['nodes'][first]['inputs'][0] = [len(graph['nodes']), 0, 0]
-        graph['nodes'].append({'op': 'null', 'name': 'data', 'inputs': []})
-        graph['heads'] = [[index, 0, 0]]
-        symbol = mx.sym.load_json(json.dumps(graph))
-        params = {name: self.params[name] for name in symbol.list_inputs() if name in self.params}
-        return as_block(symbol, params)(mx.nd.array(data, self.context)).asnumpy()
 
 
 def _border(node):

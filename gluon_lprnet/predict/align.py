@@ -172,8 +172,8 @@ class _Results:
 def _check_same(file, settings):
     """Refuse to go on with a run of other settings."""
     if not file.exists():
-        raise InputError(f'--resume: there is no {file}, and so no run to go on with: leave the flag out to begin, or '
-                         'name the folder of the run.')
+        raise InputError(f'--resume: there is no {file}, and so no run to go on with: leave the flag out to start '
+                         'one, or give the folder of the run.')
     before = read_json(file, 'the settings of a run')
     changed = [f'--{name} (was {before.get(name)!r}, is {value!r})' for name, value in settings.items()
                if before.get(name) != value]

@@ -407,7 +407,7 @@ def checkpoint_to_resume(save_dir: PathLike, resume: Union[bool, str]) -> Option
     found = checkpoint.newest(save_dir)
     if resume is True and found is None:
         raise InputError(f'`resume`: there is no whole checkpoint in {Path(save_dir) / "checkpoints"}. Leave it out to '
-                         'begin, or name the folder of the run.')
+                         'start a new run, or give the folder of the run to resume.')
     if found and not resume:
         raise InputError(f'{save_dir} holds checkpoints (the newest: {found.path.name}): give `resume` to go on, or '
                          'another folder.')
