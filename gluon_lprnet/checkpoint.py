@@ -206,7 +206,9 @@ def _read_back(path: Path, net: gluon.HybridBlock) -> None:
 
 def save(run_dir: PathLike, net: gluon.HybridBlock, trainer: gluon.Trainer, state: dict[str, Any], keep: int = 2,
          average: Any = None) -> Path:
-    """Write a checkpoint of ``state`` (a JSON-serializable dict with ``step``) and keep the newest ``keep``.
+    """Write a checkpoint of ``state`` (a JSON-serializable dict with ``step``) and keep ``keep`` up to this one.
+
+    Later ones, which were damaged when the training began before them, stay.
 
     With an ``average``, a :class:`gluon_lprnet.train.average.WeightAverage`, the checkpoint's network is that.
 
@@ -240,11 +242,11 @@ def save(run_dir: PathLike, net: gluon.HybridBlock, trainer: gluon.Trainer, stat
             os.replace(final, before)
         put_in_place([scratch], folder)
     shutil.rmtree(before, ignore_errors=True)
-    for _, path in _numbered(run_dir)[:-keep]:
-        shutil.rmtree(path)
-    for path in folder.iterdir():
-        if _UNFINISHED.fullmatch(path.name):
-            shutil.rmtree(path)
+    up_to_this = [path for step, path in _numbered(run_dir) if step <= state['step']]
+    unfinished = [path for path in folder.iterdir() if _UNFINISHED.fullmatch(path.name)]
+    for path in up_to_this[:-keep] + unfinished:
+        # What cannot be removed, as where another host reads it, is no reason to end; the next call tries again.
+        shutil.rmtree(path, ignore_errors=True)
     return final
 
 
@@ -287,7 +289,7 @@ def newest(run_dir: PathLike, report: Callable[[str], object] = print) -> Option
         try:
             return Checkpoint(path)
         except InputError as error:
-            report(f'{error} Falling back to the previous checkpoint.')
+            report(f'{error} Trying the checkpoint before it.')
     return None
 
 

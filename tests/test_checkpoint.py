@@ -84,6 +84,18 @@ def test_newest_goes_by_number_and_older_ones_are_removed(tmp_path, trained):
     assert sorted(path.name for path in (tmp_path / 'checkpoints').iterdir()) == ['step-00000010', 'step-00000100']
 
 
+def test_damaged_ones_of_later_steps_do_not_cost_a_new_training_its_own(tmp_path, trained):
+    net, trainer, _ = trained
+    for step in (200, 210):
+        (checkpoint.save(tmp_path, net, trainer, {'step': step}) / 'net.params').write_bytes(b'')
+    assert checkpoint.newest(tmp_path) is None
+    for step in (10, 20, 30):
+        assert checkpoint.save(tmp_path, net, trainer, {'step': step}).is_dir()
+        assert checkpoint.newest(tmp_path).state['step'] == step
+    assert sorted(path.name for path in (tmp_path / 'checkpoints').iterdir()) == [
+        f'step-{step:08d}' for step in (20, 30, 200, 210)]
+
+
 @pytest.mark.parametrize('name', ['net.params', 'optimizer.npz', 'state.json', 'crc32.json'])
 @pytest.mark.parametrize('damage', ['flip', 'cut', 'remove'])
 def test_damaged_checkpoint_is_named_and_the_one_before_it_taken(tmp_path, trained, name, damage):

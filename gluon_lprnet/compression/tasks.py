@@ -194,7 +194,7 @@ class Landmarks(_Task):
         description, args = self.description, self._args
         return FaceBatches(faces, description['input_size'], description.get('crop_scale', CROP_SCALE),
                            args.batch_size, Normalization(description['rgb_mean'], description['rgb_std']),
-                           augmentation, args.num_data_workers, args.seed)
+                           augmentation, args.num_data_workers, args.seed, shuffle=augmentation is not None)
 
 
 def load_task(args: argparse.Namespace) -> Union[Classification, Landmarks]:

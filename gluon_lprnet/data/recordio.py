@@ -234,6 +234,13 @@ def next_magic(file: IO[bytes], offset: int, size: int) -> int:
     return size
 
 
+def written_size(payload: bytes) -> int:
+    """The bytes that MXNet writes for a record of this data, which it splits at each magic number."""
+    words = np.frombuffer(payload, '<u4', len(payload) // 4)
+    splits = int(np.count_nonzero(words == _MAGIC))
+    return _PART.size * (1 + splits) + (len(payload) - len(_MAGIC_BYTES) * splits + 3) // 4 * 4
+
+
 def split_payload(payload: bytes) -> tuple[Label, bytes]:
     if len(payload) < HEADER.size:
         raise Damage(f'it is too short for a header ({len(payload)} bytes)')

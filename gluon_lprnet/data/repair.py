@@ -16,6 +16,7 @@ from .recordio import (
     size_of,
     split_payload,
     write_records,
+    written_size,
 )
 
 # Of a manifest: what write_records says of the new file itself.
@@ -94,6 +95,8 @@ def _sound_records(rec_path):
         while offset < size:
             try:
                 payload, _, following = read_record(pread, size, offset)
+                if following - offset != written_size(payload):
+                    raise Damage('another record begins inside it, so its length is damaged')
                 label, image = split_payload(payload)
                 reason = _fault(label, image, width)
             except Damage as damage:

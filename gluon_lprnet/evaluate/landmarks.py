@@ -214,7 +214,8 @@ def predict_landmarks(net: HybridBlock, description: Mapping[str, Any], faces: S
     size, scale = description['input_size'], description.get('crop_scale', CROP_SCALE)
     crops = [(picture, crop_matrix(box, size, scale)) for picture, box in faces]
     def network(data):
-        return net(mx.nd.array(data, context or mx.cpu(), dtype)).asnumpy()
+        # Cast before asnumpy, which returns bfloat16 as raw bits.
+        return net(mx.nd.array(data, context or mx.cpu(), dtype)).astype('float32', copy=False).asnumpy()
 
     found = landmarks_in_crops(network, description, crops)
     if flip:

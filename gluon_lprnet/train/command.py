@@ -169,7 +169,8 @@ def train(config: NetworkTrainingConfig, build_task: Callable[[Any], TrainingTas
         if config.dtype == 'bfloat16':
             _begin_bfloat16()
         # What a resumed training started from need not be there any more.
-        task = build_task(dataclasses.replace(config, init_from=None) if found else config)
+        with workers.own_work():
+            task = build_task(dataclasses.replace(config, init_from=None) if found else config)
         task = with_form_to_train(with_hardening(with_condensing(task, config), config), config,
                                   found.state if found else {})
         metrics = _fit(task, config, logger, found)

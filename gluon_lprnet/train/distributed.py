@@ -57,6 +57,7 @@ class Workers:
         self.count: int = engine.num_workers if engine else 1
         self._patience = patience
         self._answered = threading.Event()
+        self._at_own_work = False
 
     @property
     def writes(self) -> bool:
@@ -133,7 +134,7 @@ class Workers:
     def watched(self) -> Iterator[None]:
         """While a training runs: end this process when the others no longer answer.
 
-        Before and after it the process may do anything else, for as long as it likes.
+        Before and after it, and at its :meth:`own_work`, the process may do anything else, for as long as it likes.
         """
         if not self.engine or not self._patience:
             yield
@@ -148,6 +149,23 @@ class Workers:
             self._answered.set()
             watch.join()
 
+    @contextmanager
+    def own_work(self, own: bool = True) -> Iterator[None]:
+        """Work for which the others are not needed, as a context; where ``own`` is false, work within it for which
+        they are.
+        """
+        before = self._at_own_work
+        self._begin(own)
+        try:
+            yield
+        finally:
+            self._begin(before)
+
+    def _begin(self, own: bool) -> None:
+        # The time without answers begins anew.
+        self._answered.set()
+        self._at_own_work = own
+
     def leave(self) -> None:
         """End without waiting for the others, who are told by whoever started the workers."""
         if self.engine:
@@ -155,12 +173,11 @@ class Workers:
 
     def _total(self, values: Any) -> np.ndarray:
         assert self.engine
-        total = self.engine.total(np.asarray(values, 'float64'))
-        self._answered.set()
-        return total
+        with self.own_work(False):
+            return self.engine.total(np.asarray(values, 'float64'))
 
     def _end_without_answers(self, over: threading.Event) -> None:
-        while self._answered.wait(self._patience):
+        while self._answered.wait(self._patience) or self._at_own_work or self._answered.is_set():
             self._answered.clear()
             if over.is_set():
                 return

@@ -53,8 +53,9 @@ def _version(package):
 
 
 def _commit(folder):
-    """The commit of the checkout that ``folder`` is in, and whether tracked files differ from it; None without git."""
-    commit = _git(folder, 'rev-parse', 'HEAD')
+    """The commit of the checkout that ``folder`` is of, and whether tracked files differ from it; None without git."""
+    # An installed package can lie within the checkout of another project, which does not track it.
+    commit = _git(folder, 'rev-parse', 'HEAD') if _git(folder, 'ls-files') else None
     return {'commit': commit, 'modified': commit and _git(folder, 'status', '--porcelain', '-uno') != ''}
 
 

@@ -119,7 +119,7 @@ def build_task(config: LandmarkConfig) -> TrainingTask:
         LOGGER.info('records: %s; check: %s', ', '.join(recs), config.data_check)
         checked = [check_records(rec, label_width=LABEL_WIDTH, data_check='structure') for rec in recs]
         if subset == 'train':
-            data = {Path(rec).name: fingerprint(records) for rec, records in zip(recs, checked)}
+            data = {rec: fingerprint(records) for rec, records in zip(recs, checked)}
     names = [Path(rec).stem for rec in config.rec_val]
     if len(set(names)) < len(names):
         raise InputError(f'`rec_val`: two of {", ".join(config.rec_val)} have the same name: rename one.')
@@ -131,7 +131,7 @@ def build_task(config: LandmarkConfig) -> TrainingTask:
     def batches_of(faces, augmentation=None):
         return FaceBatches(faces, config.input_size, config.crop_scale, workers.share(config.batch_size),
                            Normalization(config.rgb_mean, config.rgb_std), augmentation,
-                           config.num_data_workers, config.seed, config.two_jaws, workers.part)
+                           config.num_data_workers, config.seed, config.two_jaws, workers.part, shuffle=True)
 
     faces = _read(config.rec_train, config)
     faces += [face for face in faces if _is_profile(face)] * (config.repeat_profiles - 1)

@@ -28,11 +28,20 @@ _SECONDS_BETWEEN_LOOKS = 0.1
 _SECONDS_TO_END, _SECONDS_TO_SAVE = 5, 120
 # A host that cannot be reached any more is noticed after three times this many seconds.
 _SSH = ['ssh', '-tt', '-o', 'BatchMode=yes', '-o', 'ServerAliveInterval=10', '-o', 'ServerAliveCountMax=3']
+_CTRL_C = b'\x03'
 
 
 class _Process(NamedTuple):
     name: str
     process: 'subprocess.Popen[bytes]'
+
+    def interrupt(self) -> None:
+        """Ask it to end; ssh does not pass a signal on, but what is typed."""
+        if self.process.stdin:
+            with contextlib.suppress(BrokenPipeError):
+                self.process.stdin.write(_CTRL_C)
+        else:
+            self.process.send_signal(signal.SIGTERM)
 
 
 def launch(command: Sequence[str], workers: int, servers: Optional[int] = None,
@@ -96,7 +105,7 @@ def _watch(training: list[_Process], helpers: list[_Process], signals: list[int]
             return 0
         time.sleep(_SECONDS_BETWEEN_LOOKS)
     for each in training:
-        each.process.send_signal(signal.SIGTERM)
+        each.interrupt()
     _wait(training, _SECONDS_TO_SAVE)
     return 128 + signals[0]
 
@@ -122,16 +131,18 @@ def _wait(processes: list[_Process], seconds: float) -> None:
 @contextlib.contextmanager
 def _started(argv: Sequence[str], variables: dict[str, str], host: str) -> Iterator['subprocess.Popen[bytes]']:
     """As a context: a process, on this machine or by ssh on another, that does not outlive the block."""
+    stdin = subprocess.DEVNULL
     if host != _LOCALHOST:
         there = ['env', *(f'{name}={value}' for name, value in variables.items()), *argv]
         argv, variables = [*_SSH, host, f'cd {shlex.quote(os.getcwd())} && exec {shlex.join(there)}'], {}
+        stdin = subprocess.PIPE
     # A session of its own: Ctrl-C is for this process, which passes it on.
-    process = subprocess.Popen(argv, env={**os.environ, **variables}, stdin=subprocess.DEVNULL, start_new_session=True)
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
+    with subprocess.Popen(argv, bufsize=0, env={**os.environ, **variables}, stdin=stdin,
+                          start_new_session=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def _address(host: str) -> str:

@@ -215,7 +215,7 @@ class Run:
                 if self.workers.any(self._unsaved_for(_WORTH_SAVING)):
                     self._save()
                 try:
-                    with self._average.taken() if self._average else contextlib.nullcontext():
+                    with self._average.taken() if self._average else contextlib.nullcontext(), self.workers.own_work():
                         metrics = self.task.evaluate()
                 except ArithmeticError as error:
                     raise self._non_finite(f'in validation {error}') from error
@@ -230,6 +230,10 @@ class Run:
         state, config, schedule = self.state, self.config, self.schedule
         begin = state['step_in_epoch']
         batches = iter(self.task.batches(state['epoch'], begin * config.accumulate))
+        # Before the first one, those up to a checkpoint's place are decoded.
+        with self.workers.own_work():
+            first = list(itertools.islice(batches, 1))
+        batches = itertools.chain(first, batches)
         bar = tqdm(range(begin, schedule.steps_per_epoch), f'epoch {state["epoch"] + 1}/{schedule.epochs}',
                    schedule.steps_per_epoch, initial=begin, unit='step', leave=False,
                    disable=None if self.workers.writes else True)

@@ -5,6 +5,7 @@ import cv2
 import mxnet as mx
 import numpy as np
 import pytest
+from mxnet.contrib.amp.amp import bfloat16
 from reference.commands import command
 from reference.landmark_networks import ANSWER, expected_points, loop_errors, make_network, write_faces
 
@@ -139,6 +140,16 @@ def test_the_network_sees_the_crop_in_rgb_normalized(network):
                      np.full((32, 32), 7)])
     expected = (crop - np.reshape(IMAGENET_MEAN, (3, 1, 1))) / np.reshape(IMAGENET_STD, (3, 1, 1))
     np.testing.assert_allclose(seen[0][0], expected, atol=1.1 / 50)
+
+
+def test_a_network_that_answers_in_bfloat16(network):
+    # As one does that is trained with --dtype bfloat16.
+    values = mx.nd.array(np.linspace(-0.4, 0.4, 136)[None])
+    _, description = landmarks.load_landmark_network(network)
+    face = np.zeros((60, 80, 3), 'uint8'), (20, 15, 52, 39)
+    precise, rough = (landmarks.predict_landmarks(lambda data, dtype=dtype: mx.nd.amp_cast(values, dtype=dtype),
+                                                  description, [face]) for dtype in ('float32', bfloat16))
+    np.testing.assert_allclose(rough, precise, rtol=1e-2)
 
 
 def test_the_mean_face_by_loops(face_set):

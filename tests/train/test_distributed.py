@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -226,7 +227,7 @@ def test_an_epoch_of_faces_goes_on_with_any_number_of_workers(tmp_path):
     def rows(number, start):
         """Images of each step of all workers together, in an order of their own."""
         readers = [FaceBatches(faces, 16, 1.5, 12 // number, Normalization((0,) * 3, (1,) * 3), AUGMENTATIONS['mild'],
-                               1, part=(rank, number)).epoch(1, start) for rank in range(number)]
+                               1, part=(rank, number), shuffle=True).epoch(1, start) for rank in range(number)]
         return [sorted(image.tobytes() for batch in step if batch for image in batch.data.asnumpy())
                 for step in itertools.zip_longest(*readers)]
 
@@ -299,6 +300,9 @@ def test_only_a_training_is_watched_for_answers(monkeypatch):
     assert not ended.wait(4)
     with workers.watched():
         workers.barrier()
+        with workers.own_work():
+            workers.barrier()
+            assert not ended.wait(7)
     assert not ended.wait(4)
     with workers.watched():
         assert ended.wait(60)
@@ -430,25 +434,67 @@ def test_a_worker_that_fails_is_named_with_its_status(training_flags, tmp_path):
     assert 'is not a folder' in output
 
 
-def test_hosts_are_reached_by_ssh_from_a_list(training_flags, tmp_path, monkeypatch, capfd):
-    # In its place a program that runs the command here, and notes which host it was for.
-    stand_in = tmp_path / 'bin' / 'ssh'
-    stand_in.parent.mkdir()
-    stand_in.write_text(f'#!/bin/sh\nfor last; do :; done\necho "$*" >> {tmp_path}/calls\nexec sh -c "$last"\n')
-    stand_in.chmod(0o755)
-    monkeypatch.setenv('PATH', f'{stand_in.parent}:{os.environ["PATH"]}')
-    (tmp_path / 'hosts').write_text('# two names of this machine\n127.0.0.2\n127.0.0.3 slots=1\n')
-    with socket.socket() as free:
+@pytest.fixture
+def ssh_hosts(tmp_path, monkeypatch):
+    """A file with two names of this machine, which `ssh` reaches; a port for the scheduler; the calls of `ssh`."""
+    server, client = (shutil.which(name, path=f'{os.environ["PATH"]}:/usr/sbin') for name in ('sshd', 'ssh'))
+    if not (server and client):
+        pytest.skip('no sshd here: the way by ssh is not tested')
+    with socket.socket() as free, socket.socket() as other:
         free.bind(('127.0.0.2', 0))
-        port = free.getsockname()[1]
-    assert main(['launch', '--workers', '2', '--hosts', str(tmp_path / 'hosts'), '--port', str(port), '--',
-                 'train-imagenet', *training_flags, '--kvstore', 'dist_sync', '--num-epochs', '2']) == 0
-    calls = (tmp_path / 'calls').read_text().splitlines()
-    told = [re.search(r'(127\.0\.0\.\d) .*DMLC_ROLE=(\w+) DMLC_NODE_HOST=(\S+)', call).groups() for call in calls]
+        other.bind(('127.0.0.2', 0))
+        port, scheduler = free.getsockname()[1], other.getsockname()[1]
+    folder = tmp_path / 'ssh'
+    folder.mkdir()
+    for key in 'host', 'user':
+        subprocess.run(['ssh-keygen', '-q', '-t', 'ed25519', '-N', '', '-f', folder / key], check=True)
+    if os.getuid() == 0:
+        Path('/run/sshd').mkdir(exist_ok=True)
+    (folder / 'sshd_config').write_text(
+        f'Port {port}\nListenAddress 127.0.0.2\nListenAddress 127.0.0.3\nHostKey {folder}/host\nPidFile none\n'
+        f'AuthorizedKeysFile {folder}/user.pub\nStrictModes no\nUsePAM no\n')
+    (folder / 'ssh_config').write_text(
+        f'Port {port}\nIdentityFile {folder}/user\nStrictHostKeyChecking no\nUserKnownHostsFile {folder}/known\n')
+    wrapper = folder / 'bin' / 'ssh'
+    wrapper.parent.mkdir()
+    wrapper.write_text(f'#!/bin/sh\necho "$*" >> {folder}/calls\nexec {client} -F {folder}/ssh_config "$@"\n')
+    wrapper.chmod(0o755)
+    monkeypatch.setenv('PATH', f'{wrapper.parent}:{os.environ["PATH"]}')
+    hosts = tmp_path / 'hosts'
+    hosts.write_text('# two names of this machine\n127.0.0.2\n127.0.0.3 slots=1\n')
+    with subprocess.Popen([server, '-D', '-f', folder / 'sshd_config']) as process:
+        for host in '127.0.0.2', '127.0.0.3':
+            until = time.monotonic() + 30
+            while subprocess.run([wrapper, host, 'true'], capture_output=True).returncode:
+                assert process.poll() is None and time.monotonic() < until
+                time.sleep(0.1)
+        (folder / 'calls').unlink()
+        yield hosts, scheduler, folder / 'calls'
+        process.terminate()
+
+
+@pytest.mark.slow
+def test_a_training_on_hosts_by_ssh_is_stopped_with_a_checkpoint_and_goes_on(training_flags, tmp_path, ssh_hosts):
+    hosts, port, calls = ssh_hosts
+    flags = ['launch', '--workers', '2', '--hosts', str(hosts), '--port', str(port), '--', 'train-imagenet',
+             '--kvstore', 'dist_sync', '--save-dir', str(tmp_path / 'run')]
+    with open(tmp_path / 'output', 'w+') as output:
+        process = subprocess.Popen([sys.executable, '-m', 'gluon_lprnet', *flags, *training_flags, '--num-epochs',
+                                    '20', '--tuning-epochs', '0'], cwd=ROOT, env={**ENVIRONMENT, 'PATH': os.environ[
+                                        'PATH']}, stdout=output, stderr=subprocess.STDOUT)
+        wait_for_epoch(tmp_path / 'run', 1, process)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(150) == 128 + signal.SIGTERM
+        output.seek(0)
+        assert 'stopped by SIGINT; saved' in output.read()
+    told = [re.search(r'(127\.0\.0\.\d) .*DMLC_ROLE=(\w+) DMLC_NODE_HOST=(\S+)', call).groups()
+            for call in calls.read_text().splitlines()]
     assert sorted(told) == sorted((host, role, host) for host, role in [
         ('127.0.0.2', 'scheduler'), ('127.0.0.2', 'server'), ('127.0.0.3', 'server'), ('127.0.0.2', 'worker'),
         ('127.0.0.3', 'worker')])
-    assert len(epoch_records(tmp_path / 'run')) == 3
+    assert 1 <= checkpoint.newest(tmp_path / 'run').state['epoch'] < 20
+    assert main([*flags, '--resume']) == 0
+    assert [record['epoch'] for record in epoch_records(tmp_path / 'run')] == list(range(20))
 
 
 @pytest.mark.slow

@@ -95,6 +95,10 @@ def test_state_of_the_code(tmp_path):
     assert _commit(tmp_path) == {'commit': git('rev-parse', 'HEAD'), 'modified': False}
     (tmp_path / 'file').write_text('2')
     assert _commit(tmp_path)['modified'] is True
+    installed = tmp_path / '.venv' / 'package'
+    installed.mkdir(parents=True)
+    (installed / 'module.py').write_text('')
+    assert _commit(installed) == {'commit': None, 'modified': None}
 
 
 def test_what_is_not_a_run(folder, tmp_path):

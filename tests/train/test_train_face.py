@@ -9,10 +9,11 @@ from conftest import epoch_records
 
 from gluon_lprnet.__main__ import main
 from gluon_lprnet.artifact import load_network
+from gluon_lprnet.data.faces.batches import FaceBatches
 from gluon_lprnet.data.faces.landmarks import CROP_SCALE, crop_matrix, landmark_box, transform
 from gluon_lprnet.data.faces.records import FaceRecord, encode_record, read_face_records
 from gluon_lprnet.data.images import encode_jpeg
-from gluon_lprnet.data.recordio import write_records
+from gluon_lprnet.data.recordio import read_records, write_records
 from gluon_lprnet.evaluate.landmarks import evaluate_landmarks, normalized_mean_errors, predict_landmarks
 from gluon_lprnet.train import face
 from gluon_lprnet.train.config import make_parser, parse
@@ -202,6 +203,33 @@ def test_a_training_begins_with_the_weights_of_another(face_flags, tmp_path, cap
     assert f'--init-from {first}: none of its weights' in capsys.readouterr().err
     assert face.main([*face_flags, '--init-from', str(tmp_path / 'none'), '--save-dir', str(tmp_path / 'fourth')]) == 2
     assert '(the path does not exist)' in capsys.readouterr().err
+
+
+def test_tuning_shuffles_too(face_flags, monkeypatch):
+    made = []
+
+    class Noted(FaceBatches):
+        def epoch(self, epoch, start=0):
+            for batch in super().epoch(epoch, start):
+                made.append((epoch, batch.label.asnumpy()))
+                yield batch
+    monkeypatch.setattr(face, 'FaceBatches', Noted)
+    assert face.main([*face_flags, '--num-epochs', '1', '--tuning-epochs', '2', '--tuning-lr', '0.001']) == 0
+    first, second = (np.concatenate([label for number, label in made if number == epoch]) for epoch in (1, 2))
+    assert not np.array_equal(first, second)
+    np.testing.assert_array_equal(np.sort(first, axis=0), np.sort(second, axis=0))
+
+
+def test_sets_to_train_on_may_have_one_name(face_flags, face_records, tmp_path, capsys):
+    samples = list(read_records(face_records))
+    for folder, count in ('a', 24), ('b', 16):
+        write_records(tmp_path / folder / 'train', samples[:count])
+    recs = [str(tmp_path / folder / 'train.rec') for folder in 'ab']
+    flags = [*face_flags, '--num-epochs', '1', '--rec-train', *recs]
+    assert face.main(flags) == 0
+    write_records(tmp_path / 'a' / 'train', samples[-24:], overwrite=True)
+    assert face.main([*flags, '--resume']) == 2
+    assert 'was trained on other records' in capsys.readouterr().err
 
 
 def test_several_validation_sets_are_reported_by_name(face_flags, face_records, tmp_path):

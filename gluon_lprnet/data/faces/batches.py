@@ -126,7 +126,7 @@ class FaceBatches:
     normalization : Normalization
         Mean and standard deviation of R, G and B on the scale 0 to 255.
     augmentation : FaceAugmentation, optional
-        For training; the order is then random as well.
+        For training.
     threads : int
         Threads that decode and warp.
     seed : int
@@ -135,11 +135,14 @@ class FaceBatches:
     part : tuple of (int, int)
         Of each epoch's faces in their order: the number of the first one, from 0, and the step to the next. The batches
         of all parts together are those of the whole.
+    shuffle : bool
+        A random order, another one in each epoch.
     """
 
     def __init__(self, faces: Sequence[FaceRecord], input_size: int, crop_scale: float, batch_size: int,
                  normalization: Normalization, augmentation: Optional[FaceAugmentation] = None, threads: int = 2,
-                 seed: int = 0, two_jaws: bool = False, part: tuple[int, int] = (0, 1)) -> None:
+                 seed: int = 0, two_jaws: bool = False, part: tuple[int, int] = (0, 1),
+                 shuffle: bool = False) -> None:
         self.faces = faces
         self._part = slice(part[0], None, part[1])
         self.batch_size = min(batch_size, len(faces[self._part]))
@@ -150,6 +153,7 @@ class FaceBatches:
         self._threads = threads
         self._seed = seed
         self._two_jaws = two_jaws
+        self._shuffle = shuffle
 
     def __len__(self) -> int:
         """Batches an epoch, a short last one included."""
@@ -166,7 +170,7 @@ class FaceBatches:
             :func:`~gluon_lprnet.data.faces.landmarks.to_two_jaws`.
         """
         order = np.arange(len(self.faces))
-        if self._augmentation:
+        if self._shuffle:
             np.random.default_rng((self._seed, epoch)).shuffle(order)
         samples = gluon.data.SimpleDataset(order[self._part][start * self.batch_size:]).transform(
             lambda index: self._sample(index, epoch))

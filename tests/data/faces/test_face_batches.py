@@ -210,7 +210,7 @@ def test_the_look_without_changes_is_the_picture():
 
 
 def test_an_epoch_is_the_same_again_and_from_any_batch_on(faces):
-    batches = FaceBatches(faces, 32, 1.25, 3, PLAIN, FaceAugmentation(), threads=2, seed=5)
+    batches = FaceBatches(faces, 32, 1.25, 3, PLAIN, FaceAugmentation(), threads=2, seed=5, shuffle=True)
     whole = [(data.asnumpy(), label.asnumpy()) for data, label in batches.epoch(4)]
     assert [len(label) for _, label in whole] == [3, 3, 1] and len(batches) == 3
     for again, (data, label) in zip(batches.epoch(4, start=1), whole[1:]):
@@ -218,6 +218,15 @@ def test_an_epoch_is_the_same_again_and_from_any_batch_on(faces):
         np.testing.assert_array_equal(again.label.asnumpy(), label)
     other = np.concatenate([label.asnumpy() for _, label in batches.epoch(5)])
     assert not np.array_equal(other, np.concatenate([label for _, label in whole]))
+
+
+def test_shuffled_without_augmentation(faces):
+    batches = FaceBatches(faces, 32, 1.25, 4, PLAIN, seed=5, shuffle=True)
+    crops = [batch.data[0].asnumpy() for batch in FaceBatches(faces, 32, 1.25, 1, PLAIN).epoch(0)]
+    orders = [[next(number for number, crop in enumerate(crops) if np.array_equal(crop, found))
+               for batch in batches.epoch(epoch) for found in batch.data.asnumpy()] for epoch in range(3)]
+    assert all(sorted(order) == list(range(7)) for order in orders)
+    assert len({*map(tuple, orders), tuple(range(7))}) == 4
 
 
 def test_without_augmentation_the_order_is_the_files_and_pixels_are_normalized(faces):
