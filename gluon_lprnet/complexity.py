@@ -10,7 +10,7 @@ What is counted:
   that only move elements cost 0.
 - *parameters* are what training can change: weights, biases, gamma and beta of BatchNorm (no gamma where
   ``fix_gamma`` holds it at 1), each counted once no matter how often it is used. BatchNorm's running mean and
-  variance are *auxiliary states*, counted separately.
+  variance are *auxiliary states*, counted separately; the indices by which ``take`` gathers are neither.
 
 All numbers are for the given input: for a batch of N images they are N times those for one.
 """
@@ -33,6 +33,7 @@ from .utils.errors import InputError
 from .utils.flags import Commands, add_parser
 from .utils.text import FORMATS, integer, paragraph, render_table
 from .zoo import get_model
+from .zoo.pretrained import find_card, split_tag
 
 __all__ = ['Complexity', 'Layer', 'count', 'render_table', 'FORMATS']
 # The arguments of a rule: the attributes of an operator as strings, the shapes of its inputs and outputs.
@@ -133,8 +134,9 @@ def count(network: Union[HybridBlock, mx.sym.Symbol, str, os.PathLike],
         raise InputError(f'the symbol has no input {input_name!r}; its first variables are '
                          f'{", ".join(inputs[:3])}.')
     auxiliary_names = set(symbol.list_auxiliary_states())
-    not_parameters = {input_name} | constants | auxiliary_names
-    nodes = json.loads(symbol.tojson())['nodes']
+    graph = json.loads(symbol.tojson())
+    nodes = graph['nodes']
+    not_parameters = {input_name} | constants | auxiliary_names | _indices(graph)
     shapes = _infer_shapes(symbol, nodes, input_name, shape)
 
     unknown: dict[str, list[str]] = {}
@@ -189,6 +191,19 @@ def _trace(network: Any, input_name: str) -> Any:
     if not isinstance(network, (str, os.PathLike)):
         raise InputError(f'{network!r} is not a HybridBlock, a Symbol or the path of a symbol JSON file.')
     return read_symbol(os.fspath(network)), set()
+
+
+def _indices(graph: dict[str, Any]) -> set[str]:
+    """The names of the variables of which operators see nothing but what ``take`` gathers by them."""
+    nodes, seen = graph['nodes'], set()
+    pending = [index for index, *_ in graph['heads']]
+    while pending:
+        index = pending.pop()
+        if index not in seen:
+            seen.add(index)
+            inputs = [source for source, *_ in nodes[index]['inputs']]
+            pending += inputs[:1] if nodes[index]['op'] == 'take' else inputs
+    return {node['name'] for index, node in enumerate(nodes) if node['op'] == 'null' and index not in seen}
 
 
 def _infer_shapes(symbol: Any, nodes: list[dict[str, Any]], input_name: str, input_shape: Sequence[int]) -> Any:
@@ -316,12 +331,12 @@ def add_commands(subparsers: Commands) -> None:
     parser.add_argument('network', metavar='NAME_OR_JSON',
                         help='a network of the zoo, such as lprnet_mobilenet_x1.0_r4, or a symbol file NAME.json')
     shape = parser.add_mutually_exclusive_group()
-    shape.add_argument('--input-size', type=integer, default=224, metavar='PIXELS',
-                       help='height and width of one RGB image (default: %(default)s)')
+    shape.add_argument('--input-size', type=integer, metavar='PIXELS',
+                       help='height and width of one RGB image (default: 224; of a trained network its own)')
     shape.add_argument('--input-shape', metavar='N,C,H,W', help='any other shape, for example 1,1,28,28')
     parser.add_argument('--input-name', default='data', help='input of a symbol file (default: %(default)s)')
-    parser.add_argument('--classes', type=integer, default=1000,
-                        help='outputs of a network of the zoo (default: %(default)s)')
+    parser.add_argument('--classes', type=integer,
+                        help='outputs of a network of the zoo (default: 1000; of a trained one its own)')
     parser.add_argument('--small-image', action='store_true',
                         help='a network of the zoo without its first two down-sampling steps')
     parser.add_argument('--format', choices=FORMATS, default='text', help='how to print (default: %(default)s)')
@@ -329,10 +344,14 @@ def add_commands(subparsers: Commands) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    network = args.network
+    network, size = args.network, 224
     if not network.endswith('.json'):
-        network = get_model(network, classes=args.classes, small_image=args.small_image)
-    shape: tuple[int, ...] = (1, 3, args.input_size, args.input_size)
+        if split_tag(network)[1]:
+            size = find_card(network).description['input_size']
+        network = get_model(network, classes=args.classes, **({'small_image': True} if args.small_image else {}))
+    if args.input_size is not None:
+        size = args.input_size
+    shape: tuple[int, ...] = (1, 3, size, size)
     if args.input_shape:
         try:
             shape = tuple(integer(size) for size in args.input_shape.split(','))

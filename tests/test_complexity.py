@@ -234,6 +234,25 @@ def test_constants_are_no_parameters():
     assert found.other == 2 * 36
 
 
+@pytest.mark.parametrize('name, size', [('condensenet_x1.0', 224), ('irregular_densenet40_x1.0', 32)])
+def test_indices_are_not_parameters(name, size, tmp_path):
+    """A file does not say what Gluon knows: which of its arrays training cannot change."""
+    net = get_model(name)
+    net(mx.sym.var('data')).save(str(tmp_path / 'net.json'))
+    found, of_file = (count(each, (1, 3, size, size)) for each in (net, tmp_path / 'net.json'))
+    assert found.params == of_file.params == sum(
+        math.prod(parameter.shape) for name, parameter in net.collect_params().items()
+        if name.endswith(('weight', 'bias', 'gamma', 'beta')))
+    assert found.layers == of_file.layers
+
+
+def test_what_is_used_as_an_index_and_as_a_number_is_a_parameter():
+    weight = mx.sym.var('weight', shape=(3,))
+    gathered = mx.sym.take(mx.sym.var('table', shape=(5, 3)), mx.sym.reshape(weight, shape=(-1,)))
+    assert count(mx.sym.broadcast_add(DATA, gathered), (3, 3)).params == 15
+    assert count(mx.sym.broadcast_add(mx.sym.broadcast_mul(DATA, weight), gathered), (3, 3)).params == 18
+
+
 # MXNet's default is to fix it.
 @pytest.mark.parametrize('keywords, expected', [
     ({}, 5), ({'fix_gamma': True}, 5), ({'fix_gamma': False}, 10)])
@@ -287,6 +306,12 @@ def test_command(tmp_path, capsys):
     assert found['input_shape'] == [1, 3, 32, 32]
     assert found['layers'][-1]['output_shape'] == [1, 10]
     assert found['layers'][0]['output_shape'] == [1, 8, 32, 32]
+    # A trained network, as it is and with other outputs.
+    name = 'lprnet_mobilenet_x0.5.cifar10'
+    for flags, outputs in (([], 10), (['--small-image', '--input-size', '32'], 10), (['--classes', '7'], 7)):
+        assert run(name, *flags, '--format', 'json') == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found['input_shape'] == [1, 3, 32, 32] and found['layers'][-1]['output_shape'] == [1, outputs]
     net = mx.sym.FullyConnected(mx.sym.var('image'), num_hidden=3)
     net.save(str(tmp_path / 'net.json'))
     assert run(tmp_path / 'net.json', '--input-shape', '2,4', '--input-name', 'image',

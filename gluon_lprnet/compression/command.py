@@ -38,8 +38,8 @@ from .tuning import Best
 
 # For the BatchNorms of a tuning to begin with.
 _IMAGES_OF_STATISTICS = 512
-# The network that a tuning begins with, in its folder.
-_FITTED = 'fitted'
+# In the folder of a tuning: the network that it begins with, and the best one so far.
+_FITTED, _BEST = 'fitted', 'best.params'
 # Of a tuning: where files were.
 _PLACES = ('save_dir', 'network', 'calibrate', 'held_out', 'teacher')
 
@@ -69,6 +69,11 @@ class TuningConfig(TrainingConfig):
     pad: int = 0
     min_random_scale: float = 1.0
     no_mirror: bool = False
+    # Where they are not those of the network's description.
+    input_size: Optional[int] = None
+    crop_ratio: Optional[float] = None
+    rgb_mean: Optional[Sequence[float]] = None
+    rgb_std: Optional[Sequence[float]] = None
     # By the layer's name: those chosen, of which a measurement is not repeated.
     ranks: Optional[Mapping[str, int]] = None
 
@@ -221,6 +226,8 @@ def _run(args):
 def _write_fitted(net, report, folder):
     """What a tuning begins with, for a resume: fitted and, by latency, chosen again, it would not be quite the same."""
     make_folder(folder)
+    # Of a tuning that was stopped before its first checkpoint.
+    (folder / _BEST).unlink(missing_ok=True)
     write_symbol(*trace(net), folder / _FITTED)
     write_file(folder / f'{_FITTED}-report.json',
                json.dumps({'layers': [layer._asdict() for layer in report.layers]}, indent=1))
@@ -245,7 +252,7 @@ def _tuning_config(args, ranks):
 def _tuned(net, numbers, task, config, found):
     """Tune the network, which has these numbers; those that it has then. It stays as it is if no epoch is better."""
     tuned = _Tuned(net)
-    best = Best(tuned, Path(config.save_dir) / 'best.params')
+    best = Best(tuned, Path(config.save_dir) / _BEST)
 
     def offer(numbers):
         score = task.score(numbers)

@@ -23,7 +23,7 @@ from ..utils.errors import InputError
 from .latency import COPIES, Clock, Timed
 from .modules import Convolution, PointwiseGraph
 from .ranks import Problem, Ranks
-from .refit import LeftOver
+from .refit import LeftOver, Moments
 from .report import LayerReport, Report
 
 __all__ = ['Terms', 'decompose', 'full_rank', 'compress_spatial']
@@ -325,31 +325,37 @@ def compress_spatial(symbol: mx.sym.Symbol, params: Mapping[str, mx.nd.NDArray],
     chosen = _chosen_ranks(graph, wanted, ranks, kernels, before, reasons)
     rewritten, errors = SpatialGraph(symbol, params), {}
     for layer in tqdm([layer for layer in wanted if layer.name in chosen], 'decomposing', leave=False, disable=None):
-        (weight, bias), own = kernels[layer.name], None
+        weight, bias = kernels[layer.name]
         if images:
-            weight, bias, own = _refitted(graph, rewritten, layer, weight, bias, images)
-        terms = decompose(weight, chosen[layer.name], own.covariance if own else None)
-        if own:
-            bias = bias + (weight - terms.tensor).reshape(len(bias), -1) @ own.mean
+            terms, bias, errors[layer.name] = _refitted(graph, rewritten, layer, chosen[layer.name], weight, bias,
+                                                        images)
+        else:
+            terms = decompose(weight, chosen[layer.name])
+            errors[layer.name] = terms.error
         rewritten.replace_kernel(layer, terms, bias)
-        errors[layer.name] = terms.error
     new_symbol, new_params = rewritten.result()
     block = as_block(new_symbol, new_params)
     block.hybridize(static_alloc=True, static_shape=True)
     return block, _report(graph, layers, chosen, errors, reasons, before, count(new_symbol, input_shape))
 
 
-def _refitted(graph, rewritten, layer, weight, bias, images):
-    """Weight and bias fitted from the activations of the network so far to the original's outputs; their moments."""
-    matrix, left_over = weight.reshape(len(bias), -1), LeftOver()
+def _refitted(graph, rewritten, layer, rank, weight, bias, images):
+    """Terms and bias fitted from the activations of the network so far to the original's outputs; their error there."""
+    matrix, left_over, targets = weight.reshape(len(bias), -1), LeftOver(), Moments()
     for theirs, own in zip(graph.patches(layer, images), rewritten.patches(layer, images)):
-        left_over.add(own, matrix @ (theirs - own))
-    if left_over.inputs.positions < layer.shape[1]:
+        target = matrix @ theirs
+        targets.add(target)
+        left_over.add(own, target - matrix @ own)
+    inputs = left_over.inputs
+    if inputs.positions < layer.shape[1]:
         given = sum(len(batch) for batch in images)
-        raise InputError(f'calibration: {given} images give {left_over.inputs.positions} positions in front of '
+        raise InputError(f'calibration: {given} images give {inputs.positions} positions in front of '
                          f'{layer.name}, which has {layer.shape[1]} channels: give several times as many images.')
     step, shift = left_over.step()
-    return weight + step.reshape(weight.shape), bias + shift, left_over.inputs
+    terms = decompose(weight + step.reshape(weight.shape), rank, inputs.covariance)
+    approximation = terms.tensor.reshape(matrix.shape)
+    return (terms, bias + shift + (matrix + step - approximation) @ inputs.mean,
+            left_over.squares_after(approximation - matrix) / targets.variation)
 
 
 def _chosen_ranks(graph, layers, ranks, kernels, before, reasons):

@@ -194,22 +194,30 @@ class LeftOver:
     """
 
     def __init__(self) -> None:
-        self.inputs = Moments()
-        # Arrays from the first batch on.
-        self._sum: Any = 0.0
+        self.inputs, self._left = Moments(), Moments()
+        # An array from the first batch on.
         self._products: Any = 0.0
 
     def add(self, inputs: np.ndarray, left_over: np.ndarray) -> None:
         """Columns (inputs, positions) and (outputs, positions)."""
         self.inputs.add(inputs, products=True)
-        self._sum = self._sum + left_over.sum(axis=1)
+        self._left.add(left_over)
         self._products = self._products + left_over @ inputs.T
 
     def step(self) -> tuple[np.ndarray, np.ndarray]:
         """What to add to weight (outputs, inputs) and bias (outputs,): see :func:`ridge`."""
-        mean, rest = self.inputs.mean, self._sum / self.inputs.positions
-        step = ridge(self.inputs.covariance, self._products / self.inputs.positions - np.outer(rest, mean))
-        return step, rest - step @ mean
+        step = ridge(self.inputs.covariance, self._cross)
+        return step, self._left.mean - step @ self.inputs.mean
+
+    def squares_after(self, step: np.ndarray) -> float:
+        """The sum of squares that is left when this is added to the weight, and to the bias what the means need."""
+        taken = np.sum((2 * self._cross - step @ self.inputs.covariance) * step)
+        return max(self._left.variation - self.inputs.positions * float(taken), 0.0)
+
+    @property
+    def _cross(self):
+        """The covariance of what is left over and the inputs."""
+        return self._products / self.inputs.positions - np.outer(self._left.mean, self.inputs.mean)
 
 
 class Moments:

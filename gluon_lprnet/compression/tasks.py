@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Callable, Optional, Union
 
 import mxnet as mx
@@ -19,7 +20,7 @@ from ..data.faces.batches import AUGMENTATIONS, FaceBatches
 from ..data.faces.landmarks import CROP_SCALE
 from ..data.faces.records import check_face_records, read_face_records
 from ..data.images import BILINEAR, shorter_side
-from ..data.integrity import check_records
+from ..data.integrity import check_records, fingerprint
 from ..data.sample import sampled
 from ..evaluate.classification import correct_in_top, described, evaluate_classification, flags_of_description
 from ..evaluate.landmarks import evaluate_landmarks, load_landmark_network
@@ -93,7 +94,7 @@ class Classification(_Task):
 
     def tuning(self, net: Block, evaluate: Callable[[], Numbers]) -> TrainingTask:
         """Training ``net`` to give the teacher's outputs for ``--rec-train``."""
-        return distill(_training(net, self._images_to_tune_on(), evaluate, lambda outputs, label: {
+        return distill(_training(net, self._images_to_tune_on(), self._train, evaluate, lambda outputs, label: {
             'top1': correct_in_top(outputs, label, 1)}), self._teacher, self._args.temperature, self._args.labels)
 
     def _images_to_tune_on(self):
@@ -145,9 +146,10 @@ class Landmarks(_Task):
             raise InputError(f'{args.network} says itself which crops it takes: leave out '
                              f'{", ".join("--" + key.replace("_", "-") for key in flags_of_description(args))}.')
         self._teacher = self._other_teacher() if args.teacher else _fast(net, self.input_shape)
-        self._calibrate, self._train, self._held_out, self._val = (
-            path and _faces(path, args.data_check)
-            for path in (args.calibrate, args.rec_train, args.held_out, args.rec_val))
+        paths = (args.calibrate, args.rec_train, args.held_out, args.rec_val)
+        _, self._train_records, *_ = [path and check_face_records(path, args.data_check) for path in paths]
+        self._calibrate, self._train, self._held_out, self._val = (path and list(read_face_records(path))
+                                                                   for path in paths)
 
     @contextmanager
     def calibration(self) -> Iterator[Optional[Iterable]]:
@@ -168,7 +170,8 @@ class Landmarks(_Task):
 
     def tuning(self, net: Block, evaluate: Callable[[], Numbers]) -> TrainingTask:
         """Training ``net`` to give the teacher's outputs for ``--rec-train``."""
-        return distill_landmarks(_training(net, self._images_to_tune_on(), evaluate), self._teacher)
+        return distill_landmarks(_training(net, self._images_to_tune_on(), self._train_records, evaluate),
+                                 self._teacher)
 
     def _images_to_tune_on(self):
         return self._batches(self._train, AUGMENTATIONS['wild'])
@@ -217,14 +220,10 @@ def _fast(net, input_shape):
     return rewrite(net, input_shape) if isinstance(net, HybridBlock) else net
 
 
-def _training(net, images, evaluate, count=None):
+def _training(net, images, records, evaluate, count=None):
     return TrainingTask(net=net, contexts=[mx.cpu()], batches=images.epoch, batches_per_epoch=len(images),
-                        loss=gluon.loss.SoftmaxCrossEntropyLoss(), count=count, evaluate=evaluate)
-
-
-def _faces(path, data_check):
-    check_face_records(path, data_check)
-    return list(read_face_records(path))
+                        loss=gluon.loss.SoftmaxCrossEntropyLoss(), count=count, evaluate=evaluate,
+                        data={Path(records.path).name: fingerprint(records)})
 
 
 def _input_shape(description):

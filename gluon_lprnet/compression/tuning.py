@@ -213,22 +213,29 @@ class Best:
     net : Block
     path : path
         Of the file; what it holds already is taken as the best so far.
+
+    Raises
+    ------
+    InputError
+        If it holds the parameters of another network.
     """
 
     _SCORE = 'score'
 
     def __init__(self, net: Block, path: Path) -> None:
-        self._net, self._path = net, path
-        self.score = float(mx.nd.load(str(path))[self._SCORE].asscalar()) if path.exists() else -np.inf
+        self._net, self._path, self.score = net, path, -np.inf
+        if path.exists():
+            found = mx.nd.load(str(path))
+            self.score = float(found.pop(self._SCORE).asscalar())
+            if _shapes(found) != _shapes(self._values()):
+                raise InputError(f'{path} holds the parameters of another network: remove it.')
 
     def offer(self, score: float) -> None:
         """Keep the network as it is, if its score is above that of the best so far."""
         if score > self.score:
             self.score = score
             # In double precision: of two scores that are equal the first is kept, after a resume too.
-            values = {self._SCORE: mx.nd.array([score], dtype='float64'), **{
-                name: parameter.data(parameter.list_ctx()[0]) for name, parameter in
-                self._net._collect_params_with_prefix().items()}}
+            values = {self._SCORE: mx.nd.array([score], dtype='float64'), **self._values()}
             write_file(self._path, lambda scratch: mx.nd.save(str(scratch), values))
 
     def take(self) -> None:
@@ -237,3 +244,11 @@ class Best:
             values = mx.nd.load(str(self._path))
             for name, parameter in self._net._collect_params_with_prefix().items():
                 parameter.set_data(values[name])
+
+    def _values(self):
+        return {name: parameter.data(parameter.list_ctx()[0])
+                for name, parameter in self._net._collect_params_with_prefix().items()}
+
+
+def _shapes(values):
+    return {name: value.shape for name, value in values.items()}

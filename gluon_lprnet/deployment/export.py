@@ -26,7 +26,13 @@ from ..data.faces.landmarks import CROP_SCALE
 from ..data.faces.records import check_face_records, read_face_records
 from ..data.integrity import DATA_CHECK_HELP, DATA_CHECKS, check_records
 from ..data.sample import sampled
-from ..evaluate.classification import add_description_flags, described, evaluate_classification, flags_of_description
+from ..evaluate.classification import (
+    add_description_flags,
+    check_own,
+    described,
+    evaluate_classification,
+    flags_of_description,
+)
 from ..evaluate.landmarks import evaluate_landmarks
 from ..evaluate.network_flag import add_network_alone, with_network
 from ..formats.onnx_files import require_onnx
@@ -141,10 +147,10 @@ def export(path: PathLike, out: PathLike, forms: Sequence[str] = FORMS, formats:
     Raises
     ------
     InputError
-        If there is no network at ``path``, if it was written by this function, if ``out`` has files of the name
-        already or cannot be written to, if a file differs from the network, if a package is not installed, if the
-        operator library cannot be built, or if there is something wrong with ``int8``: its files, its patterns, or the
-        network that would come of it.
+        If there is no network at ``path``, if it was written by this function, if an entry of ``description`` cannot be
+        or does not fit it, if ``out`` has files of the name already or cannot be written to, if a file differs from the
+        network, if a package is not installed, if the operator library cannot be built, or if there is something wrong
+        with ``int8``: its files, its patterns, or the network that would come of it.
     """
     if 'onnx' in formats:
         require_onnx()
@@ -170,7 +176,11 @@ def export(path: PathLike, out: PathLike, forms: Sequence[str] = FORMS, formats:
     mean, std = (np.array(description[key], dtype='float32').reshape(1, 3, 1, 1) for key in ('rgb_mean', 'rgb_std'))
     pixels = _test_pixels(image_shape)
     normalized = (pixels - mean) / std
-    expected = net(mx.nd.array(normalized)).asnumpy()
+    try:
+        expected = net(mx.nd.array(normalized)).asnumpy()
+    except mx.MXNetError as error:
+        raise InputError(f'{path} does not take images of {description["input_size"]} pixels a side: give another '
+                         '`input_size`, or none.') from error
     data = pixels if normalize_input else normalized
     if not np.isfinite(expected).all():
         raise InputError(f'{path}: the network returns NaN or infinite outputs; export an earlier checkpoint.')
@@ -212,6 +222,7 @@ def export(path: PathLike, out: PathLike, forms: Sequence[str] = FORMS, formats:
 def _completed(path, found, own, report):
     """The description, by which the network is used; defaults are reported."""
     if _has_landmarks(found):
+        check_own(own)
         return {**found, **own}
     description = described(path, found, own)
     assumed = [f'{key} {description[key]}' for key in ('input_size', 'crop_ratio', 'rgb_mean', 'rgb_std')

@@ -115,6 +115,23 @@ bool has_parameters(const Node& node, bool no_bias) {
       && (no_bias || is_variable(node, 2));
 }
 
+/* The variable that a node's weight comes from. */
+const Node& weight_of(const Node& node) {
+  const Node& weight = *node.inputs[1].node;
+  return weight.op == "broadcast_mul" ? *weight.inputs[0].node->inputs[0].node : weight;
+}
+
+/* Whether each group of a convolution has one input, as far as the graph knows the shape of the weight. */
+bool may_be_depthwise(const Node& node) {
+  const Node& weight = weight_of(node);
+  for (const char* name : {MX_STR_SHAPE, "__shape__"}) {
+    int inputs;
+    if (std::sscanf(attribute(weight, name, "").c_str(), " %*[([] %*d , %d", &inputs) == 1 && inputs > 0)
+      return inputs == 1;
+  }
+  return true;
+}
+
 /* The node that quantizes what `node` takes as its only input from it, as _contrib_dequantize does; or none. */
 const Node* quantizing(const Node& node) {
   const Node* const source = node.op == "_contrib_dequantize" ? node.inputs[0].node : nullptr;
@@ -179,7 +196,7 @@ bool is_convolution(const Node& node, Layer* layer, std::vector<const Node*>* no
     nodes->push_back(pad_node);
   }
   layer->kind = groups == "1" ? DENSE : DEPTHWISE;
-  return groups == "1" || groups == attribute(node, "num_filter", "");
+  return groups == "1" || (groups == attribute(node, "num_filter", "") && may_be_depthwise(node));
 }
 
 bool is_pooling(const Node& node, Layer* layer) {
@@ -264,12 +281,9 @@ struct Layers {
     if (flat ? !vectors : vectors) return;
     if (!whole && needs_known && !maps) return;
     if ((layer.kind >= DENSE && layer.kind <= DEPTHWISE) || layer.kind == FULLY_CONNECTED) {
-      const Node* weight = node.inputs[1].node;
-      if (weight->op == "broadcast_mul") {
-        layer.scales = variables.at(weight->inputs[1].node);
-        weight = weight->inputs[0].node->inputs[0].node;
-      }
-      layer.weight = variables.at(weight);
+      const Node& weight = *node.inputs[1].node;
+      if (weight.op == "broadcast_mul") layer.scales = variables.at(weight.inputs[1].node);
+      layer.weight = variables.at(&weight_of(node));
       if (node.inputs.size() > 2) layer.bias = variables.at(node.inputs[2].node);
     }
     of[&node] = layers.size();
@@ -545,6 +559,9 @@ struct Weights {
       MXTensor& weight = (*arrays)[layer.weight];
       const float* const bias = layer.bias < 0 ? nullptr : (*arrays)[layer.bias].data<float>();
       channels[i] = weight.shape[0];
+      if (layer.kind == DEPTHWISE && weight.shape[1] != 1)
+        throw std::runtime_error("a group of a convolution takes more than one channel, which MXNet computes if "
+                                 "optimize_for is given the parameters (args)");
       if (layer.in_8_bits()) {
         pack_small(program, i, weight, (*arrays)[layer.scales].data<float>(), bias);
         continue;

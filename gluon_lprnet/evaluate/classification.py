@@ -149,6 +149,12 @@ def flags_of_description(args: argparse.Namespace) -> dict[str, Any]:
             if getattr(args, key) is not None}
 
 
+def check_own(own: Mapping[str, Any]) -> None:
+    """Refuse (InputError) an entry of a user's for a description that cannot be."""
+    for key, words in faults_of(own).items():
+        raise InputError(f'`{key}` {own[key]} is not {words}.')
+
+
 def described(network: PathLike, description: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
     """A classification network's description, with the entries ``own`` over it, and defaults where it has none.
 
@@ -160,8 +166,7 @@ def described(network: PathLike, description: Mapping[str, Any], own: Mapping[st
     """
     if description.get('task') == 'landmarks':
         raise InputError(f'{network} is a landmark network, not a classifier: use the commands nme and align.')
-    for key, words in faults_of(own).items():
-        raise InputError(f'`{key}` {own[key]} is not {words}.')
+    check_own(own)
     inside = description.get('normalized_inside')
     for key in ('rgb_mean', 'rgb_std'):
         if inside and list(own.get(key, description[key])) != description[key]:

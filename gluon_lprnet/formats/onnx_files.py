@@ -9,7 +9,7 @@ from mxnet.gluon import Block
 
 from ..utils.errors import InputError
 from ..utils.processes import available_cpus
-from .standard import SIZES, candidates, normalization_of, pixel_facts
+from .standard import SIZES, candidates, check_output, normalization_of, pixel_facts
 from .symbol_files import last_line, read_bytes
 
 __all__ = ['OnnxNetwork', 'load_onnx', 'open_session', 'require_onnx']
@@ -78,6 +78,10 @@ class OnnxNetwork(Block):
 
     def run(self, images: np.ndarray) -> np.ndarray:
         """Outputs (N, K) float32 for images (N, 3, height, width)."""
+        return self.raw(images).reshape(len(images), -1).astype('float32')
+
+    def raw(self, images: np.ndarray) -> np.ndarray:
+        """What the model gives for images (N, 3, height, width), of any shape and type."""
         images = images if self._layout == 'NCHW' else images.transpose(0, 2, 3, 1)
         dtype = _TYPES[self._input.type]
         images = np.ascontiguousarray(images.round() if dtype == 'uint8' else images, dtype)
@@ -87,7 +91,7 @@ class OnnxNetwork(Block):
         whole = np.concatenate([images, padding])
         outputs = [self._session.run(None, {self._input.name: whole[begin:begin + size]})[0]
                    for begin in range(0, len(whole), size)]
-        return np.concatenate(outputs)[:len(images)].reshape(len(images), -1).astype('float32')
+        return np.concatenate(outputs)[:len(images)]
 
 
 def load_onnx(path: Union[str, Path], description: dict[str, Any]) -> tuple[OnnxNetwork, dict[str, Any]]:
@@ -178,11 +182,12 @@ def _fitting(session, input_, path, size):
             continue
         network = OnnxNetwork(session, layout)
         try:
-            outputs = network.run(np.zeros((2, 3, side, side), 'float32'))
+            output = network.raw(np.zeros((2, 3, side, side), 'float32')).shape
         except Exception as error:
             reasons.append(last_line(error))
             continue
-        return network, layout, side, outputs.shape[1]
+        check_output(output, path)
+        return network, layout, side, output[1]
     fixed = [length for length in input_.shape[2:] if isinstance(length, int) and length > 4]
     if size is None and len(input_.shape) == 4 and fixed:
         return _fitting(session, input_, path, max(fixed))
@@ -192,20 +197,21 @@ def _fitting(session, input_, path, size):
 
 def _normalization(onnx, model, name, layout, size, path):
     """What the model makes of pixels before its first layer."""
-    current, last = name, None
+    current, arithmetic = name, []
     while True:
         users = [node for node in model.graph.node if current in node.input]
         if len(users) != 1 or users[0].op_type not in _ARRANGING | _ARITHMETIC or users[0].input[0] != current:
             break
         node, = users
         current = node.output[0]
-        last = current if node.op_type in _ARITHMETIC else last
-    if last is None:
+        if node.op_type in _ARITHMETIC:
+            arithmetic.append(node)
+    if not arithmetic:
         return None
     part = onnx.ModelProto()
     part.CopyFrom(model)
     del part.graph.output[:]
-    part.graph.output.append(onnx.helper.make_tensor_value_info(last, onnx.TensorProto.FLOAT, None))
+    part.graph.output.append(onnx.helper.make_tensor_value_info(arithmetic[-1].output[0], onnx.TensorProto.FLOAT, None))
     session = _session_of(part, path)
     input_, = session.get_inputs()
     batch = input_.shape[0] if isinstance(input_.shape[0], int) else 1
@@ -213,4 +219,4 @@ def _normalization(onnx, model, name, layout, size, path):
     def run(images):
         batches = (np.stack([image] * batch).astype(_TYPES[input_.type]) for image in images)
         return np.stack([session.run(None, {name: each})[0][0] for each in batches])
-    return normalization_of(run, layout, size)
+    return normalization_of(run, layout, size, {node.op_type for node in arithmetic} == {'BatchNormalization'})

@@ -4,7 +4,8 @@ That form has one input, ``data``, (N, 3, height, width), and one output, (N, K)
 that differs is changed where its function stays the same: a loss layer and its labels go (Module's SoftmaxOutput), so
 does a softmax at the end, the input gets its name, and a network of (N, height, width, 3) a transpose in front. What a
 network does with pixels itself (GluonCV's ``export_block`` puts the normalization into the graph) is found out by
-running that part of it, so that it is not done twice.
+running that part of it, so that it is not done twice. A BatchNorm there may as well be of images that were normalized
+before (Gluon's ``resnet*_v2``): its values tell.
 """
 import contextlib
 import json
@@ -18,7 +19,7 @@ from ..graph import attributes, in_float32
 from ..utils.errors import InputError
 from .symbol_files import last_line
 
-__all__ = ['LAYOUTS', 'Standard', 'candidates', 'normalization_of', 'pixel_facts', 'standard_form']
+__all__ = ['LAYOUTS', 'Standard', 'candidates', 'check_output', 'normalization_of', 'pixel_facts', 'standard_form']
 
 LAYOUTS = ('NCHW', 'NHWC')
 
@@ -31,6 +32,9 @@ _IDENTITIES = {'LinearRegressionOutput', 'MAERegressionOutput', 'SVMOutput', 'Ma
 _SOFTMAX = {'SoftmaxOutput', 'Softmax', 'softmax', 'log_softmax', 'SoftmaxActivation'}
 _SIGMOID = {'sigmoid', 'LogisticRegressionOutput'}
 _SHAPES_ONLY = {'Flatten', 'Reshape', 'squeeze'}
+
+# Of pixels from 0 to 1: where the mean and the deviation of each channel of photos lie.
+_MEANS, _DEVIATIONS = (0.1, 0.9), (0.1, 0.6)
 
 # What may stand between pixels and the first layer; those of the second line do arithmetic.
 _ARRANGING = {'transpose', 'SwapAxis', 'Cast', 'amp_cast', 'reverse', *_IDENTITIES}
@@ -185,12 +189,17 @@ def _fitting(symbol, params, path, params_path, size):
             output_for(tuple(4 if length == 3 else length for length in shape))
             reasons.append('its layers do not fit the 3 channels of an image')
             continue
-        if len(output) < 2 or output[0] != 2 or any(length != 1 for length in output[2:]):
-            raise InputError(f'{path} gives an output of the shape {output} for two images, and not a row of numbers '
-                             'for each.')
+        check_output(output, path)
         return layout, side, output
     sides = size or f'{min(SIZES)} to {max(SIZES)}'
     raise InputError(f'{path} with {params_path} takes no RGB image of {sides} pixels a side: {reasons[0]}')
+
+
+def check_output(shape: tuple[int, ...], path: Any) -> None:
+    """Refuse (InputError) a network that gives an output of this shape for two images: one row of numbers each."""
+    if len(shape) < 2 or shape[0] != 2 or any(length != 1 for length in shape[2:]):
+        raise InputError(f'{path} gives an output of the shape {shape} for two images, and not a row of numbers for '
+                         'each.')
 
 
 def _normalization(symbol, params, layout, size):
@@ -201,16 +210,17 @@ def _normalization(symbol, params, layout, size):
         for index, *_ in node['inputs']:
             users.setdefault(index, []).append(node)
     current = next(index for index, node in enumerate(nodes) if node['name'] == 'data')
-    last = None
+    arithmetic = []
     while len(users.get(current, ())) == 1:
         node, = users[current]
         if node['op'] not in _ARRANGING | _ARITHMETIC or node['inputs'][0][0] != current:
             break
-        last = node if node['op'] in _ARITHMETIC else last
+        if node['op'] in _ARITHMETIC:
+            arithmetic.append(node)
         current = nodes.index(node)
-    if last is None:
+    if not arithmetic:
         return None
-    prologue = symbol.get_internals()[f'{last["name"]}_output']
+    prologue = symbol.get_internals()[f'{arithmetic[-1]["name"]}_output']
     values = {name: mx.nd.array(params[name], dtype=params[name].dtype) for name in prologue.list_inputs()
               if name != 'data'}
     states = {name: values.pop(name) for name in prologue.list_auxiliary_states()}
@@ -218,11 +228,11 @@ def _normalization(symbol, params, layout, size):
     def run(images):
         executor = prologue.bind(mx.cpu(), {**values, 'data': mx.nd.array(images)}, aux_states=states, grad_req='null')
         return executor.forward(is_train=False)[0].asnumpy()
-    return normalization_of(run, layout, size)
+    return normalization_of(run, layout, size, {node['op'] for node in arithmetic} == {'BatchNorm'})
 
 
-def normalization_of(prologue: Callable[[np.ndarray], np.ndarray], layout: str,
-                     size: int) -> Optional[tuple[np.ndarray, np.ndarray]]:
+def normalization_of(prologue: Callable[[np.ndarray], np.ndarray], layout: str, size: int,
+                     learned: bool) -> Optional[tuple[np.ndarray, np.ndarray]]:
     """Mean and standard deviation of what a network does with pixels first; None if it is not of that form.
 
     Parameters
@@ -233,6 +243,8 @@ def normalization_of(prologue: Callable[[np.ndarray], np.ndarray], layout: str,
         Of the images.
     size : int
         Their side.
+    learned : bool
+        It is a BatchNorm alone, and a normalization of pixels only where its values are like those of photos.
 
     Returns
     -------
@@ -249,7 +261,20 @@ def normalization_of(prologue: Callable[[np.ndarray], np.ndarray], layout: str,
     slope = (white - zero) / 255
     if not (slope.all() and np.allclose(one - zero, slope, rtol=1e-3)):
         return None
-    return -zero / slope, 1 / slope
+    mean, std = -zero / slope, 1 / slope
+    return None if learned and not _of_photos(mean, std) else (mean, std)
+
+
+def _of_photos(mean, std):
+    white = 255 / _unit(mean, std)
+    return all(low <= value <= high for values, (low, high) in ((mean / white, _MEANS), (std / white, _DEVIATIONS))
+               for value in values)
+
+
+def _unit(mean, std):
+    """What pixels from 0 to 255 are divided by before a normalization of this mean and deviation: 1 or 255."""
+    # Of pixels from 0 to 255, a mean or a deviation is above 1.
+    return 255.0 if (abs(mean) <= 1).all() and (abs(std) <= 1).all() else 1.0
 
 
 def pixel_facts(normalization: Optional[tuple[np.ndarray, np.ndarray]], of_bytes: bool = False) -> dict[str, Any]:
@@ -265,7 +290,6 @@ def pixel_facts(normalization: Optional[tuple[np.ndarray, np.ndarray]], of_bytes
     if normalization is None:
         return {'rgb_mean': [0.0] * 3, 'rgb_std': [1.0] * 3} if of_bytes else {}
     mean, std = normalization
-    # Of pixels from 0 to 255, a mean or a deviation is above 1.
-    unit = 255.0 if not of_bytes and (abs(mean) <= 1).all() and (abs(std) <= 1).all() else 1.0
+    unit = 1.0 if of_bytes else _unit(mean, std)
     return {'rgb_mean': [0.0] * 3, 'rgb_std': [unit] * 3, 'normalized_inside': {
         'rgb_mean': (mean * unit).round(3).tolist(), 'rgb_std': (std * unit).round(3).tolist()}}

@@ -22,7 +22,7 @@ from .. import checkpoint
 from ..artifact import load_network
 from ..blocks import DSC, LPR, SConv, normalize_in_rank_space
 from ..data.batches import Batch, validation_batches
-from ..data.integrity import add_check_flag, check_records
+from ..data.integrity import add_check_flag, check_records, fingerprint
 from ..evaluate.classification import correct_in_top, evaluate_classification
 from ..evaluate.network_flag import add_network_alone, with_network
 from ..train.command import fit
@@ -231,11 +231,12 @@ def _run(args: argparse.Namespace) -> None:
     # Before a fixed layer is hybridized, because the graph keeps the setting it was made with.
     freeze(net)
     out = Path(args.out)
-    batches = {}
+    batches, data = {}, {}
     for subset in ('train', 'val'):
         records = check_records(getattr(args, f'rec_{subset}'), num_classes=description['num_classes'],
                                 data_check=args.data_check)
         batches[subset] = validation_batches(records, description, args.batch_size, args.num_data_workers)
+        data[subset] = fingerprint(records)
     accuracy = evaluate_classification(net, batches['val'], mx.cpu())['top1']
     print(f'original: top-1 {accuracy:.4f}')
     with folder_aside(out, 'features') as folder:
@@ -250,7 +251,7 @@ def _run(args: argparse.Namespace) -> None:
             module.initialize(mx.init.MSRAPrelu())
             if args.closed_form and name != BEGUN_AT_RANDOM:
                 begin_near(module, original, inputs['train'].data[:_IMAGES])
-            accuracies[name] = _train(module, after, inputs, target, accuracy, args, out / name)['top1']
+            accuracies[name] = _train(module, after, inputs, target, accuracy, data, args, out / name)['top1']
             outputs[name] = Features(module, inputs['val'], folder / f'{name}.npy').data
         errors, by_channel = mean_squared_errors(list(outputs.values()))
         square = float(np.mean(np.square(outputs[ORIGINAL], dtype='float64')))
@@ -265,8 +266,8 @@ def _run(args: argparse.Namespace) -> None:
     print(f'mean square of the features of {ORIGINAL}: {square:.5f}\n{out / "figure2.png"}')
 
 
-def _train(module: Any, after: Any, inputs: dict[str, Any], target: Any, accuracy: float, args: argparse.Namespace,
-           folder: Path) -> dict[str, float]:
+def _train(module: Any, after: Any, inputs: dict[str, Any], target: Any, accuracy: float, data: dict[str, Any],
+           args: argparse.Namespace, folder: Path) -> dict[str, float]:
     """Train an initialized module in front of fixed layers ``after``, or for the features ``target``: last metrics."""
     net = nn.HybridSequential()
     net.add(module, after)
@@ -284,7 +285,8 @@ def _train(module: Any, after: Any, inputs: dict[str, Any], target: Any, accurac
         for (data, _), (wanted, _) in zip(batches(epoch, start), target.epoch(epoch, start, args.seed)):
             yield Batch(data, wanted)
 
-    common: dict[str, Any] = dict(contexts=[mx.cpu()], batches_per_epoch=len(inputs['train']), evaluate=evaluate)
+    common: dict[str, Any] = dict(contexts=[mx.cpu()], batches_per_epoch=len(inputs['train']), evaluate=evaluate,
+                                  data=data)
     if target:
         task = TrainingTask(
             net=module, batches=features, **common,

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import mxnet as mx
 import numpy as np
@@ -39,6 +40,7 @@ from gluon_lprnet.compression.factorize import factorize, ranks_within, spectrum
 from gluon_lprnet.compression.modules import Form, PointwiseGraph
 from gluon_lprnet.compression.refit import replacement, ridge
 from gluon_lprnet.compression.tuning import Agreement, Best, as_teacher
+from gluon_lprnet.data.recordio import read_records, write_records
 from gluon_lprnet.deployment.onnx import write_onnx
 from gluon_lprnet.graph import as_block, trace
 from gluon_lprnet.train import fast_form
@@ -844,6 +846,10 @@ def test_the_best_is_kept(tmp_path):
     offered(best, 0.1, 7.0)
     best.take()
     assert net.weight.data().asscalar() == 6
+    wider = nn.Dense(2, in_units=1)
+    wider.initialize()
+    with pytest.raises(InputError, match='best.params holds the parameters of another network'):
+        Best(wider, tmp_path / 'best.params')
 
 
 CONFIG = {'model': 'mobilenetv1_x0.25', 'num_classes': 3, 'input_size': 16, 'small_image': True, 'rank': None,
@@ -931,6 +937,43 @@ def test_a_resumed_tuning_goes_on_in_its_form(records, tmp_path, monkeypatch, ti
     assert checkpoint.newest(tmp_path / 'out' / 'tuning').state['rewritten'] == (times[0] < times[1])
     resumed = epoch_records(tmp_path / 'out' / 'tuning')[-1]
     assert (resumed['epoch'], resumed['loss']) == (expected['epoch'], expected['loss'])
+
+
+def tuning_flags(folder, records):
+    return [folder / 'trained', '--exclude', '*dsc[6-9]*', '*dsc1[0-2]*', '--calibrate', records, '--rec-train',
+            records, '--tune-epochs', '1', '--lr', '1e-3', '--out', folder / 'out']
+
+
+def test_a_tuning_that_was_stopped_before_its_first_checkpoint_leaves_nothing(trained, records, tmp_path, monkeypatch):
+    flags, best = tuning_flags(tmp_path, records), tmp_path / 'out' / 'tuning' / 'best.params'
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as context, pytest.raises(KeyboardInterrupt):  # noqa: PT012
+        context.setattr(command, 'fit', stop)
+        run(*flags, '--rank', '3/8', '--held-out', records)
+    assert best.exists()
+    # Nothing is measured that could be best.
+    assert not run(*flags, '--rank', '1/8', '--rec-val', records)
+    assert not best.exists()
+
+
+def test_a_tuning_goes_on_with_the_same_photos(trained, records, tmp_path):
+    """Of whatever name, prepared as before."""
+    flags = [*tuning_flags(tmp_path, records), '--held-out', records]
+    assert not run(*flags)
+    other, moved = (tmp_path / name for name in ('other', 'moved'))
+    write_records(other, [(label, image) for label, image in read_records(records)][::-1])
+    shutil.copytree(Path(records).parent, moved)
+    with pytest.raises(InputError, match=r'was trained on other records: tiny.rec .*, not other.rec'):
+        run(*flags, '--resume', '--rec-train', f'{other}.rec')
+    for given, message in ((('--rgb-mean', '1', '2', '3'), r'rgb_mean. .was None, is \[1.0, 2.0, 3.0\]'),
+                           (('--rgb-std', '1', '2', '3'), 'rgb_std'), (('--input-size', '32'), 'input_size'),
+                           (('--crop-ratio', '0.5'), 'crop_ratio')):
+        with pytest.raises(InputError, match=message):
+            run(*flags, '--resume', *given)
+    assert not run(*flags, '--resume', '--rec-train', moved / 'tiny.rec')
 
 
 def test_a_tuning_that_does_harm_is_not_kept(trained, records, tmp_path, capsys):

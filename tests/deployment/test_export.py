@@ -133,6 +133,15 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
+@pytest.mark.parametrize('flags, message', [
+    (('--rgb-std', '0', '0', '0'), '--rgb-std [0.0, 0.0, 0.0] is not three numbers above 0'),
+    (('--input-size', '224'), 'lprnet_mobilenet_x0.5.faces does not take images of 224 pixels a side')])
+def test_a_description_that_a_landmark_network_cannot_have(flags, message, tmp_path, capsys):
+    assert main(['export', '--network', 'lprnet_mobilenet_x0.5.faces', '--out', str(tmp_path / 'out'), *flags]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / 'out').exists()
+
+
 def test_another_network_in_the_folder(trained, tmp_path, capsys):
     """It is not mixed with: refused, or its files of this name, and no others, are replaced."""
     out = tmp_path / 'out'

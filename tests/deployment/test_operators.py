@@ -139,6 +139,43 @@ def test_unknown_layers_stay_those_of_mxnet():
                          {'lprnet_network': 2, 'Convolution': 1, 'Activation': 1, 'tanh': 1})
 
 
+def grouped(x):
+    """Between separable convolutions, one with a group for each output and two inputs in each group."""
+    x = mx.sym.Convolution(separable(x, 20, (1, 1)), num_filter=10, num_group=10, kernel=(3, 3), pad=(1, 1),
+                           name='grouped')
+    return separable(x, 10, (2, 2))
+
+
+def test_several_inputs_of_a_group_stay_those_of_mxnet():
+    x = mx.nd.random.normal(shape=(2, 20, 9, 12))
+    assert_same_as_stock(grouped(mx.sym.var('data')), x, {'lprnet_network': 2, 'Convolution': 1})
+    net = nn.HybridSequential()
+    net.add(nn.Conv2D(20, 3, padding=1, in_channels=20), blocks.DSC(20, 32),
+            nn.Conv2D(16, 3, padding=1, groups=16, in_channels=32), blocks.DSC(16, 8), nn.GlobalAvgPool2D(),
+            nn.Dense(5))
+    net.initialize(mx.init.Normal(0.3))
+    expected = net(x).asnumpy()
+    deployed = deploy(net, operators=True)
+    assert relative_error(deployed(x).asnumpy(), expected) <= 1e-5
+    assert operators_run_by(deployed) == {'lprnet_network': 2, 'Convolution': 1}
+    # In 8 bits, of a symbol that is partitioned without its arrays.
+    quantizer = LibraryQuantizer(*reparametrize(*trace(net)), x.asnumpy(), 'naive')
+    partitioned, params = quantizer.quantize(quantizer.layers)
+    assert {'lprnet_network', 'Convolution'} <= set(operators(partitioned))
+    stock = as_block(*quantizer.standard(quantizer.layers))
+    assert relative_error(as_block(partitioned, params)(x).asnumpy(), stock(x).asnumpy()) <= 5e-3
+
+
+def test_several_inputs_of_a_group_where_no_shape_is_known():
+    symbol = grouped(mx.sym.var('data', shape=(0, 0, 0, 0)))
+    x = mx.nd.random.normal(shape=(1, 20, 9, 12))
+    shapes = dict(zip(symbol.list_arguments(), symbol.infer_shape(data=x.shape)[0]))
+    block = as_block(symbol.optimize_for(BACKEND), {name: mx.nd.ones(shape) for name, shape in shapes.items()
+                                                    if name != 'data'})
+    with pytest.raises(mx.MXNetError, match='more than one channel.*args'):
+        block(x).wait_to_read()
+
+
 def test_single_convolution_stays_that_of_mxnet():
     convolution = mx.sym.Convolution(mx.sym.var('data'), num_filter=8, kernel=(1, 1))
     assert_same_as_stock(mx.sym.Activation(convolution, act_type='relu'), mx.nd.random.normal(shape=(2, 5, 6, 6)),

@@ -79,6 +79,7 @@ HWC = ('batch', SIZE, SIZE, 3)
     ({'last': ()}, {}),
     ({'last': [('LogSoftmax', {'axis': 1})]}, {}),
     ({'last': [('Softmax', {}), ('Identity', {})]}, {}),
+    ({'last': [('Unsqueeze', {}, [np.int64([2, 3])])]}, {}),
     ({'shape': (1, 3, SIZE, SIZE)}, {}),
     ({'shape': (4, 3, SIZE, SIZE)}, {}),
     ({'shape': ('n', 3, 'h', 'w')}, {'input_size': None}),
@@ -87,8 +88,8 @@ HWC = ('batch', SIZE, SIZE, 3)
     ({'first': [SUB, DIV, TRANSPOSE], 'shape': (4, SIZE, SIZE, 3)}, {'rgb_std': [1.0] * 3}),
     ({'first': [('Cast', {'to': 1}), SUB, DIV, TRANSPOSE], 'shape': HWC, 'kind': 2}, {'rgb_std': [1.0] * 3}),
     ({'first': [('Sub', {}, [np.float32(120 / 255)]), ('Div', {}, [np.float32(60 / 255)])]}, {'rgb_std': [255.0] * 3}),
-], ids=['softmax', 'logits', 'log_softmax', 'identity', 'batch of 1', 'batch of 4', 'any size', 'HWC', 'pixels',
-        'pixels in batches of 4', 'bytes', 'fractions'])
+], ids=['softmax', 'logits', 'log_softmax', 'identity', 'maps of 1x1', 'batch of 1', 'batch of 4', 'any size', 'HWC',
+        'pixels', 'pixels in batches of 4', 'bytes', 'fractions'])
 def test_networks_of_other_programs(keywords, facts, tmp_path):
     net, description = load_network(write(tmp_path / 'net.onnx', **keywords))
     pixels = PIXELS.transpose(0, 3, 1, 2).astype('float32')
@@ -103,6 +104,19 @@ def test_networks_of_other_programs(keywords, facts, tmp_path):
         np.testing.assert_allclose(description['normalized_inside']['rgb_std'], [60] * 3, atol=0.1)
     else:
         assert 'rgb_std' not in description
+
+
+@pytest.mark.parametrize('factor', [None, 1, 255])
+def test_a_batch_norm_in_front(factor, tmp_path):
+    """``factor``: what pixels are divided by before it; None for one of images that are normalized."""
+    mean, std = (120 / factor, 60 / factor) if factor else (0.02, 0.98)
+    values = [np.full(3, value, 'float32') for value in (1, 0, mean, std ** 2)]
+    net, description = load_network(write(tmp_path / 'net.onnx', [('BatchNormalization', {'epsilon': 0.0}, values)]))
+    images = PIXELS.transpose(0, 3, 1, 2) / np.float32(factor) if factor else IMAGES
+    np.testing.assert_allclose(net(mx.nd.array(images)).softmax().asnumpy(), reference((images - mean) / std),
+                               atol=1e-5)
+    assert description.get('rgb_std') == (factor and [factor] * 3)
+    assert ('normalized_inside' in description) == (factor is not None)
 
 
 def test_evaluate_predict_and_load(tmp_path, capsys):
@@ -160,6 +174,12 @@ def _nan(graph):
     ({'outputs': ['logits']}, 'has 2 outputs: Softmax5, logits'),
     ({'last': [('Sigmoid', {})]}, "ends in 'Sigmoid5', a sigmoid"),
     ({'last': [('Exp', {}), ('ReduceSum', {'keepdims': 0})]}, 'net.onnx'),
+    # Feature maps, and detections of a batch of one.
+    ({'last': [('Unsqueeze', {}, [np.int64([2, 3])]), ('Tile', {}, [np.int64([1, 1, 4, 4])])]},
+     r'an output of the shape \(2, 5, 4, 4\) for two images'),
+    ({'last': [('Unsqueeze', {}, [np.int64([2])]), ('Tile', {}, [np.int64([1, 1, 7])])], 'shape': (1, 3, SIZE, SIZE)},
+     r'an output of the shape \(2, 5, 7\)'),
+    ({'last': [('Reshape', {}, [np.int64([1, CLASSES, -1])])]}, r'an output of the shape \(1, 5, 2\)'),
     ({'shape': ('n', 1, SIZE, SIZE)}, 'no square RGB images'),
     ({'kind': 7}, 'net.onnx'),
     ({'damage': _nan}, 'weight has NaN or infinite values'),

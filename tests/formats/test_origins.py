@@ -281,8 +281,12 @@ def test_gluoncv_export_block(tmp_path, pictures, capsys):
     ('NCHW', lambda x: (x - 127.5) / 127.5, 1),
     ('NCHW', lambda x: mx.sym.broadcast_div(x - 0.5, mx.sym.var('std', shape=(1, 3, 1, 1), init=mx.init.One())), 255),
     ('NCHW', lambda x: mx.sym.Cast(x, dtype='float32') / 255, 1),
+    # As Gluon's resnet*_v2 begin, on images that are normalized.
     ('NCHW', lambda x: mx.sym.BatchNorm(x, name='norm_data'), None),
-], ids=['transforms', 'transposed', 'scalars', 'of fractions', 'divided', 'BatchNorm'])
+    ('NCHW', lambda x: mx.sym.BatchNorm(x, name='norm_data'), 1),
+    ('NCHW', lambda x: mx.sym.BatchNorm(x, name='norm_data'), 255),
+], ids=['transforms', 'transposed', 'scalars', 'of fractions', 'divided', 'BatchNorm', 'BatchNorm of pixels',
+        'BatchNorm of fractions'])
 def test_preprocessing_in_the_graph(layout, preprocessing, factor, tmp_path):
     """``factor``: what pixels are divided by before they come to the graph; None if it does not normalize."""
     shape = (3, SIZE, SIZE) if layout == 'NCHW' else (SIZE, SIZE, 3)
@@ -290,15 +294,18 @@ def test_preprocessing_in_the_graph(layout, preprocessing, factor, tmp_path):
     arguments, auxiliary = module.get_params()
     if 'std' in arguments:
         arguments['std'][:] = np.reshape([0.2, 0.3, 0.25], (1, 3, 1, 1))
+    if 'norm_data_moving_mean' in auxiliary and factor:
+        auxiliary['norm_data_moving_mean'][:], auxiliary['norm_data_moving_var'][:] = MEAN / factor, (STD / factor) ** 2
     module.set_params(arguments, auxiliary)
     module.save_checkpoint(str(tmp_path / 'net'), 0)
     images = PIXELS.astype('float32') / (factor or 1)
     expected = outputs_of_module(module, images if layout == 'NHWC' else images.transpose(0, 3, 1, 2))
     net, description = load_network(tmp_path / 'net-symbol.json')
     assert relative_error(net(mx.nd.array(images.transpose(0, 3, 1, 2))).asnumpy(), expected) < 1e-6
-    if factor is None and 'norm_data_moving_var' not in auxiliary:
+    if factor is None:
         assert 'rgb_std' not in description
-    elif factor:
+        assert described('net', description, {'rgb_mean': [1, 2, 3]})['rgb_mean'] == [1, 2, 3]
+    else:
         assert description['rgb_std'] == [factor] * 3 and description['rgb_mean'] == [0] * 3
         assert described('net', description, {})['crop_ratio'] == 0.875
 

@@ -20,7 +20,7 @@ from gluon_lprnet.__main__ import main
 from gluon_lprnet.artifact import model_arguments
 from gluon_lprnet.blocks import LPR, SConv, normalize_in_rank_space
 from gluon_lprnet.complexity import count
-from gluon_lprnet.data.recordio import write_records
+from gluon_lprnet.data.recordio import read_records, write_records
 from gluon_lprnet.paper import cifar10, figure2, networks
 from gluon_lprnet.paper.closed_form import begin_near
 from gluon_lprnet.paper.grid import Result, ExperimentRow
@@ -411,7 +411,9 @@ def test_figure_2(tiny_records, tmp_path, capsys):
 
     assert not main(command)
     assert capsys.readouterr().out == first
-
+    write_records(tmp_path / 'other', list(read_records(f'{prefix}.rec'))[::-1])
+    assert main([*command, '--rec-train', str(tmp_path / 'other.rec')]) == 2
+    assert 'was trained on other records' in capsys.readouterr().err
 
     assert not main([*command[:-4], '--num-epochs', '4', '--lr', '0.01', '--match-features', '--out',
                      str(tmp_path / 'matched')])
