@@ -81,6 +81,7 @@ setup(
         'video': ['av>=15.1'],
         'onnx': ['onnx>=1.16,<1.19', 'onnxruntime>=1.18,<1.21'],
         'test': ['pytest', 'pytest-xdist', 'gluoncv', 'scikit-learn', 'tensorboardX', 'onnx>=1.16,<1.19',
-                 'onnxruntime>=1.18,<1.21', 'multi-model-server==1.1.11', 'selenium', 'PyYAML', 'av>=15.1'],
+                 'onnxruntime>=1.18,<1.21', 'multi-model-server==1.1.11', 'selenium', 'PyYAML', 'av>=15.1',
+                 'pillow-heif'],
     },
 )

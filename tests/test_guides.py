@@ -102,7 +102,8 @@ def test_every_command_is_run_somewhere(guide, tmp_path):
         command, _ = command_of(call)
         if command in RUN_BY:
             text = (ROOT / RUN_BY[command]).read_text()
-            assert Path(command).stem in text, f'{RUN_BY[command]} does not run {command}'
+            run = f"'{command}'" if '/' not in command else f'{Path(command).stem}.'
+            assert run in text, f'{RUN_BY[command]} does not run {command}'
 
 
 def run_script(script, arguments):

@@ -226,6 +226,15 @@ def test_the_shorter_side_is_shrunk_and_never_enlarged(tmp_path, size, resize, e
     assert_like(pixels, picture(1, size).resize(expected, Image.Resampling.BOX))
 
 
+def test_pictures_are_resized_to_480_by_default(tmp_path):
+    """As the paper's were."""
+    save(tmp_path / 'in' / 'class' / 'a.png', size=(700, 600))
+    assert not main(['pack', 'images', str(tmp_path / 'in'), '--out', str(tmp_path / 'set')])
+    (_, packed), = read_back(tmp_path / 'set')
+    assert mx.image.imdecode(packed).shape == (480, 560, 3)
+    assert json.loads((tmp_path / 'set.json').read_text())['resize'] == 480
+
+
 def test_shrinking_averages(tmp_path):
     checkerboard = (np.indices((64, 64)).sum(axis=0) % 2 * 255).astype(np.uint8)
     _, pixels = pack_one(tmp_path, encoded(Image.fromarray(checkerboard), 'PNG'), resize=32)

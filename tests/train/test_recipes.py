@@ -173,7 +173,16 @@ def test_decay_is_that_of_weights_alone(images, tmp_path, monkeypatch):
 
 def test_augmentation_and_crop_of_images(images):
     recipe, config, task = images
-    slope, light, place, data = measured(task.batches(0, 0), config)
+    labels = []
+
+    def noted():
+        for batch in task.batches(0, 0):
+            labels.extend(batch.label.asnumpy().tolist())
+            yield batch
+    slope, light, place, data = measured(noted(), config)
+    # Each picture has its own class, and all of it.
+    assert sorted(labels) == sorted(number % 10 for number in range(COUNT))
+    assert not (config.mixup or config.label_smoothing)
     assert len(slope) == COUNT and data.shape[2:] == (recipe['size'],) * 2
     assert 0.35 < (slope < 0).mean() < 0.65
     scale = 100 / recipe['side'] / abs(slope)
@@ -219,19 +228,23 @@ def face_batches(task, config, epochs):
 
 def test_augmentation_of_faces(faces):
     _, config, task = faces
-    flips, sizes, turns, flat, striped = [], [], [], [], []
+    flips, sizes, turns, middles, flat, striped = [], [], [], [], [], []
     for picture, points in face_batches(task, config, range(3)):
         corners = points[[36, 45, 48, 54]]
         flips.append((points[8] - corners.mean(axis=0))[0] < 0)
         top = corners[1] - corners[0]
         sizes.append(np.linalg.norm(top))
         turns.append(math.degrees(math.atan2(top[1], top[0])))
+        middles.append(corners.mean(axis=0))
         (striped if (abs(np.diff(picture[1], axis=1)) > 3).mean() > 0.1 else flat).append(picture)
     assert 0.4 < np.mean(flips) < 0.6
     # The square of 1.25 times the box is turned with it, by up to 30 degrees, and scaled by 0.9 to 1.1.
     assert -30.5 < min(turns) < -25 and 25 < max(turns) < 30.5
     scales = np.array(sizes) * 1.25
     assert 0.89 < scales.min() < 0.93 and 1.07 < scales.max() < 1.11
+    # Shifted by up to 5% of the side.
+    for shifts in np.transpose(middles):
+        assert -0.0505 < shifts.min() < -0.04 and 0.04 < shifts.max() < 0.0505
     # A rectangle covers a fifth of the faces: pictures of one color are no longer of one.
     covered = [picture.std(axis=(1, 2)).max() > 3 for picture in flat]
     assert 0.12 < np.mean(covered) < 0.3
@@ -245,6 +258,20 @@ def test_augmentation_of_faces(faces):
     steepness = [np.percentile(abs(np.diff(green, axis=1)), 95) / max(np.ptp(np.percentile(green, (5, 95))), 1)
                  for green in greens]
     assert 0.02 < np.mean(np.array(steepness) < 0.6 * np.median(steepness)) < 0.25
+
+
+def test_wild_augmentation_of_faces(face_records):
+    config = config_of(LandmarkConfig, '--model', 'lprnet_mobilenet_x0.03125', '--rec-train', face_records, '--rec-val',
+                       face_records, '--augmentation', 'wild', '--no-mirror')
+    turns, dark = [], []
+    for picture, points in face_batches(face.build_task(config), config, range(3)):
+        top = points[45] - points[36]
+        turns.append(abs(math.degrees(math.atan2(top[1], top[0]))))
+        # The darkest of the pictures is 60 where it is brightest.
+        dark.append(np.percentile(picture, 95) < 60)
+    # Three in ten are turned by up to 120 degrees, of which three quarters lie beyond 30.
+    assert 0.15 < np.mean(np.array(turns) > 31) < 0.3 and 105 < max(turns) < 121
+    assert np.mean(dark) > 0.05
 
 
 def test_flags_of_faces(face_records):

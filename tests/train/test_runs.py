@@ -55,6 +55,9 @@ def test_one_run_by_its_own_folder(folder):
 
 def test_command(folder, capsys, tmp_path):
     assert not main(['runs', str(folder), '--curves', str(tmp_path / 'curves.png')])
+    assert not main(['curves', str(folder / 'a'), str(folder / 'deep' / 'b'), '--out', str(tmp_path / 'two.svg')])
+    text = (tmp_path / 'two.svg').read_text()
+    assert text.count('top1') and text.count('nme')
     text = capsys.readouterr().out
     assert 'deep/b' in text and '0.7500 (2)' in text
     assert (tmp_path / 'curves.png').read_bytes().startswith(b'\x89PNG')

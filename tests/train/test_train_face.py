@@ -82,8 +82,12 @@ def test_training_learns_records_and_exports(face_flags, face_records, tmp_path,
 
 def test_the_shipped_recipe_has_two_steps():
     start, end = (landmarks('--preset', preset) for preset in ('shipped-start', 'shipped'))
-    assert start.two_jaws and end.two_jaws and start.input_size < end.input_size
-    assert (start.lr_mode, end.lr_mode) == ('constant', 'cosine')
+    for config in start, end:
+        assert (config.two_jaws, config.loss, config.augmentation, config.repeat_profiles, config.ema_decay,
+                config.batch_size, config.optimizer) == (True, 'smooth-l1', 'wild', 2, 0.998, 64, 'adam')
+    assert (start.lr_mode, start.lr, start.warmup_epochs, start.num_epochs, start.input_size) == (
+        'constant', 3e-3, 1, 14, 64)
+    assert (end.lr_mode, end.lr, end.warmup_epochs, end.num_epochs, end.input_size) == ('cosine', 2e-3, 0, 12, 96)
 
 
 NUMPY_LOSSES = {
