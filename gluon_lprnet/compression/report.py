@@ -20,7 +20,8 @@ class LayerReport(NamedTuple):
     params_before, params_after, multiply_adds_before, multiply_adds_after : int
     error_before : float or None
         Mean squared error of its output on the calibration images, over the variance of the original's output: in the
-        compressed network, with the original's values. None without images, and where nothing before it changed.
+        compressed network, with the original's values. None without images, where nothing before it changed, and
+        with the method pdp.
     error : float or None
         Likewise as it is now. Without images, of the matrix; None where nothing changed.
     skipped : str or None
