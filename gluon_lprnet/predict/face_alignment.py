@@ -9,12 +9,12 @@ import numpy as np
 
 from ..data.faces.head_model import estimate_poses, upright_angles
 from ..data.faces.landmarks import POINTS, turned_crop_matrix, warp_crop
-from ..data.images import ImageError, read_image
+from ..data.images import ImageError
 from ..evaluate.landmarks import load_landmark_network
 from ..evaluate.network_flag import DEFAULTS
 from ..utils.errors import InputError
 from .aligner import Aligner, Pose, rotation_of
-from .classification import Image, as_sequence, unreadable
+from .classification import Image, as_sequence, pixels_of, unreadable
 from .detectors import Detector, detect_turned, make_detector
 
 # Pixels of pictures held at once, which bounds memory.
@@ -142,7 +142,7 @@ class FaceAligner:
         Raises
         ------
         InputError
-            For a picture that cannot be read, which is named.
+            For a picture that cannot be read, or an array that is not such pixels, which is named.
         """
         pictures = as_sequence(images)
         if boxes is not None and len(boxes) != len(pictures):
@@ -159,7 +159,7 @@ def _read(images):
     """The pictures (height, width, 3) uint8, BGR, one after the other."""
     for number, image in enumerate(images):
         try:
-            pixels = image if isinstance(image, np.ndarray) else read_image(image)
+            pixels = pixels_of(image)
         except ImageError as error:
             raise unreadable(image, number, error) from error
         yield cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)

@@ -25,6 +25,9 @@ _COPIED_SOUND = ('aac', 'mp3', 'opus', 'flac')
 _SOUND_RATE = 48_000
 # Seconds back in time that are more than a careless clock.
 _JOINT = Fraction(1, 10)
+# Seconds that sound may overlap the one before it: less than the 1024 samples that AAC is coded in, and more than what
+# clocks of milliseconds are off.
+_OVERLAP = Fraction(1, 100)
 _FRAMES_PER_SECOND = 25
 # Of ITU-T H.273, table 4; of FFmpeg's AVColorRange.
 _BT601, _LIMITED = 6, 1
@@ -239,7 +242,8 @@ class VideoWriter:
         self._container: Any = None
         self._early: list[av.Packet] = []
         self._sounds: dict[int, Any] = {}
-        self._sounded: dict[int, int] = {}
+        # Of each sound, the last packet's time where it is copied, in its units; otherwise its end in seconds.
+        self._sounded: dict[int, Union[int, Fraction]] = {}
         self._durations: collections.deque[int] = collections.deque()
         self._last = -1
 
@@ -274,7 +278,7 @@ class VideoWriter:
             self._early.append(packet)
             return
         origin, target = packet.stream, self._sounds[packet.stream.index]
-        if origin.codec_context.name in _COPIED_SOUND:
+        if _is_copied(origin):
             shift = round(self._source.start / packet.time_base)
             packet.dts -= shift  # type: ignore[operator]  # a source gives no packet without one
             if packet.pts is not None:
@@ -292,6 +296,12 @@ class VideoWriter:
         for sound in decoded:
             if sound.pts is not None:
                 sound.pts -= round(self._source.start / sound.time_base)
+                # As above, where recordings are joined.
+                begin = sound.pts * sound.time_base
+                end = self._sounded.get(origin.index, begin)
+                if begin < end - _OVERLAP:
+                    continue
+                self._sounded[origin.index] = max(end, begin + Fraction(sound.samples, sound.sample_rate))
             self._container.mux(target.encode(sound))
 
     def _open(self, width, height):
@@ -308,7 +318,7 @@ class VideoWriter:
             video.bit_rate = round(width * height * self._source.rate / 8)
         for sound in self._source.sounds:
             self._sounds[sound.index] = (
-                self._container.add_stream_from_template(sound) if sound.codec_context.name in _COPIED_SOUND
+                self._container.add_stream_from_template(sound) if _is_copied(sound)
                 else self._container.add_stream('aac', rate=_SOUND_RATE,
                                                 layout='mono' if sound.codec_context.channels == 1 else 'stereo'))
         early, self._early = self._early, []
@@ -324,7 +334,7 @@ class VideoWriter:
     def _finish(self):
         self._mux(self._video.encode())
         for sound in self._source.sounds:
-            if sound.codec_context.name not in _COPIED_SOUND:
+            if not _is_copied(sound):
                 self._container.mux(self._sounds[sound.index].encode())
 
 
@@ -385,6 +395,11 @@ def _align_video(source, target, draw_faces, add_frame, limit, stop):
         if not frames:
             raise InputError(f'{source.name} gives no frame' + (f': {source.damage()}.' if source.damage() else '.'))
     return {'width': size[1], 'height': size[0], 'frames': frames, 'seconds': round(float(seconds), 6)}
+
+
+def _is_copied(sound):
+    # A decoder can have a name of its own, as mp3float.
+    return sound.codec_context.codec.canonical_name in _COPIED_SOUND
 
 
 def _is_encoder(name):

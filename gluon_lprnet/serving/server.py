@@ -140,6 +140,8 @@ class Server:
         # Networks that have had a loader, and those of them that had none at the last look.
         self._loaded: set[str] = set()
         self._missing: set[str] = set()
+        # Networks that are being loaded again or could not be, and the size of the server's log when that began.
+        self._failed: dict[str, int] = {}
         # A Popen while it runs.
         self._process: Any = None
         self._watch: Optional[subprocess.Popen[bytes]] = None
@@ -274,11 +276,13 @@ class Server:
     def is_ready(self) -> bool:
         """Whether each network has a worker that takes requests, and there are networks.
 
-        A network whose workers were taken away over the management interface does not count.
+        A network whose workers were taken away over the management interface does not count; one that died and could
+        not be loaded again does.
         """
         wanted = self._wanted()
-        return bool(wanted) and all(any(worker['status'] == 'READY' for worker in network['workers'])
-                                    for network in wanted.values())
+        are_ready = all(any(worker['status'] == 'READY' for worker in network['workers'])
+                        for network in wanted.values())
+        return bool(wanted) and are_ready and not self._failed
 
     def _wanted(self):
         """What the server says about each network that is to have workers: a dict by name."""
@@ -296,22 +300,45 @@ class Server:
         """
         wanted = self._wanted()
         missing = {model for model in wanted if self.loader_of(model) is None}
+        self._failed = {model: size for model, size in self._failed.items()
+                        if model not in wanted.keys() - missing and not self._was_deleted(model, size)}
         self._loaded = (self._loaded | wanted.keys() - missing) & wanted.keys()
         missed_before, self._missing = self._missing, missing & self._loaded
         return [wanted[model] for model in sorted(missed_before & self._missing)]
 
     def _load_again(self, network, report):
         model = network['modelName']
+        self._failed[model] = self._log_size()
         _, status = self._manage('DELETE', f'/models/{quote(model)}')
         if status == 404:  # somebody else took it away since it was seen to be dead
+            del self._failed[model]
             return
+        self._failed[model] = self._log_size()
         try:
             self._load(model, network['modelUrl'], {**self._loading, 'batch_size': network['batchSize'],
                                                     'max_batch_delay': network['maxBatchDelay'],
                                                     'initial_workers': network['minWorkers']})
+            del self._failed[model]
             report(f'{model}: its process died, and it was loaded again.')
         except InputError as error:
             report(f'{error} Its process had died. The other networks are still served.')
+
+    @property
+    def _access_log(self):
+        return self.run_dir / 'logs' / 'access_log.log'
+
+    def _log_size(self):
+        return self._access_log.stat().st_size if self._access_log.exists() else 0
+
+    def _was_deleted(self, model, size):
+        """Whether somebody took a network away since the server's log had so many bytes.
+
+        The server's answers do not tell: it lists some of those that it could not load, and others not.
+        """
+        with contextlib.suppress(FileNotFoundError), open(self._access_log, 'rb') as file:
+            file.seek(size)
+            return f'"DELETE /models/{quote(model)} ' in file.read().decode(errors='replace')
+        return False
 
     def stop(self) -> None:
         """End the server and its workers; of no effect if they have ended."""
@@ -432,7 +459,8 @@ class Server:
             'preload_model': 'true',
         }
         config = self._folder / 'config.properties'
-        config.write_text(''.join(f'{key}={value}\n' for key, value in properties.items()))
+        # Java reads ISO 8859-1 with JSON's escapes.
+        config.write_text(''.join(f'{key}={json.dumps(str(value))[1:-1]}\n' for key, value in properties.items()))
         logs = self.run_dir / 'logs'
         environment = {key: value for key, value in os.environ.items() if not key.startswith('MMS_')}
         # A worker is one thread: small networks lose more by threads than they gain.
@@ -596,30 +624,24 @@ def add_server_flags(parser: argparse.ArgumentParser, run_dir: str) -> None:
                         help="the server's configuration, archives and logs (default: %(default)s)")
 
 
-@contextlib.contextmanager
-def _ready_file(path):
-    """As a context: a function that makes a file (None: no file) or removes it; at the end it is removed."""
-    def on_ready(is_ready):
-        if path and is_ready:
-            write_file(path, '')
-        elif path:
-            with write_errors(path):
-                Path(path).unlink(missing_ok=True)
-    on_ready(False)
-    try:
-        yield on_ready
-    finally:
-        on_ready(False)
+def _mark_ready(path, is_ready):
+    """Make the file of ``--ready-file`` (None: no file), or remove it."""
+    if path and is_ready:
+        write_file(path, '')
+    elif path:
+        with write_errors(path):
+            Path(path).unlink(missing_ok=True)
 
 
 def _run(args):
     networks = [*args.networks, *args.named]
     page_port = args.page_port or (None if networks else PAGE_PORT)
     networks = networks or list(DEFAULTS.values())
+    # A server that was killed leaves it.
+    _mark_ready(args.ready_file, False)
     print(f'Starting the server with {", ".join(map(str, networks))} ...', file=sys.stderr, flush=True)
     with Server(networks, args.run_dir, args.host, args.port, args.management_host, args.management_port,
-                args.workers, args.batch_size, args.max_batch_delay, page_port, args.max_pixels, args.form) as server, \
-            _ready_file(args.ready_file) as on_ready:
+                args.workers, args.batch_size, args.max_batch_delay, page_port, args.max_pixels, args.form) as server:
         for model in server.models:
             if report := server.report_of(model):
                 print(f'{model} runs in {report}.', file=sys.stderr)
@@ -629,7 +651,11 @@ def _run(args):
         print(f'Ready. Workers of each network: {server.workers}. Logs: {server.run_dir / "logs"}. Ctrl-C stops the '
               'server.', flush=True)
         try:
-            server.wait(on_ready, lambda line: print(line, file=sys.stderr, flush=True))
+            server.wait(lambda is_ready: _mark_ready(args.ready_file, is_ready),
+                        lambda line: print(line, file=sys.stderr, flush=True))
         except (KeyboardInterrupt, SystemExit):
             # By a signal, as a server is meant to end.
             return 0
+        finally:
+            # Before the server ends, which takes a while.
+            _mark_ready(args.ready_file, False)

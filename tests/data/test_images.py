@@ -4,6 +4,7 @@ import os
 import struct
 import subprocess
 import sys
+import threading
 import zlib
 
 import cv2
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from conftest import SHARED_DATA
 from PIL import Image, ImageFile
+from PIL.BmpImagePlugin import BmpImageFile
 
 from gluon_lprnet.data import images
 from gluon_lprnet.data.images import (
@@ -167,6 +169,29 @@ def test_half_a_file_is_refused(lenient, kind):
     for part in (0.5, 0.9):
         with pytest.raises(ImageError, match='cut off|not an image'):
             read_image(image[:int(part * len(image))])
+
+
+def test_threads_leave_pillow_as_it_was(lenient, monkeypatch):
+    """The first of two leaves while the second decodes, which is not to be lenient then."""
+    image = encoded(Image.fromarray(smooth()), 'BMP')
+    load, inside, found = BmpImageFile.load, threading.Barrier(2, timeout=30), []
+    first_is_done = threading.Event()
+
+    def together(self):
+        inside.wait()
+        if threading.current_thread().name == 'second':
+            assert first_is_done.wait(30)
+        found.append(ImageFile.LOAD_TRUNCATED_IMAGES)
+        return load(self)
+    monkeypatch.setattr(BmpImageFile, 'load', together)
+    first, second = (threading.Thread(target=images.decode_image, args=(image,), name=name)
+                     for name in ('first', 'second'))
+    first.start()
+    second.start()
+    first.join()
+    first_is_done.set()
+    second.join()
+    assert found == [False, False]
 
 
 def test_one_limit_of_pixels_and_of_sides_before_decoding(monkeypatch):

@@ -3,6 +3,7 @@ import csv
 import io
 import json
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -537,6 +538,89 @@ def test_a_stopped_run_goes_on(network, photo, tmp_path, monkeypatch, stopped_at
         command(align, *flags, tmp_path / 'another', '--resume')
 
 
+def write_gray(path, height, width):
+    path.parent.mkdir(exist_ok=True)
+    cv2.imwrite(str(path), np.full((height, width, 3), 90, 'uint8'))
+
+
+def heights_of(out):
+    return {entry['image']: entry['height'] for entry in json.loads((out / 'landmarks.json').read_text())['images']}
+
+
+def test_pictures_that_were_replaced_are_done_again(network, tmp_path):
+    photos, other, out = (tmp_path / name for name in ('photos', 'other', 'out'))
+    for number in range(3):
+        write_gray(photos / f'{number}.png', 20, 30)
+    assert not command(align, 'align', network, photos, '--out', out)
+    write_gray(photos / '2.png', 25, 30)
+    written = {name: (out / name).stat().st_mtime_ns for name in ('0.png', '1.png')}
+    assert not command(align, 'align', network, photos, '--out', out, '--resume')
+    assert {name: (out / name).stat().st_mtime_ns for name in written} == written
+    assert not command(align, 'align', network, photos, '--out', tmp_path / 'anew')
+    for path in out.iterdir():
+        assert path.read_bytes() == (tmp_path / 'anew' / path.name).read_bytes(), path.name
+    assert heights_of(out) == {'0.png': 20, '1.png': 20, '2.png': 25}
+    # Another picture of the same name, and of the same size and time of change.
+    for number in (0, 3):
+        write_gray(other / f'{number}.png', 20, 30)
+    shutil.copy2(photos / '0.png', other / '0.png')
+    assert not command(align, 'align', network, other, '--out', out, '--resume')
+    assert heights_of(out) == {'1.png': 20, '2.png': 25, '0.png': 20, '3.png': 20}
+    assert (out / '0.png').stat().st_mtime_ns != written['0.png']
+
+
+def test_a_resumed_run_replaces_no_picture_of_the_user(network, tmp_path):
+    write_gray(tmp_path / 'photos' / '0.png', 20, 30)
+    flags = 'align', network, tmp_path / 'photos', '--out', tmp_path / 'out'
+    assert not command(align, *flags)
+    for folder in ('photos', 'out'):
+        write_gray(tmp_path / folder / '1.png', 20, 30)
+    before = {path: path.read_bytes() for path in (tmp_path / 'out').iterdir()}
+    with pytest.raises(InputError, match='--resume would overwrite .*out/1.png, which that run did not write'):
+        command(align, *flags, '--resume')
+    assert {path: path.read_bytes() for path in (tmp_path / 'out').iterdir()} == before
+
+
+def test_a_run_of_another_network_or_other_boxes_is_not_resumed(tmp_path):
+    network = make_network(tmp_path / 'network', answer=FRONTAL)
+    write_gray(tmp_path / 'a.png', 20, 30)
+    boxes = tmp_path / 'boxes.json'
+    boxes.write_text('{"a.png": [[2, 2, 9, 9]]}')
+    flags = 'align', network, tmp_path / 'a.png', '--boxes', boxes, '--out', tmp_path / 'out'
+    assert not command(align, *flags)
+    assert not command(align, *flags, '--resume')
+    boxes.write_text('{"a.png": [[2, 2, 9, 8]]}')
+    with pytest.raises(InputError, match=r'boxes.json .which has changed since. would change the results'):
+        command(align, *flags, '--resume')
+    boxes.write_text('{"a.png": [[2, 2, 9, 9]]}')
+    make_network(tmp_path / 'network', answer=0.9 * FRONTAL)
+    with pytest.raises(InputError, match=r'\.params .which has changed since. would change the results'):
+        command(align, *flags, '--resume')
+
+
+def test_a_folder_around_the_pictures_or_among_them(network, tmp_path, monkeypatch):
+    """What was there before is a source, also in a second run, and what the first run wrote is not."""
+    monkeypatch.chdir(tmp_path)
+    write_gray(tmp_path / 'photos' / 'a.png', 20, 30)
+    assert not command(align, 'align', network, 'photos', '--out', '.')
+    assert heights_of(tmp_path) == {'a.png': 20} and (tmp_path / 'a.png').exists()
+    with pytest.raises(InputError, match='--out photos would overwrite photos/a.png'):
+        command(align, 'align', network, 'photos', '--out', 'photos')
+    out = tmp_path / 'photos' / 'sub'
+    write_gray(out / 'b.png', 25, 30)
+    expected = {'a.png': 20, 'sub/b.png': 25}
+    assert not command(align, 'align', network, 'photos', '--out', 'photos/sub')
+    assert heights_of(out) == expected
+    (out / 'sub' / 'b.png').unlink()
+    for flag in ('--resume', '--overwrite'):
+        assert not command(align, 'align', network, 'photos', '--out', 'photos/sub', flag)
+        assert heights_of(out) == expected and (out / 'sub' / 'b.png').exists()
+    # It would be written to where another source is.
+    write_gray(tmp_path / 'photos' / 'b.png', 20, 30)
+    with pytest.raises(InputError, match='--out photos/sub would overwrite photos/sub/b.png'):
+        command(align, 'align', network, 'photos', '--out', 'photos/sub', '--overwrite')
+
+
 def test_results_are_not_replaced_unless_asked(network, tmp_path):
     for name in ('a.png', 'b.png'):
         cv2.imwrite(str(tmp_path / name), np.zeros((20, 20, 3), 'uint8'))
@@ -609,7 +693,7 @@ def test_bad_sources_are_named(run, tmp_path):
             (['none.jpg'], 'none.jpg does not exist'), (['empty'], 'holds no pictures'),
             (['x.txt'], 'neither a picture'), (['1', '2'], 'would both be written'),
             (['out/a.png'], 'would overwrite'), (['1', '--detector', tmp_path / 'none.onnx'], 'none.onnx: no such'),
-            (['1', '--detector', tmp_path / 'x.txt'], 'does not load as a YuNet')):
+            (['1', '--detector', tmp_path / 'x.txt'], 'does not work as a YuNet')):
         argv = [tmp_path / argv[0], *(tmp_path / name if name == '2' else name for name in argv[1:])]
         with pytest.raises(InputError, match=message):
             run(*argv)
@@ -621,21 +705,44 @@ def test_bad_sources_are_named(run, tmp_path):
 def test_yunet_boxes_in_pixels_of_the_picture(run, tmp_path, monkeypatch):
     """With a stand-in for the model, which is not part of OpenCV's package."""
     class Model:
+        size = 320, 320
+
         def setInputSize(self, size):
-            assert size == (1024, 512)
+            self.size = size
 
         def detect(self, picture):
-            assert picture.shape == (512, 1024, 3)
+            assert picture.shape == (*self.size[::-1], 3)
+            if not picture.any():
+                return 1, None
+            assert self.size == (1024, 512)
             return 1, np.float32([[100, 50, 200, 240, *range(10), 0.875]])
     monkeypatch.setattr(cv2.FaceDetectorYN, 'create', lambda *args, **kwargs: Model())
     (tmp_path / 'yunet.onnx').write_text('')
-    cv2.imwrite(str(tmp_path / 'wide.png'), np.zeros((1024, 2048, 3), 'uint8'))
+    cv2.imwrite(str(tmp_path / 'wide.png'), np.full((1024, 2048, 3), 9, 'uint8'))
     _, found, *_ = run(tmp_path / 'wide.png', '--detector', tmp_path / 'yunet.onnx')
     face, = found['images'][0]['faces']
     assert face['score'] == 0.875 and face['detector'] == 'yunet'
     # Pixels 100 to 299 and 50 to 289, doubled: centers of the outermost ones but for half a pixel.
     np.testing.assert_allclose(face['detected'], [200.5, 100.5, 598.5, 578.5])
     assert_answer(face)
+
+
+def test_the_detector_is_a_yunet(run, photo, shared_data, tmp_path):
+    """OpenCV loads any network."""
+    onnx = pytest.importorskip('onnx')
+    cv2.imwrite(str(tmp_path / 'photo.png'), photo)
+    data, out = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 3, 320, 320])
+                 for name in ('data', 'out'))
+    graph = onnx.helper.make_graph([onnx.helper.make_node('Relu', ['data'], ['out'])], 'other', [data], [out])
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid('', 13)], ir_version=8),
+              tmp_path / 'other.onnx')
+    with pytest.raises(InputError, match='other.onnx does not work as a YuNet model'):
+        run(tmp_path / 'photo.png', '--detector', tmp_path / 'other.onnx')
+    yunet = shared_data / 'yunet' / 'yunet_n_640_640.onnx'
+    if not yunet.exists():
+        pytest.skip(f'no YuNet at {yunet}')
+    _, found, *_ = run(tmp_path / 'photo.png', '--detector', yunet)
+    assert [face['detector'] for face in found['images'][0]['faces']] == ['yunet']
 
 
 def test_networks_that_give_nan_are_named(photo, tmp_path, monkeypatch):

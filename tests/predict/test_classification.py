@@ -11,6 +11,7 @@ from reference.artifacts import CLASSES, expected_probabilities
 from reference.commands import command
 
 import gluon_lprnet
+from gluon_lprnet.data.imagenet_names import in_words
 from gluon_lprnet.predict import classification
 from gluon_lprnet.predict.classification import Classifier, read_names
 from gluon_lprnet.utils.errors import InputError
@@ -58,6 +59,16 @@ def test_files_bytes_and_pixels_give_the_same(artifacts, files, expected):
     assert [len(result) for result in classifier.predict(files[0], top_k=99)] == [3]
     with pytest.raises(InputError, match='picture 1 is empty'):
         classifier.predict([files[0].read_bytes(), b''])
+
+
+@pytest.mark.parametrize('pixels', [
+    np.zeros((60, 80), 'uint8'), np.zeros((60, 80, 1), 'uint8'), np.zeros((60, 80, 4), 'uint8'),
+    np.zeros((60, 80, 3), 'float32'), np.zeros((2, 60, 80, 3), 'uint8'), np.zeros((0, 80, 3), 'uint8')])
+def test_arrays_that_are_not_rgb_pixels_are_named(artifacts, pixels):
+    good = np.zeros((60, 80, 3), 'uint8')
+    for network in artifacts:
+        with pytest.raises(InputError, match=r'picture 1 is not RGB pixels \(height, width, 3\) uint8: it is an array'):
+            gluon_lprnet.load(network).predict([good, pixels])
 
 
 def test_threads_do_not_disturb_each_other(artifacts, files, expected):
@@ -131,6 +142,18 @@ def test_names_by_order_and_by_wnid(artifacts, files, tmp_path, capsys):
         (tmp_path / 'other.txt').write_text(text)
         with pytest.raises(InputError, match=message):
             command(classification, 'predict', files[0], '--network', artifacts[0], '--names', tmp_path / 'other.txt')
+
+
+def test_names_of_imagenet_by_the_ids_of_the_network(folder, files, tmp_path, capsys):
+    """Its names are words already."""
+    network = 'lprnet_mobilenet_x0.5.imagenette'
+    description = gluon_lprnet.load(network).description
+    assert command(classification, 'predict', files[0], '--network', network, '--names', 'imagenet', '--top-k', 10) == 0
+    named = {line.split(maxsplit=1)[1] for line in capsys.readouterr().out.splitlines()[1:]}
+    assert named == set(in_words(description['class_names']))
+    (tmp_path / 'mapping.txt').write_text(''.join(f'{wnid} {wnid[::-1]}\n' for wnid in description['class_ids']))
+    command(classification, 'predict', files[0], '--network', network, '--names', tmp_path / 'mapping.txt')
+    assert capsys.readouterr().out.splitlines()[1].split()[1][::-1] in description['class_ids']
 
 
 @pytest.mark.parametrize('network, message', [

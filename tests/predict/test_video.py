@@ -137,8 +137,9 @@ def test_colors_are_those_of_the_standard(tmp_path):
     assert (frame.colorspace, frame.color_range) == (6, 1)
 
 
-def test_sound_is_copied(tmp_path):
-    write_video(tmp_path / 'a.mp4', smooth_pictures(24, 48, 64), sound='aac')
+@pytest.mark.parametrize('sound', ['aac', 'libmp3lame'])
+def test_sound_is_copied(tmp_path, sound):
+    write_video(tmp_path / 'a.mp4', smooth_pictures(24, 48, 64), sound=sound)
     copy(tmp_path / 'a.mp4', tmp_path / 'out.mp4')
     packets, _, _, begin = read_sound(tmp_path / 'a.mp4')
     assert len(packets) > 50
@@ -152,9 +153,11 @@ def test_sound_is_copied(tmp_path):
         assert not container.streams.audio
 
 
-def test_sound_that_browsers_do_not_play_becomes_aac(tmp_path):
-    write_video(tmp_path / 'a.mov', smooth_pictures(24, 48, 64), sound='pcm_s16le')
-    copy(tmp_path / 'a.mov', tmp_path / 'out.mp4')
+@pytest.mark.parametrize('name, sound', [('a.mov', 'pcm_s16le'), ('a.mkv', 'ac3')])
+def test_sound_that_browsers_do_not_play_becomes_aac(tmp_path, name, sound):
+    """All of it, also by a clock of milliseconds: a frame of AC-3 is 34.8 of them."""
+    write_video(tmp_path / name, smooth_pictures(24, 48, 64), sound=sound)
+    copy(tmp_path / name, tmp_path / 'out.mp4')
     with av.open(str(tmp_path / 'out.mp4')) as container:
         assert container.streams.audio[0].codec_context.name == 'aac'
     _, samples, rate, _ = read_sound(tmp_path / 'out.mp4')
@@ -225,12 +228,13 @@ def test_the_upper_field_by_rows(height):
         assert abs(found[row] - (above + below) / 2).max() <= 0.5
 
 
-def test_recordings_joined_end_to_end(tmp_path):
+@pytest.mark.parametrize('sound', ['aac', 'libmp3lame', 'mp2', 'ac3'])
+def test_recordings_joined_end_to_end(tmp_path, sound):
     """The second one begins at its own time, and has another resolution."""
     pictures = smooth_pictures(8, 96, 128)
     smaller = [cv2.resize(picture, (64, 48), interpolation=cv2.INTER_AREA) for picture in pictures[4:]]
-    write_video(tmp_path / 'a.ts', pictures[:4], sound='aac')
-    write_video(tmp_path / 'b.ts', smaller, sound='aac')
+    write_video(tmp_path / 'a.ts', pictures[:4], sound=sound)
+    write_video(tmp_path / 'b.ts', smaller, sound=sound)
     (tmp_path / 'c.ts').write_bytes((tmp_path / 'a.ts').read_bytes() + (tmp_path / 'b.ts').read_bytes())
     summary, lines, _ = copy(tmp_path / 'c.ts', tmp_path / 'out.mp4')
     assert summary['frames'] == 8 and (summary['height'], summary['width']) == (96, 128)

@@ -34,7 +34,12 @@ def write_video(path, pictures, times=None, rate=12, codec='libx264', pixels='yu
 def tone(begin, count, format):
     """Samples ``begin`` to ``begin + count`` of a tone of 440 Hz, as a frame of sound."""
     wave = 0.5 * np.sin(2 * np.pi * 440 / SOUND_RATE * np.arange(begin, begin + count))[None]
-    samples = wave.astype('float32') if format.startswith('flt') else (wave * 32767).astype('int16')
+    if format.startswith('flt'):
+        samples = wave.astype('float32')
+    elif format.startswith('s32'):
+        samples = (wave * (2 ** 31 - 1)).astype('int32')
+    else:
+        samples = (wave * 32767).astype('int16')
     frame = av.AudioFrame.from_ndarray(samples, format=format, layout='mono')
     frame.sample_rate, frame.pts, frame.time_base = SOUND_RATE, begin, Fraction(1, SOUND_RATE)
     return frame
