@@ -113,6 +113,8 @@ class ImageBatches:
         Batch
             ``data`` (N, 3, input_size, input_size) float32, ``label`` (N,) float32.
         """
+        if start >= len(self):
+            return
         seed = (self._seed + 1000003 * epoch) % 2 ** 31
         iterator = mx.io.ImageRecordIter(seed=seed, seed_aug=seed, **self._arguments)
         if start:

@@ -63,11 +63,14 @@ def is_image_file(path: PathLike) -> bool:
         return False
     if extension:
         return extension.lower() in EXTENSIONS
+    # A pipe would be waited for without end.
+    if not os.path.isfile(path):
+        return False
     try:
         with open(path, 'rb') as file:
             _open(file)
     except (ImageTooLarge, OSError):
-        return os.path.isfile(path)
+        return True
     except ImageError:
         return False
     return True

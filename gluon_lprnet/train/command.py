@@ -232,16 +232,18 @@ def _opened(save_dir: str, workers: Workers) -> Iterator[logging.Logger]:
 
 
 def _fit(task, config, logger, resume_from):
-    if task.workers.writes:
-        config.save(**task.description)
-        write_environment(config.save_dir, task.data)
     # To the file alone.
     logger.debug('configuration:%s', ''.join(f'\n  {name} {value}' for name, value in sorted(config.to_dict().items())))
     logger.info('MXNet %s on %s, %s; engine %s, %s OpenMP threads', mx.__version__, task.contexts,
                 platform.processor() or platform.machine(),
                 os.environ.get('MXNET_ENGINE_TYPE', 'ThreadedEnginePerDevice'),
                 os.environ.get('OMP_NUM_THREADS', "MXNet's default of"))
-    return Run(task, config, logger, resume_from).fit()
+    run = Run(task, config, logger, resume_from)
+    # A run that is not resumed stays as it was.
+    if task.workers.writes:
+        config.save(**task.description)
+        write_environment(config.save_dir, task.data)
+    return run.fit()
 
 
 def add_command(commands: Any, name: str, config_class: type[NetworkTrainingConfig], help: str,

@@ -131,16 +131,14 @@ def read_metrics(path: PathLike) -> list[dict[str, Any]]:
     records = []
     if Path(path).exists():
         for line in Path(path).read_text().splitlines():
-            try:
+            with contextlib.suppress(ValueError):
                 records.append(json.loads(line))
-            except ValueError:
-                continue
-    return records
+    return [record for record in records if isinstance(record, dict)]
 
 
 def read_epochs(run_dir: PathLike) -> list[dict[str, Any]]:
     """The records of a run's whole epochs, as dicts with ``epoch``, ``loss``, ``val_top1`` and others."""
-    return [record for record in read_metrics(Path(run_dir) / 'metrics.jsonl') if record['kind'] == 'epoch']
+    return [record for record in read_metrics(Path(run_dir) / 'metrics.jsonl') if record.get('kind') == 'epoch']
 
 
 def metrics_text(values: Mapping[str, float]) -> str:

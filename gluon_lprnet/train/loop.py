@@ -214,25 +214,29 @@ class Run:
                 self._average_statistics()
                 if self.workers.any(self._unsaved_for(_WORTH_SAVING)):
                     self._save()
-                try:
-                    with self._average.taken() if self._average else contextlib.nullcontext(), self.workers.own_work():
-                        metrics = self.task.evaluate()
-                except ArithmeticError as error:
-                    raise self._non_finite(f'in validation {error}') from error
+                with self._average.taken() if self._average else contextlib.nullcontext():
+                    metrics = self._evaluate()
                 self._finish_epoch(metrics)
                 if self.workers.any(bool(signals)):
                     self._save_or_stop(signals)
         if self._average:
             self._average.take()
-        return metrics or self.task.evaluate()
+        return metrics or self._evaluate()
+
+    def _evaluate(self):
+        try:
+            with self.workers.own_work():
+                return self.task.evaluate()
+        except ArithmeticError as error:
+            raise self._non_finite(f'in validation {error}') from error
 
     def _train_epoch(self, signals):
         state, config, schedule = self.state, self.config, self.schedule
         begin = state['step_in_epoch']
         batches = iter(self.task.batches(state['epoch'], begin * config.accumulate))
-        # Before the first one, those up to a checkpoint's place are decoded.
+        # Before the first one, those up to a checkpoint's place are decoded, which may be the end of the epoch.
         with self.workers.own_work():
-            first = list(itertools.islice(batches, 1))
+            first = list(itertools.islice(batches, 1 if begin < schedule.steps_per_epoch else 0))
         batches = itertools.chain(first, batches)
         bar = tqdm(range(begin, schedule.steps_per_epoch), f'epoch {state["epoch"] + 1}/{schedule.epochs}',
                    schedule.steps_per_epoch, initial=begin, unit='step', leave=False,

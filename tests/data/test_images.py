@@ -294,6 +294,8 @@ def test_a_folders_pictures_are_told_by_extension_or_content(tmp_path):
     for name in ('README', '.hidden.jpg', 'notes.txt', 'Makefile'):
         (tmp_path / name).write_text('all:')
         assert not is_image_file(tmp_path / name)
+    os.mkfifo(tmp_path / 'pipe')
+    assert not is_image_file(tmp_path / 'pipe')
 
 
 @pytest.mark.parametrize('extension, kind', [('.png', 'PNG'), ('.JPG', 'JPEG'), ('.gif', 'GIF'), ('.avif', 'AVIF'),

@@ -8,7 +8,7 @@ from pathlib import Path
 import mxnet as mx
 import numpy as np
 import pytest
-from conftest import encode
+from conftest import encode, epoch_records
 from test_train import linear_task, settings
 
 from gluon_lprnet import checkpoint
@@ -93,6 +93,20 @@ def test_what_was_trained_is_saved_before_the_validation(linear, tmp_path, monke
     resumed.fit()
     np.testing.assert_array_equal(weights(resumed), weights(straight))
     assert len((tmp_path / 'metrics.jsonl').read_text().splitlines()) == 3 * (1 + STEPS // 2)
+
+
+@pytest.mark.parametrize('accumulate', [1, 3])
+def test_a_resume_at_the_end_of_an_epoch_decodes_nothing(training_flags, tmp_path, monkeypatch, capsys, accumulate):
+    """Of 4 batches, which 2 updates of 3 each need not fill."""
+    flags = [*training_flags, '--num-epochs', '2', '--tuning-epochs', '0', '--accumulate', str(accumulate)]
+    with monkeypatch.context() as context:
+        context.setattr(loop, '_WORTH_SAVING', 0)
+        context.setattr(imagenet, 'evaluate_classification', lambda *_: exec('raise Killed', globals()))
+        with pytest.raises(Killed):
+            imagenet.main(flags)
+    assert imagenet.main(['--save-dir', str(tmp_path / 'run'), '--resume']) == 0
+    assert 'decoded' not in capsys.readouterr().err
+    assert [record['epoch'] for record in epoch_records(tmp_path / 'run')] == [0, 1]
 
 
 def journal_of(folder):
@@ -201,6 +215,8 @@ def test_a_training_does_not_go_on_with_records_of_other_pictures(training_flags
     assert imagenet.main([*training_flags, '--num-epochs', '2', '--tuning-epochs', '0']) == 0
     write_records(tmp_path / 'other', [(number % 3, encode(np.full((16, 16, 3), number, 'uint8')))
                                        for number in range(50)], classes=['red', 'green', 'blue'])
+    before = {name: (tmp_path / 'run' / name).read_text() for name in ('config.json', 'environment.json')}
     assert imagenet.main(['--save-dir', str(tmp_path / 'run'), '--resume', '--rec-train',
                           str(tmp_path / 'other.rec')]) == 2
     assert 'was trained on other records: tiny.rec (50 records' in capsys.readouterr().err
+    assert before == {name: (tmp_path / 'run' / name).read_text() for name in before}

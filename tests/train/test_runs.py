@@ -87,6 +87,15 @@ def test_damaged_environment_is_named(tmp_path):
         write_environment(tmp_path)
 
 
+def test_a_folder_of_another_program_is_not_a_run(folder):
+    other = folder / 'other'
+    other.mkdir()
+    (other / 'config.json').write_text('{"model": "a"}')
+    (other / 'metrics.jsonl').write_text('{"loss": 1}\n[1]\n2\n')
+    _, rows = compare_runs(find_runs([folder]))
+    assert {row[0] for row in rows} >= {'a', 'begun', 'deep/b'}
+
+
 def test_state_of_the_code(tmp_path):
     def git(*arguments):
         return subprocess.run(['git', '-c', 'user.name=a', '-c', 'user.email=a@b', *arguments], cwd=tmp_path,

@@ -259,7 +259,7 @@ def _find_300w_lp(path, with_flipped):
             # The copies of NAME.jpg are NAME_0.jpg, NAME_1.jpg and so on.
             yield _Entry(f'{folder}/{name}', image, points_file,
                          functools.partial(_read_300w_lp, image, file, points_file, flipped),
-                         stem.rpartition('_')[0] + extension)
+                         (stem.rpartition('_')[0] or stem) + extension)
 
 
 def _read_300w_lp(image, file, points_file, flipped):

@@ -169,6 +169,12 @@ def test_aflw2000(tmp_path):
     assert_face(second, 'image00002.jpg', points_of(0), 'aflw2000-3d', POSE)
 
 
+def test_pictures_in_the_layout_of_300w_lp_without_copies(tmp_path):
+    for seed, name in enumerate(('one', 'two')):
+        write_300w_lp(tmp_path, name, points_of(seed))
+    assert [face.identity for face in read(tmp_path, '300w-lp')] == ['one.jpg', 'two.jpg']
+
+
 def test_300w_lp(tmp_path):
     names = ['AFW_1_0', 'HELEN_2_0', 'LFPW_3_1']
     for seed, name in enumerate(names):
