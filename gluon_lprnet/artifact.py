@@ -11,7 +11,7 @@ from typing import Any, Optional, Union
 
 import mxnet as mx
 import numpy as np
-from mxnet.gluon.block import HybridBlock
+from mxnet.gluon.block import Block, HybridBlock
 
 from . import checkpoint
 from .formats.onnx_files import OnnxNetwork, load_onnx
@@ -289,6 +289,39 @@ def task_of(path: PathLike) -> Optional[str]:
     if kind == 'package':
         return find_card(str(path)).description.get('task')
     return _read_description(path, path.stem if kind == 'onnx' else path.name[:-len('-symbol.json')]).get('task')
+
+
+def contents_of(path: PathLike) -> dict[str, str]:
+    """What tells a network from another one at the same place: the SHA-256 of its files, by their paths.
+
+    Parameters
+    ----------
+    path : path
+        As for :func:`load_network`.
+    """
+    path = Path(path)
+    kind = _kind(path)
+    if kind == 'package':
+        return {str(path): find_card(str(path)).sha256}
+    if kind == 'run':
+        found = checkpoint.find(path).path
+        files = [found / 'net.params', found / 'state.json']
+    elif kind == 'onnx':
+        files = [path, path.with_suffix('.json')]
+    else:
+        files = [path, latest_params(path), path.with_name(f'{path.name[:-len("-symbol.json")]}.json')]
+    return {str(file): _sha256(file) for file in files if file.exists()}
+
+
+def outputs_for(net: Block, images: mx.nd.NDArray, path: PathLike) -> mx.nd.NDArray:
+    """The outputs of the network at ``path`` for images (N, 3, size, size); InputError if it does not take them."""
+    try:
+        outputs = net(images)
+        outputs.wait_to_read()
+    except mx.MXNetError as error:
+        raise InputError(f'{path} does not take images of {images.shape[2]} pixels a side: give another `input_size`, '
+                         'or none.') from error
+    return outputs
 
 
 def _kind(path):

@@ -7,12 +7,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Optional
+from typing import Any, Optional
 
 import mxnet as mx
 from mxnet.gluon import Block
 
-from ..artifact import export_network, write_symbol
+from ..artifact import contents_of, export_network, write_symbol
 from ..complexity import count
 from ..data.integrity import add_check_flag
 from ..deployment.reparametrize import deploy
@@ -40,8 +40,8 @@ from .tuning import Best
 _IMAGES_OF_STATISTICS = 512
 # In the folder of a tuning: the network that it begins with, and the best one so far.
 _FITTED, _BEST = 'fitted', 'best.params'
-# Of a tuning: where files were.
-_PLACES = ('save_dir', 'network', 'calibrate', 'held_out', 'teacher')
+# Of a tuning: where files were, and what they were.
+_FILES = ('save_dir', 'network', 'calibrate', 'held_out', 'teacher', 'contents')
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,8 @@ class TuningConfig(TrainingConfig):
     rgb_std: Optional[Sequence[float]] = None
     # By the layer's name: those chosen, of which a measurement is not repeated.
     ranks: Optional[Mapping[str, int]] = None
+    # Checksums of the network and the teacher.
+    contents: Optional[Mapping[str, str]] = None
 
 
 def add_commands(commands: Commands) -> None:
@@ -177,7 +179,11 @@ def _ranks_of(args):
         return Budget(args.budget)
     if args.latency or args.milliseconds:
         return Latency(args.latency, args.milliseconds)
-    ranks = dict(args.rank or [('*', 1 / 8)])
+    ranks: dict[str, Any] = {}
+    for pattern, rank in args.rank or [('*', 1 / 8)]:
+        # The last match counts, also of a pattern that came before.
+        ranks.pop(pattern, None)
+        ranks[pattern] = rank
     return as_ranks(ranks['*']) if set(ranks) == {'*'} else ByLayer(ranks)
 
 
@@ -192,7 +198,9 @@ def _run(args):
     out = Path(args.out)
     found = args.tune_epochs and checkpoint_to_resume(out / 'tuning', args.resume)
     if found:
-        check_same_curve(_tuning_config(args, found.state['config']['ranks']), found)
+        config = _tuning_config(args, found.state['config']['ranks'])
+        _check_same_contents(config, found)
+        check_same_curve(config, found)
     task = load_task(args)
     if found:
         net, report = _read_fitted(out / 'tuning', task)
@@ -220,7 +228,7 @@ def _run(args):
     name = f"{task.description.get('model', Path(args.network).name.replace('-symbol.json', ''))}-compressed"
     _write(net, dict(task.description, model=name), out, report, columns, latencies, method=args.method,
            residual=not args.no_residual and args.method == 'lpr',
-           recipe={key: value for key, value in recipe.items() if key not in _PLACES})
+           recipe={key: value for key, value in recipe.items() if key not in _FILES})
 
 
 def _write_fitted(net, report, folder):
@@ -243,10 +251,20 @@ def _read_fitted(folder, task):
                        count(trace(task.net)[0], task.input_shape), count(symbol, task.input_shape))
 
 
+def _check_same_contents(config, found):
+    before = found.state['config'].get('contents', {})
+    for file, checksum in config.contents.items():
+        if before.get(file, checksum) != checksum:
+            raise InputError(f'Cannot resume: {file} is not what the tuning began with. Give that, or tune in a new '
+                             'folder.')
+
+
 def _tuning_config(args, ranks):
     # Adam's steps do not depend on the scale of a layer, and P1 has no BatchNorm behind it.
     return TuningConfig.from_args(args, num_epochs=args.tune_epochs, save_dir=str(Path(args.out) / 'tuning'),
-                                  ranks=ranks, optimizer='adam')
+                                  ranks=ranks, optimizer='adam', contents={
+                                      file: checksum for network in (args.network, args.teacher) if network
+                                      for file, checksum in contents_of(network).items()})
 
 
 def _tuned(net, numbers, task, config, found):

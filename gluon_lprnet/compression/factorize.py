@@ -147,8 +147,8 @@ def ranks_within(budget: float, spectra: Sequence[np.ndarray],
     chosen = [0] * len(options)
     left = budget - sum(cost[0] for _, cost, _ in options)
     if left < 0:
-        raise InputError(f'the budget is {-left:,.0f} multiply-adds too small even at rank 1 in every layer: allow '
-                         'more, or exclude fewer layers.')
+        raise InputError(f'the budget is {-left:,.0f} multiply-adds too small even at the lowest rank that is tried '
+                         'in every layer: allow more, or exclude fewer layers.')
     while True:
         best_rate, step = 0.0, None
         for layer, (at, (_, cost, error)) in enumerate(zip(chosen, options)):

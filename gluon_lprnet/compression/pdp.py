@@ -360,6 +360,8 @@ def _refitted(graph, rewritten, layer, rank, weight, bias, images):
 
 def _chosen_ranks(graph, layers, ranks, kernels, before, reasons):
     """Ranks by name, of the layers that are replaced; of the others, why they stay is added to ``reasons``."""
+    if not layers:
+        return {}
     shapes = {row.name: row.output_shape for row in before.layers}
     costs = {row.name: row.multiply_adds for row in before.layers}
 

@@ -5,7 +5,6 @@ import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Callable, Optional, Union
 
 import mxnet as mx
@@ -13,7 +12,7 @@ import numpy as np
 from mxnet import gluon
 from mxnet.gluon import Block, HybridBlock
 
-from ..artifact import load_network, task_of
+from ..artifact import load_network, outputs_for, task_of
 from ..data.batches import ImageBatches, Normalization, paper_augmentation, validation_batches
 from ..data.classes import labels_of
 from ..data.faces.batches import AUGMENTATIONS, FaceBatches
@@ -57,7 +56,7 @@ class _Task:
     def __init__(self, net: HybridBlock, description: dict[str, Any], args: argparse.Namespace) -> None:
         self.net, self.description, self._args = net, description, args
         self.input_shape = _input_shape(description)
-        self.outputs = net(mx.nd.zeros(self.input_shape)).shape[1]
+        self.outputs = outputs_for(net, mx.nd.zeros(self.input_shape), args.network).shape[1]
 
     def first_of_tuning(self, count: int) -> Iterator[mx.nd.NDArray]:
         """Batches of the images that a tuning begins with, as it sees them: ``count`` of them, or a few more."""
@@ -94,8 +93,9 @@ class Classification(_Task):
 
     def tuning(self, net: Block, evaluate: Callable[[], Numbers]) -> TrainingTask:
         """Training ``net`` to give the teacher's outputs for ``--rec-train``."""
-        return distill(_training(net, self._images_to_tune_on(), self._train, evaluate, lambda outputs, label: {
-            'top1': correct_in_top(outputs, label, 1)}), self._teacher, self._args.temperature, self._args.labels)
+        return distill(_training(net, self._images_to_tune_on(), (self._train, self._held_out), evaluate,
+                                 lambda outputs, label: {'top1': correct_in_top(outputs, label, 1)}),
+                       self._teacher, self._args.temperature, self._args.labels)
 
     def _images_to_tune_on(self):
         args, size = self._args, self.description['input_size']
@@ -147,7 +147,7 @@ class Landmarks(_Task):
                              f'{", ".join("--" + key.replace("_", "-") for key in flags_of_description(args))}.')
         self._teacher = self._other_teacher() if args.teacher else _fast(net, self.input_shape)
         paths = (args.calibrate, args.rec_train, args.held_out, args.rec_val)
-        _, self._train_records, *_ = [path and check_face_records(path, args.data_check) for path in paths]
+        _, *self._records_of_tuning, _ = [path and check_face_records(path, args.data_check) for path in paths]
         self._calibrate, self._train, self._held_out, self._val = (path and list(read_face_records(path))
                                                                    for path in paths)
 
@@ -170,7 +170,7 @@ class Landmarks(_Task):
 
     def tuning(self, net: Block, evaluate: Callable[[], Numbers]) -> TrainingTask:
         """Training ``net`` to give the teacher's outputs for ``--rec-train``."""
-        return distill_landmarks(_training(net, self._images_to_tune_on(), self._train_records, evaluate),
+        return distill_landmarks(_training(net, self._images_to_tune_on(), self._records_of_tuning, evaluate),
                                  self._teacher)
 
     def _images_to_tune_on(self):
@@ -223,7 +223,8 @@ def _fast(net, input_shape):
 def _training(net, images, records, evaluate, count=None):
     return TrainingTask(net=net, contexts=[mx.cpu()], batches=images.epoch, batches_per_epoch=len(images),
                         loss=gluon.loss.SoftmaxCrossEntropyLoss(), count=count, evaluate=evaluate,
-                        data={Path(records.path).name: fingerprint(records)})
+                        data={f'{role} {each.path}': fingerprint(each)
+                              for role, each in zip(('rec_train', 'held_out'), records) if each})
 
 
 def _input_shape(description):

@@ -14,6 +14,7 @@ import numpy as np
 from ..artifact import (
     is_file_of,
     load_network,
+    outputs_for,
     relative_difference,
     whole_files,
     write_description,
@@ -176,11 +177,7 @@ def export(path: PathLike, out: PathLike, forms: Sequence[str] = FORMS, formats:
     mean, std = (np.array(description[key], dtype='float32').reshape(1, 3, 1, 1) for key in ('rgb_mean', 'rgb_std'))
     pixels = _test_pixels(image_shape)
     normalized = (pixels - mean) / std
-    try:
-        expected = net(mx.nd.array(normalized)).asnumpy()
-    except mx.MXNetError as error:
-        raise InputError(f'{path} does not take images of {description["input_size"]} pixels a side: give another '
-                         '`input_size`, or none.') from error
+    expected = outputs_for(net, mx.nd.array(normalized), path).asnumpy()
     data = pixels if normalize_input else normalized
     if not np.isfinite(expected).all():
         raise InputError(f'{path}: the network returns NaN or infinite outputs; export an earlier checkpoint.')
@@ -366,7 +363,7 @@ def _int8_lines(format, facts):
 
 
 def _calibration_images(int8, description):
-    """Network inputs, ndarray (N, 3, height, width) float32, from random records, prepared as in validation."""
+    """Network inputs (N, 3, height, width) float32, as in validation: of random records, or of the first faces."""
     if _has_landmarks(description):
         faces = list(itertools.islice(read_face_records(int8.calibrate), int8.images))
         return _inputs(FaceBatches(faces, description['input_size'], description.get('crop_scale', CROP_SCALE),

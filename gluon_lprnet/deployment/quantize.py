@@ -190,12 +190,14 @@ class LibraryQuantizer:
         self.floating = mxnet_function(as_block(symbol.optimize_for(BACKEND), params))
         nodes = json.loads(symbol.tojson())['nodes']
         self.layers: dict[str, list[str]] = {}
-        sources = []
+        sources, outputs = [], set(symbol.get_internals().list_outputs())
         for node in nodes:
-            if node['op'] in _LAYERS:
+            source = node['op'] in _LAYERS and _output_of(nodes[_source(nodes, node)])
+            # Behind one of several outputs of a node, as of ShuffleNetV2's split, a layer stays in float32.
+            if source in outputs:
                 weight = nodes[node['inputs'][1][0]]
                 self.layers.setdefault(weight['name'][:-len('_weight')], []).append(node['name'])
-                sources.append(_output_of(nodes[_source(nodes, node)]))
+                sources.append(source)
         self._ranges = _mxnet_ranges(symbol, params, images, calibration, sources)
 
     def quantize(self, layers: Collection[str]) -> tuple[mx.sym.Symbol, dict[str, mx.nd.NDArray]]:

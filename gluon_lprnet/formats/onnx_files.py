@@ -211,8 +211,11 @@ def _normalization(onnx, model, name, layout, size, path):
     part = onnx.ModelProto()
     part.CopyFrom(model)
     del part.graph.output[:]
-    part.graph.output.append(onnx.helper.make_tensor_value_info(arithmetic[-1].output[0], onnx.TensorProto.FLOAT, None))
+    part.graph.output.append(onnx.ValueInfoProto(name=arithmetic[-1].output[0]))
     session = _session_of(part, path)
+    if session.get_outputs()[0].type != 'tensor(float)':
+        raise InputError(f'{path} normalizes pixels in another precision than float32, by which mean and deviation '
+                         'cannot be told: write it in float32, or without the normalization.')
     input_, = session.get_inputs()
     batch = input_.shape[0] if isinstance(input_.shape[0], int) else 1
 

@@ -212,22 +212,23 @@ def draw_accuracies(experiment: Experiment, results: dict[str, Result], path: Pa
     # The object interface: no display is needed, and nothing global of matplotlib changes.
     from matplotlib.figure import Figure
     trained = [(row, results[row.name]) for row in experiment.rows if results[row.name].accuracies]
-    costs = [('multiply-adds (millions)', [result.multiply_adds / 1e6 for _, result in trained])]
-    times = [result.milliseconds for _, result in trained if result.milliseconds is not None]
-    if times:
-        costs.append(('milliseconds, one image', times))
-    figure = Figure(figsize=(6 * len(costs), 4), layout='constrained')
-    for axis, (label, values) in zip(figure.subplots(1, len(costs), sharey=True, squeeze=False)[0], costs):
-        _draw_against(axis, trained, values)
+    timed = [(row, result) for row, result in trained if result.milliseconds is not None]
+    panels: list[tuple[str, Any, list[Any]]] = [
+        ('multiply-adds (millions)', trained, [result.multiply_adds / 1e6 for _, result in trained])]
+    if timed:
+        panels.append(('milliseconds, one image', timed, [result.milliseconds for _, result in timed]))
+    figure = Figure(figsize=(6 * len(panels), 4), layout='constrained')
+    for axis, (label, rows, costs) in zip(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels):
+        _draw_against(axis, rows, costs)
         axis.set_xlabel(label)
     figure.axes[0].set_ylabel('top-1 (%), mean and range over the seeds')
     figure.axes[0].legend(fontsize='small')
     write_file(path, lambda scratch: figure.savefig(scratch, dpi=110))
 
 
-def _draw_against(axis: Any, trained: Sequence[tuple[ExperimentRow, Result]], costs: Sequence[float]) -> None:
+def _draw_against(axis: Any, rows: Sequence[tuple[ExperimentRow, Result]], costs: Sequence[Any]) -> None:
     families: dict[str, list[tuple[list[str], float, list[float]]]] = {}
-    for (row, result), cost in zip(trained, costs):
+    for (row, result), cost in zip(rows, costs):
         family, *rest = row.title.split(maxsplit=1)
         parts = ''.join(rest).strip(' ,').split(', ')
         families.setdefault(family, []).append((parts, cost, list(result.accuracies.values())))

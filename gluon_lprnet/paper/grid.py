@@ -1,5 +1,6 @@
 """Trainings that differ in one thing each: run side by side, resumed row by row, and summarized."""
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -129,7 +130,7 @@ class Grid:
                             continue
                         del running[key]
                         if process.returncode:
-                            failed.append((self._folder(*key), self._reason(*key)))
+                            failed.append((self._folder(*key), self._reason(*key, process.returncode)))
                     bar.update(sum(len(self._epochs(*key)) for key in epochs) - bar.n)
         finally:
             for process in running.values():
@@ -196,9 +197,11 @@ class Grid:
     def _errors(self, row: ExperimentRow, seed: int) -> Path:
         return self._folder(row, seed) / 'errors.log'
 
-    def _reason(self, row: ExperimentRow, seed: int) -> str:
+    def _reason(self, row: ExperimentRow, seed: int, status: int) -> str:
+        if status < 0:
+            return f'it was killed by {signal.Signals(-status).name}'
         lines = self._errors(row, seed).read_text().strip().splitlines()
-        return lines[-1] if lines else 'it was killed'
+        return lines[-1] if lines else f'it ended with status {status}'
 
 
 def _input_of(config: ClassificationConfig) -> tuple[int, ...]:

@@ -12,18 +12,18 @@ from typing import NamedTuple, Optional
 import cv2
 from tqdm import tqdm
 
-from .. import checkpoint
+from ..artifact import contents_of
 from ..data.faces.landmarks import JAWS, POINTS
 from ..data.images import EXTENSIONS, encode_image, is_image_file
 from ..data.recordio import file_crc32
 from ..evaluate.network_flag import add_network_flag, split_networks
-from ..formats.symbol_files import latest_params, read_json
+from ..formats.symbol_files import read_json
 from ..utils.errors import InputError
 from ..utils.files import write_errors, write_file
 from ..utils.flags import Commands, add_parser, non_negative_int, positive_int
 from ..utils.signals import noted
 from .detector_boxes import add_detector_flag, read_picture
-from .detectors import make_detector
+from .detectors import default_detector, make_detector
 from .face_alignment import draw_faces, make_aligner, upright_crop
 from .tracking import FaceTracker
 
@@ -105,14 +105,8 @@ def _earlier_sources(out):
 
 
 def _contents(network, *others):
-    """CRC-32 of the files that flags name; a flag can also name what is not a file, or be None."""
-    path = Path(network)
-    files = [path, *(Path(other) for other in others if other)]
-    if path.name.endswith('-symbol.json'):
-        files.append(latest_params(path))
-    elif path.is_dir():
-        files.append(Path(checkpoint.find(path).params))
-    return {str(file): file_crc32(file) for file in files if file.is_file()}
+    """Checksums of the network, and of the others where they are files."""
+    return {**contents_of(network), **{str(file): file_crc32(file) for file in others if file and Path(file).is_file()}}
 
 
 def _read_boxes(file):
@@ -371,6 +365,7 @@ def _run(args):
     aligner = make_aligner(network, make_detector(args.detector), args.jaw)
     form = 'json' if args.json else 'csv' if args.csv else None
     settings = {'network': str(network), **{name: getattr(args, name) for name in _SETTINGS},
+                'detector': args.detector or default_detector(),
                 _CONTENTS: _contents(network, args.boxes, args.detector)}
     results = _Results(out, settings, {source.name: _stamp(source.path) for source in pictures + videos}, args.resume,
                        form)

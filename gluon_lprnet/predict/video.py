@@ -23,6 +23,8 @@ _ENCODERS = ('libx264', 'libopenh264')
 # What browsers play in MP4: it is copied, and other sound becomes AAC.
 _COPIED_SOUND = ('aac', 'mp3', 'opus', 'flac')
 _SOUND_RATE = 48_000
+# Below it, FFmpeg writes no MP3 into MP4.
+_LEAST_MP3_RATE = 16_000
 # Seconds back in time that are more than a careless clock.
 _JOINT = Fraction(1, 10)
 # Seconds that sound may overlap the one before it: less than the 1024 samples that AAC is coded in, and more than what
@@ -399,7 +401,8 @@ def _align_video(source, target, draw_faces, add_frame, limit, stop):
 
 def _is_copied(sound):
     # A decoder can have a name of its own, as mp3float.
-    return sound.codec_context.codec.canonical_name in _COPIED_SOUND
+    name = sound.codec_context.codec.canonical_name
+    return name in _COPIED_SOUND and (name != 'mp3' or sound.codec_context.sample_rate >= _LEAST_MP3_RATE)
 
 
 def _is_encoder(name):

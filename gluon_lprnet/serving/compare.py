@@ -112,6 +112,8 @@ class _NoServer(Exception):
 
 def _ask_server(network, scratch, paths, classes):
     """Probabilities (N, classes) of the real server."""
+    if str(network).endswith('.onnx'):
+        raise _NoServer('it does not take ONNX files: give the run, or a -symbol.json.')
     try:
         find_java()
     except InputError as error:

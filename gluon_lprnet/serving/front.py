@@ -120,6 +120,7 @@ class Front:
             return False
         if not isinstance(head, h11.Request):
             return False
+        client.wants_no_body = head.method == b'HEAD'
         fields = dict(head.headers)
         length = _length(head, fields)
         check_body(fields.get(b'content-type', b'').decode('latin-1'), length or 0, self._most)
@@ -191,6 +192,8 @@ class _Talk:
     def __init__(self, role, reader, writer):
         self.http = h11.Connection(role, max_incomplete_event_size=_MAX_HEAD)
         self.reader, self.writer = reader, writer
+        # An answer to HEAD has the head alone.
+        self.wants_no_body = False
 
     async def event(self):
         try:
@@ -227,7 +230,8 @@ class _Talk:
 
     def write(self, status, fields, content, reason=b''):
         self.ask(h11.Response(status_code=status, reason=reason or HTTPStatus(status).phrase.encode(),
-                              headers=[*fields, (b'content-length', b'%d' % len(content))]), content)
+                              headers=[*fields, (b'content-length', b'%d' % len(content))]),
+                 b'' if self.wants_no_body else content)
 
     async def let_finish(self):
         """Drop what a client still sends: one that is cut off while it sends does not see why."""

@@ -110,6 +110,8 @@ class Server:
         Of a picture, as of :func:`gluon_lprnet.serving.archive.archive`; archives have a limit of their own.
     form : str
         In which networks run, as of :func:`gluon_lprnet.serving.forms.load_network`; archives have one of their own.
+    on_lock : callable
+        Called once ``run_dir`` is this server's, before it starts.
 
     Attributes
     ----------
@@ -126,7 +128,9 @@ class Server:
     def __init__(self, networks: Sequence[PathLike], run_dir: PathLike, host: str = LOOPBACK, port: int = 8080,
                  management_host: str = LOOPBACK, management_port: Optional[int] = None, workers: Optional[int] = None,
                  batch_size: int = 1, max_batch_delay: int = 10, page_port: Optional[int] = None,
-                 max_pixels: int = MAX_PIXELS, form: str = 'auto') -> None:
+                 max_pixels: int = MAX_PIXELS, form: str = 'auto',
+                 on_lock: Callable[[], object] = lambda: None) -> None:
+        self._on_lock = on_lock
         self.run_dir = Path(run_dir).absolute()
         self.address = host, port
         self._management = (management_host, management_port) if management_port else None
@@ -153,15 +157,16 @@ class Server:
         self._lock = contextlib.ExitStack()
 
     def __enter__(self):
-        java = find_java()
-        package = importlib.util.find_spec('mms')
-        if package is None:
-            raise InputError(f'the server is not installed: pip install {PACKAGE}.')
         for folder in (self.run_dir, self.run_dir / 'logs'):
             make_folder(folder)
         self._lock.enter_context(lock(self.run_dir / '.serve.lock', f'`run_dir` {self.run_dir} is in use by another '
                                       'server: give another folder.'))
         try:
+            self._on_lock()
+            java = find_java()
+            package = importlib.util.find_spec('mms')
+            if package is None:
+                raise InputError(f'the server is not installed: pip install {PACKAGE}.')
             self._folder = Path(tempfile.mkdtemp(prefix='serving-', dir=self.run_dir))
             archives = [self._store(network) for network in self._networks]
             self._build_library()
@@ -637,11 +642,11 @@ def _run(args):
     networks = [*args.networks, *args.named]
     page_port = args.page_port or (None if networks else PAGE_PORT)
     networks = networks or list(DEFAULTS.values())
-    # A server that was killed leaves it.
-    _mark_ready(args.ready_file, False)
     print(f'Starting the server with {", ".join(map(str, networks))} ...', file=sys.stderr, flush=True)
     with Server(networks, args.run_dir, args.host, args.port, args.management_host, args.management_port,
-                args.workers, args.batch_size, args.max_batch_delay, page_port, args.max_pixels, args.form) as server:
+                args.workers, args.batch_size, args.max_batch_delay, page_port, args.max_pixels, args.form,
+                # A server that was killed leaves the file.
+                lambda: _mark_ready(args.ready_file, False)) as server:
         for model in server.models:
             if report := server.report_of(model):
                 print(f'{model} runs in {report}.', file=sys.stderr)

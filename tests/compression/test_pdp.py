@@ -251,6 +251,11 @@ def test_the_reported_error_is_that_of_the_layer_s_outputs():
         assert np.square(output - expected).sum() / variation == pytest.approx(layer.error, rel=1e-3)
 
 
+def test_without_layers_to_replace_all_stay():
+    _, report = compress(small_network(), 5, layers=[], method='pdp')
+    assert not [layer for layer in report.layers if layer.rank]
+
+
 def test_resnet18_of_gluoncv():
     """Random weights, as it comes: the original stays, and every convolution larger than 1x1 is replaced."""
     mx.random.seed(0)

@@ -166,6 +166,16 @@ def test_several_inputs_of_a_group_stay_those_of_mxnet():
     assert relative_error(as_block(partitioned, params)(x).asnumpy(), stock(x).asnumpy()) <= 5e-3
 
 
+def test_layers_behind_one_of_several_outputs_stay_in_float32():
+    """As behind the split of ShuffleNetV2, whose other layers are in 8 bits."""
+    net, x = random_network('shufflenetv2_x0.5', small_image=True), random_images(4, 32)
+    quantizer = LibraryQuantizer(*reparametrize(*trace(net)), x.asnumpy(), 'naive')
+    assert len(quantizer.layers) > 10
+    stock = as_block(*quantizer.standard(quantizer.layers))(x).asnumpy()
+    assert relative_error(as_block(*quantizer.quantize(quantizer.layers))(x).asnumpy(), stock) <= 5e-3
+    assert relative_error(stock, net(x).asnumpy()) < 0.5
+
+
 def test_several_inputs_of_a_group_where_no_shape_is_known():
     symbol = grouped(mx.sym.var('data', shape=(0, 0, 0, 0)))
     x = mx.nd.random.normal(shape=(1, 20, 9, 12))

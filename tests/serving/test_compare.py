@@ -80,3 +80,8 @@ def test_shrinking_before_packing_is_seen(artifacts, tmp_path, monkeypatch):
 def test_networks_of_landmarks_are_refused(artifacts, tmp_path):
     with pytest.raises(InputError, match='is a landmark network'):
         compare(artifacts[1], [tmp_path])
+
+
+def test_the_server_is_not_asked_with_an_onnx_file(tmp_path):
+    with pytest.raises(compare_module._NoServer, match='does not take ONNX files'):
+        compare_module._ask_server(tmp_path / 'net.onnx', tmp_path, [], 3)

@@ -144,8 +144,9 @@ def test_what_is_refused_is_refused_before_its_body(start, fields, status, reaso
 @pytest.mark.parametrize('line, status', [
     ('', 400), ('nonsense', 400), ('GET  / HTTP/1.1', 400), ('GET / HTTP/2.0', 400), ('get / HTTP/1.1', 405),
     ('HEAD / HTTP/1.1', 405)])
-def test_other_protocols(start, line, status):
+def test_other_protocols(start, line, status, caplog):
     assert raw(start(), f'{line}\r\nHost: x\r\n\r\n'.encode()).startswith(b'HTTP/1.1 %d ' % status)
+    assert not caplog.records
 
 
 @pytest.mark.parametrize('chunks, status', [

@@ -35,6 +35,7 @@ from gluon_lprnet.serving.archive import archive
 from gluon_lprnet.serving.load_client import Request, bad_requests, form, same_answer, send
 from gluon_lprnet.serving.server import Server
 from gluon_lprnet.utils.errors import InputError
+from gluon_lprnet.utils.files import lock
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / 'benchmarks'))
 
@@ -487,10 +488,15 @@ def test_folders_of_any_name(tmp_path, monkeypatch):
 
 
 def test_the_ready_file_of_a_server_that_was_killed_is_removed_first(tmp_path, capsys):
-    ready = tmp_path / 'ready'
+    ready, run = tmp_path / 'ready', tmp_path / 'run'
     ready.touch()
-    assert main(['serve', str(tmp_path / 'none.mar'), '--run-dir', str(tmp_path / 'run'), '--ready-file',
-                 str(ready)]) == 2
+    flags = ['serve', str(tmp_path / 'none.mar'), '--run-dir', str(run), '--ready-file', str(ready)]
+    run.mkdir()
+    # But not that of a server that runs.
+    with lock(run / '.serve.lock', ''):
+        assert main(flags) == 2
+        assert 'in use by another server' in capsys.readouterr().err and ready.exists()
+    assert main(flags) == 2
     assert 'none.mar does not exist' in capsys.readouterr().err and not ready.exists()
 
 
