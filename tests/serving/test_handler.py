@@ -459,7 +459,7 @@ def test_what_flags_of_serve_mean(monkeypatch):
         models, page_url, workers, run_dir = (), None, 1, Path('run')
 
         def __init__(self, networks, *arguments):
-            served.append((networks, arguments[-3]))
+            served.append((networks, arguments[-4]))
 
         def __enter__(self):
             return self

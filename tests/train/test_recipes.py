@@ -330,5 +330,5 @@ def test_figure_2_ends_at_the_original_s_accuracy(monkeypatch):
     monkeypatch.setattr(figure2.ModuleTrainingConfig, 'from_args', lambda *_, **__: None)
     monkeypatch.setattr(figure2.checkpoint, 'newest', lambda _: None)
     args, inputs = type('Args', (), dict(seed=0)), {'train': [None], 'val': None}
-    figure2._train(LPR(16), gluon.nn.HybridSequential(), inputs, None, 0.75, args, figure2.Path('LPR'))
+    figure2._train(LPR(16), gluon.nn.HybridSequential(), inputs, None, 0.75, {}, args, figure2.Path('LPR'))
     assert [found[0].reached({'top1': accuracy}) for accuracy in (0.7499, 0.75, 0.8)] == [False, True, True]
