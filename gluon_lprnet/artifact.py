@@ -303,6 +303,8 @@ def contents_of(path: PathLike) -> dict[str, str]:
     kind = _kind(path)
     if kind == 'package':
         return {str(path): find_card(str(path)).sha256}
+    if not path.exists():
+        raise InputError(f'{path} does not exist.')
     if kind == 'run':
         found = checkpoint.find(path).path
         files = [found / 'net.params', found / 'state.json']

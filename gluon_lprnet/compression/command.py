@@ -197,8 +197,9 @@ def _run(args):
         raise InputError('--teacher is for tuning: give --tune-epochs too.')
     out = Path(args.out)
     found = args.tune_epochs and checkpoint_to_resume(out / 'tuning', args.resume)
+    # Before the network is loaded: what is at its place later may be another one.
+    config = args.tune_epochs and _tuning_config(args, found.state['config']['ranks'] if found else None)
     if found:
-        config = _tuning_config(args, found.state['config']['ranks'])
         _check_same_contents(config, found)
         check_same_curve(config, found)
     task = load_task(args)
@@ -219,12 +220,12 @@ def _run(args):
         _write_fitted(net, report, out / 'tuning')
     columns = {'original': task.measured(task.net), 'compressed': task.measured(net)}
     if args.tune_epochs:
-        columns['tuned'] = _tuned(net, columns['compressed'], task, _tuning_config(args, chosen), found)
+        columns['tuned'] = _tuned(net, columns['compressed'], task, replace(config, ranks=chosen), found)
     latencies = median_milliseconds([deploy(task.net), deploy(net)], task.input_shape)
     print(f'\n{_table(columns, report, latencies)}')
     for warning in _warnings(report, *latencies):
         print(f'Warning: {warning}', file=sys.stderr)
-    recipe = _tuning_config(args, chosen).to_dict() if args.tune_epochs else {'ranks': chosen}
+    recipe = replace(config, ranks=chosen).to_dict() if args.tune_epochs else {'ranks': chosen}
     name = f"{task.description.get('model', Path(args.network).name.replace('-symbol.json', ''))}-compressed"
     _write(net, dict(task.description, model=name), out, report, columns, latencies, method=args.method,
            residual=not args.no_residual and args.method == 'lpr',
@@ -252,9 +253,9 @@ def _read_fitted(folder, task):
 
 
 def _check_same_contents(config, found):
-    before = found.state['config'].get('contents', {})
+    before = found.state['config'].get('contents') or config.contents
     for file, checksum in config.contents.items():
-        if before.get(file, checksum) != checksum:
+        if before.get(file) != checksum:
             raise InputError(f'Cannot resume: {file} is not what the tuning began with. Give that, or tune in a new '
                              'folder.')
 

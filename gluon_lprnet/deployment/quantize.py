@@ -75,7 +75,8 @@ class LayerNoise(NamedTuple):
     noise : float or None
         Of the network with only this layer quantized; None if it was not measured.
     left_out : str or None
-        The reason it stays in float32; None if it is quantized.
+        The reason it stays in float32: ``--exclude``, ``time``, ``noise``, or ``input``, which is one of several
+        outputs; None if it is quantized.
     """
 
     name: str
@@ -176,6 +177,8 @@ class LibraryQuantizer:
     ----------
     layers, floating
         As for :class:`MXNetQuantizer`.
+    in_float : set of str
+        Those of the layers that stay in float32: they take one of several outputs, as of ShuffleNetV2's split.
 
     Raises
     ------
@@ -190,14 +193,17 @@ class LibraryQuantizer:
         self.floating = mxnet_function(as_block(symbol.optimize_for(BACKEND), params))
         nodes = json.loads(symbol.tojson())['nodes']
         self.layers: dict[str, list[str]] = {}
+        self.in_float: set[str] = set()
         sources, outputs = [], set(symbol.get_internals().list_outputs())
         for node in nodes:
-            source = node['op'] in _LAYERS and _output_of(nodes[_source(nodes, node)])
-            # Behind one of several outputs of a node, as of ShuffleNetV2's split, a layer stays in float32.
-            if source in outputs:
-                weight = nodes[node['inputs'][1][0]]
-                self.layers.setdefault(weight['name'][:-len('_weight')], []).append(node['name'])
-                sources.append(source)
+            if node['op'] in _LAYERS:
+                layer = nodes[node['inputs'][1][0]]['name'][:-len('_weight')]
+                self.layers.setdefault(layer, []).append(node['name'])
+                source = _output_of(nodes[_source(nodes, node)])
+                if source in outputs:
+                    sources.append(source)
+                else:
+                    self.in_float.add(layer)
         self._ranges = _mxnet_ranges(symbol, params, images, calibration, sources)
 
     def quantize(self, layers: Collection[str]) -> tuple[mx.sym.Symbol, dict[str, mx.nd.NDArray]]:
@@ -385,7 +391,7 @@ def quantize(quantizer: Union[MXNetQuantizer, OnnxQuantizer, LibraryQuantizer], 
         If a pattern matches no layer, if the outputs of a network with quantized layers are not finite, or if no layer
         is left to quantize.
     """
-    excluded = {}
+    excluded = dict.fromkeys(getattr(quantizer, 'in_float', ()), 'input')
     for pattern in exclude:
         found = [layer for layer in quantizer.layers if fnmatchcase(layer, pattern)]
         if not found:

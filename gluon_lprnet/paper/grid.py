@@ -198,10 +198,9 @@ class Grid:
         return self._folder(row, seed) / 'errors.log'
 
     def _reason(self, row: ExperimentRow, seed: int, status: int) -> str:
-        if status < 0:
-            return f'it was killed by {signal.Signals(-status).name}'
         lines = self._errors(row, seed).read_text().strip().splitlines()
-        return lines[-1] if lines else f'it ended with status {status}'
+        last = lines[-1] if lines else 'nothing was written'
+        return f'it was killed by {signal.Signals(-status).name}; errors.log ends in: {last}' if status < 0 else last
 
 
 def _input_of(config: ClassificationConfig) -> tuple[int, ...]:

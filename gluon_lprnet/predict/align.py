@@ -215,6 +215,9 @@ def _check_same(file, settings):
         raise InputError(f'--resume: there is no {file}, and so no run to go on with: leave the flag out to start '
                          'one, or give the folder of the run.')
     before = read_json(file, 'the settings of a run')
+    if _CONTENTS not in before:
+        raise InputError(f'--resume: {file} is of a version before, which did not write what it took: give '
+                         '--overwrite, or another folder.')
     changed = [f'--{name} (was {before.get(name)!r}, is {value!r})' for name, value in settings.items()
                if name != _CONTENTS and before.get(name) != value]
     changed = changed or [f'{name} (which has changed since)' for name, crc in settings[_CONTENTS].items()
@@ -268,6 +271,11 @@ def _write_crops(out, name, picture, faces, size):
     extension = '.png' if name.lower().endswith('.png') else '.jpg'
     for number, face in enumerate(faces, 1):
         _write_picture(out / _CROPS / f'{name}-{number}{extension}', upright_crop(picture, face, size))
+    # Of a picture that was there before, and had more faces.
+    number = len(faces) + 1
+    while (before := out / _CROPS / f'{name}-{number}{extension}').exists():
+        before.unlink()
+        number += 1
 
 
 def _import_video():
@@ -365,7 +373,7 @@ def _run(args):
     aligner = make_aligner(network, make_detector(args.detector), args.jaw)
     form = 'json' if args.json else 'csv' if args.csv else None
     settings = {'network': str(network), **{name: getattr(args, name) for name in _SETTINGS},
-                'detector': args.detector or default_detector(),
+                'detector': None if args.boxes else args.detector or default_detector(),
                 _CONTENTS: _contents(network, args.boxes, args.detector)}
     results = _Results(out, settings, {source.name: _stamp(source.path) for source in pictures + videos}, args.resume,
                        form)

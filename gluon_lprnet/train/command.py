@@ -239,7 +239,7 @@ def _fit(task, config, logger, resume_from):
                 os.environ.get('MXNET_ENGINE_TYPE', 'ThreadedEnginePerDevice'),
                 os.environ.get('OMP_NUM_THREADS', "MXNet's default of"))
     run = Run(task, config, logger, resume_from)
-    # A run that is not resumed stays as it was.
+    # A run whose resume was refused stays as it was, but for its log.
     if task.workers.writes:
         config.save(**task.description)
         write_environment(config.save_dir, task.data)

@@ -133,12 +133,13 @@ def read_metrics(path: PathLike) -> list[dict[str, Any]]:
         for line in Path(path).read_text().splitlines():
             with contextlib.suppress(ValueError):
                 records.append(json.loads(line))
-    return [record for record in records if isinstance(record, dict)]
+    # Those of another program are none.
+    return [record for record in records if isinstance(record, dict) and {'kind', 'step', 'epoch'} <= record.keys()]
 
 
 def read_epochs(run_dir: PathLike) -> list[dict[str, Any]]:
     """The records of a run's whole epochs, as dicts with ``epoch``, ``loss``, ``val_top1`` and others."""
-    return [record for record in read_metrics(Path(run_dir) / 'metrics.jsonl') if record.get('kind') == 'epoch']
+    return [record for record in read_metrics(Path(run_dir) / 'metrics.jsonl') if record['kind'] == 'epoch']
 
 
 def metrics_text(values: Mapping[str, float]) -> str:

@@ -21,7 +21,7 @@ from gluon_lprnet import blocks, get_model
 from gluon_lprnet.deployment import operators as operators_module
 from gluon_lprnet.deployment.export import _with_normalization
 from gluon_lprnet.deployment.operators import BACKEND, build_library, load_library
-from gluon_lprnet.deployment.quantize import LibraryQuantizer, mxnet_function
+from gluon_lprnet.deployment.quantize import LibraryQuantizer, mxnet_function, quantize
 from gluon_lprnet.deployment.reparametrize import deploy, reparametrize
 from gluon_lprnet.graph import as_block, trace
 from gluon_lprnet.utils.errors import InputError
@@ -170,10 +170,15 @@ def test_layers_behind_one_of_several_outputs_stay_in_float32():
     """As behind the split of ShuffleNetV2, whose other layers are in 8 bits."""
     net, x = random_network('shufflenetv2_x0.5', small_image=True), random_images(4, 32)
     quantizer = LibraryQuantizer(*reparametrize(*trace(net)), x.asnumpy(), 'naive')
-    assert len(quantizer.layers) > 10
-    stock = as_block(*quantizer.standard(quantizer.layers))(x).asnumpy()
-    assert relative_error(as_block(*quantizer.quantize(quantizer.layers))(x).asnumpy(), stock) <= 5e-3
+    assert len(quantizer.in_float) == 13 and quantizer.in_float < set(quantizer.layers)
+    layers = set(quantizer.layers) - quantizer.in_float
+    stock = as_block(*quantizer.standard(layers))(x).asnumpy()
+    assert relative_error(as_block(*quantizer.quantize(layers))(x).asnumpy(), stock) <= 5e-3
     assert relative_error(stock, net(x).asnumpy()) < 0.5
+    outputs = quantizer.floating(x.asnumpy())
+    quantized = quantize(quantizer, x.asnumpy(), outputs, [next(iter(quantizer.in_float))], tolerance=10)
+    left_out = {layer.name for layer in quantized.layers if layer.left_out in ('input', '--exclude')}
+    assert left_out == quantizer.in_float
 
 
 def test_several_inputs_of_a_group_where_no_shape_is_known():

@@ -95,5 +95,5 @@ def test_why_a_run_failed(tmp_path):
     folder = tmp_path / f'{row.name}-seed0'
     folder.mkdir()
     (folder / 'errors.log').write_text('epoch 1/210 (train) done\nthe disk is full\n')
-    assert grid._reason(row, 0, -9) == 'it was killed by SIGKILL'
+    assert grid._reason(row, 0, -9) == 'it was killed by SIGKILL; errors.log ends in: the disk is full'
     assert grid._reason(row, 0, 2) == 'the disk is full'

