@@ -245,7 +245,7 @@ def save(run_dir: PathLike, net: gluon.HybridBlock, trainer: gluon.Trainer, stat
     up_to_this = [path for step, path in _numbered(run_dir) if step <= state['step']]
     unfinished = [path for path in folder.iterdir() if _UNFINISHED.fullmatch(path.name)]
     for path in up_to_this[:-keep] + unfinished:
-        # What cannot be removed, as where another host reads it, is no reason to end; the next call tries again.
+        # Another host may have a file of it open, which is no reason to end the training: the next save tries again.
         shutil.rmtree(path, ignore_errors=True)
     return final
 

@@ -88,7 +88,7 @@ def _find_sources(arguments, out):
 
 
 def _stamp(path):
-    """What tells a source from another one of its name: path, size and time of change; None if there is no file."""
+    """Path, size and time of change of a source, by which another one of its name is told; None if there is no file."""
     # What cannot be read is said when that is tried.
     with contextlib.suppress(OSError):
         if path is not None:

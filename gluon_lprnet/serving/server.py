@@ -318,6 +318,7 @@ class Server:
         if status == 404:  # somebody else took it away since it was seen to be dead
             del self._failed[model]
             return
+        # Behind the line of this deletion, which is not somebody else's.
         self._failed[model] = self._log_size()
         try:
             self._load(model, network['modelUrl'], {**self._loading, 'batch_size': network['batchSize'],
