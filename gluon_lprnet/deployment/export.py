@@ -149,9 +149,9 @@ def export(path: PathLike, out: PathLike, forms: Sequence[str] = FORMS, formats:
     ------
     InputError
         If there is no network at ``path``, if it was written by this function, if an entry of ``description`` is
-        invalid or does not fit the network, if ``out`` has files of the name already or cannot be written to, if a file differs from the
-        network, if a package is not installed, if the operator library cannot be built, or if there is something wrong
-        with ``int8``: its files, its patterns, or the network that would come of it.
+        invalid or does not fit the network, if ``out`` has files of the name already or cannot be written to, if a file
+        differs from the network, if a package is not installed, if the operator library cannot be built, or if there is
+        something wrong with ``int8``: its files, its patterns, or the network that would come of it.
     """
     if 'onnx' in formats:
         require_onnx()
