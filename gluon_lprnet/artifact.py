@@ -38,7 +38,7 @@ _SCHEMA = {
     'model': (lambda value: isinstance(value, str), 'text'),
     'num_classes': (lambda value: _is_count(value), 'a whole number above 0'),
     'input_size': (lambda value: _is_count(value) and value <= 4096, 'a whole number from 1 to 4096'),
-    'crop_ratio': (lambda value: _is_real(value) and value > 0, 'a number above 0'),
+    'crop_ratio': (lambda value: _is_real(value) and 0.1 <= value <= 1, 'a number from 0.1 to 1'),
     'crop_scale': (lambda value: _is_real(value) and value > 0, 'a number above 0'),
     'rgb_mean': (lambda value: _are_reals(value), 'three numbers'),
     'rgb_std': (lambda value: _are_reals(value) and min(value) > 0, 'three numbers above 0'),

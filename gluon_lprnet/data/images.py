@@ -10,6 +10,7 @@ import os
 import stat
 import threading
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Optional, Union
 
 import cv2
@@ -76,6 +77,22 @@ def is_image_file(path: PathLike) -> bool:
     return True
 
 
+def images_in(folder: PathLike) -> list[Path]:
+    """The pictures of a folder and of the folders in it, also linked ones, each folder once; sorted."""
+    found, seen, waiting = [], set(), [os.fspath(folder)]
+    for start in waiting:
+        for inside, folders, files in os.walk(start):
+            real = os.path.realpath(inside)
+            if real in seen:
+                folders.clear()
+                continue
+            seen.add(real)
+            found += [Path(inside, name) for name in files if is_image_file(os.path.join(inside, name))]
+            # Behind the folders themselves, so that pictures have the names of these.
+            waiting += [path for name in sorted(folders) if os.path.islink(path := os.path.join(inside, name))]
+    return sorted(found)
+
+
 def read_image(source: Union[PathLike, bytes], upright: bool = True, max_pixels: int = MAX_PIXELS,
                least_side: Optional[int] = None) -> np.ndarray:
     """Read a picture.
@@ -120,8 +137,9 @@ def read_file(path: PathLike) -> bytes:
             return file.read()
     except FileNotFoundError:
         raise ImageError('does not exist') from None
-    except OSError as error:
-        raise ImageError(f'cannot be read: {error.strerror or error}') from None
+    # A name with a NUL is a ValueError.
+    except (OSError, ValueError) as error:
+        raise ImageError(f'cannot be read: {getattr(error, "strerror", None) or error}') from None
 
 
 class _WholeOnly:

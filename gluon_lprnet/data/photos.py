@@ -19,7 +19,7 @@ from ..utils.errors import InputError
 from ..utils.flags import add_parser, non_negative_int
 from ..utils.processes import default_workers, map_in_processes
 from ..utils.text import integer, listing
-from .images import ImageError, PathLike, is_image_file, read_image
+from .images import ImageError, PathLike, images_in, read_image
 from .pack import add_output_flags, check_ranges, convert_file
 from .recordio import check_prefix, write_records
 
@@ -89,7 +89,7 @@ def photos_in(folder: PathLike) -> list[Path]:
     """The pictures of a folder and the folders in it, sorted; InputError if there are none."""
     if not os.path.isdir(folder):
         raise InputError(f'{folder} is not a folder.')
-    found = sorted(path for path in Path(folder).rglob('*') if not path.is_dir() and is_image_file(path))
+    found = images_in(folder)
     if not found:
         raise InputError(f'{folder} holds no pictures.')
     return found

@@ -2,7 +2,6 @@
 import contextlib
 import csv
 import json
-import math
 import os
 import signal
 import sys
@@ -14,7 +13,7 @@ from tqdm import tqdm
 
 from ..artifact import contents_of
 from ..data.faces.landmarks import JAWS, POINTS
-from ..data.images import EXTENSIONS, encode_image, is_image_file
+from ..data.images import EXTENSIONS, encode_image, images_in, is_image_file
 from ..data.recordio import file_crc32
 from ..evaluate.network_flag import add_network_flag, split_networks
 from ..formats.symbol_files import read_json
@@ -22,9 +21,10 @@ from ..utils.errors import InputError
 from ..utils.files import write_errors, write_file
 from ..utils.flags import Commands, add_parser, non_negative_int, positive_int
 from ..utils.signals import noted
+from .classification import check_not_empty
 from .detector_boxes import add_detector_flag, read_picture
 from .detectors import default_detector, make_detector
-from .face_alignment import draw_faces, make_aligner, upright_crop
+from .face_alignment import draw_faces, fault_of_box, make_aligner, upright_crop
 from .tracking import FaceTracker
 
 _CAMERA = 'camera'
@@ -46,19 +46,20 @@ class _Source(NamedTuple):
     path: Optional[Path] = None
 
 
-def _find_sources(arguments, out):
-    """The pictures, and the videos, that the arguments name."""
+def _find_sources(arguments, out, crops=False):
+    """The pictures, and the videos, that the arguments name; with ``crops``, faces are cut out of the pictures."""
     pictures, videos = [], []
     # What is in the folder of an earlier run was written by it, except what it took itself.
     written_in = out.resolve() if any((out / name).exists() for name in (_LINES, _FOUND)) else None
     taken = {stamp[0] for stamp in _earlier_sources(out).values() if stamp}
     for argument in arguments:
+        check_not_empty(argument)
         path = Path(argument)
         extension = path.suffix.lower()
         if argument == _CAMERA:
             videos.append(_Source('camera.mp4'))
         elif path.is_dir():
-            inside = [file for file in sorted(path.rglob('*')) if is_image_file(file)]
+            inside = images_in(path)
             if written_in and path.resolve() in written_in.parents:
                 inside = [file for file in inside
                           if written_in not in file.resolve().parents or str(file.resolve()) in taken]
@@ -67,7 +68,7 @@ def _find_sources(arguments, out):
             pictures += [_Source(file.relative_to(path).as_posix(), file) for file in inside]
         elif not path.exists():
             raise InputError(f'{path} does not exist: give pictures, folders of pictures, videos, or {_CAMERA}.')
-        elif is_image_file(path):
+        elif extension in EXTENSIONS or is_image_file(path):
             pictures.append(_Source(path.name, path))
         elif extension in _VIDEOS:
             videos.append(_Source(f'{path.stem}.mp4', path))
@@ -80,6 +81,9 @@ def _find_sources(arguments, out):
         if source.name in sources:
             raise InputError(f'{source.path or _CAMERA} and {sources[source.name].path or _CAMERA} would both be '
                              f'written to {out / source.name}: align them in two runs, each with its --out.')
+        if crops and source.name.startswith(f'{_CROPS}/'):
+            raise InputError(f'{source.path} would be written to {out / source.name}, among the crops: give the '
+                             f'folder {_CROPS} itself, or align it in a run without --crops.')
         target = (out / source.name).resolve()
         if target in paths:
             raise InputError(f'--out {out} would overwrite {paths[target]}: give another folder.')
@@ -124,11 +128,9 @@ def _read_boxes(file):
         if not isinstance(of_picture, list):
             raise InputError(f'--boxes {file}, {name}: not a list of boxes: {form}.')
         for box in of_picture:
-            if not (isinstance(box, list) and len(box) == 4
-                    and all(isinstance(number, (int, float)) and math.isfinite(number) for number in box)
-                    and box[0] < box[2] and box[1] < box[3]):
-                raise InputError(f'--boxes {file}, {name}: {box} is not a box: {form}, with left < right and '
-                                 'top < bottom.')
+            fault = fault_of_box(box)
+            if fault:
+                raise InputError(f'--boxes {file}, {name}: {box} {fault}.')
     return boxes
 
 
@@ -136,8 +138,9 @@ class _Results:
     """What is found: a line for each picture and frame as it comes, and at the end all but the frames in one file.
 
     ``settings`` are what shapes the results, ``sources`` the :func:`_stamp` of each source by name. With ``resume``
-    those of an earlier run with the same settings stay, and ``done`` has the names of its pictures, but for those that
-    come from another source now. With ``form``, json or csv, what comes is printed too.
+    those of an earlier run with the same settings stay, except of pictures that come from another source now and of
+    videos that are named again; ``done`` has the names of its pictures. With ``form``, json or csv, what comes is
+    printed too.
     """
 
     def __init__(self, out, settings, sources, resume=False, form=None):
@@ -147,6 +150,7 @@ class _Results:
         if form == 'csv':
             self._table.writerow(_CSV)
         self.done = set()
+        self.videos = []
         earlier = _earlier_sources(out)
         if resume:
             _check_same(out / _RUN, settings)
@@ -154,32 +158,42 @@ class _Results:
             if theirs:
                 raise InputError(f'--resume would overwrite {out / theirs[0]}, which that run did not write: move it, '
                                  'or give another folder.')
-            self._keep_pictures(out, {name for name in sources if earlier.get(name) != sources[name]})
+            self._keep(out, {name for name in sources if earlier.get(name) != sources[name]}, sources)
         else:
+            # Before the lines: it is of other ones.
+            self.path.unlink(missing_ok=True)
             write_file(self._lines, '')
         # After the lines: a kill between the two leaves none that is of another source than this says.
         write_file(out / _RUN, json.dumps({**settings, 'sources': {**earlier, **sources}}, indent=1) + '\n')
         self.pictures = len(self.done)
-        self.videos = []
 
-    def _keep_pictures(self, out, changed):
-        """Of the lines of an earlier run those of pictures that have not changed; videos are begun anew."""
+    def _keep(self, out, changed, sources):
+        """Of an earlier run, what is of pictures that have not changed, and of videos that are not begun anew."""
+        if self.path.exists():
+            self.videos = [entry for entry in read_json(self.path, 'the results of a run').get('videos', ())
+                           if entry['video'] not in sources and (out / entry['video']).exists()]
+        videos = {entry['video'] for entry in self.videos}
+
         def copy(path):
             with open(path, 'w', encoding='utf-8') as file:
-                for name, line in self._lines_of_pictures():
-                    if name not in self.done and name not in changed and (out / name).exists():
-                        self.done.add(name)
+                for line, entry in self._entries():
+                    name = entry.get('image')
+                    if 'video' in entry:
+                        is_kept = entry['video'] in videos
+                    else:
+                        is_kept = name not in self.done and name not in changed and (out / name).exists()
+                        self.done |= {name} if is_kept else set()
+                    if is_kept:
                         file.write(line)
         write_file(self._lines, copy)
 
-    def _lines_of_pictures(self):
+    def _entries(self):
+        """The lines, each with what it says."""
         with open(self._lines, encoding='utf-8') as file:
             for line in file:
                 # A kill, or a full disk, can have cut the last one off.
                 with contextlib.suppress(json.JSONDecodeError):
-                    entry = json.loads(line)
-                    if 'image' in entry:
-                        yield entry['image'], line
+                    yield line, json.loads(line)
 
     def add_image(self, entry):
         self.pictures += 1
@@ -194,7 +208,8 @@ class _Results:
         def copy(path):
             with open(path, 'w', encoding='utf-8') as file:
                 file.write(f'{{"network": {json.dumps(self._network)}, "images": [')
-                for number, (_, line) in enumerate(self._lines_of_pictures()):
+                pictures = (line for line, entry in self._entries() if 'image' in entry)
+                for number, line in enumerate(pictures):
                     file.write(', ' * bool(number) + line.rstrip())
                 file.write(f'], "videos": {json.dumps(self.videos)}}}\n')
         write_file(self.path, copy)
@@ -249,16 +264,15 @@ def _check_free(sources, out, crops):
 
 def _align_picture(aligner, source, picture, boxes, boxes_file):
     """The faces of a picture (BGR)."""
-    height, width = picture.shape[:2]
     given = None
     if boxes is not None:
         if source.name not in boxes:
             raise InputError(f'{source.path}: --boxes {boxes_file} has no {source.name!r}.')
         given = boxes[source.name]
-        for left, top, right, bottom in given:
-            if right < 0 or bottom < 0 or left > width - 1 or top > height - 1:
-                raise InputError(f'{source.path}: the box {[left, top, right, bottom]} of --boxes {boxes_file} lies '
-                                 f'outside of its {width}x{height} pixels.')
+        for box in given:
+            fault = fault_of_box(box, picture.shape[1::-1])
+            if fault:
+                raise InputError(f'{source.path}: the box {box} of --boxes {boxes_file} {fault}.')
     return aligner(picture, given)
 
 
@@ -333,7 +347,7 @@ def add_commands(commands: Commands) -> None:
                        help='replace what an earlier run wrote there; its pictures of other names stay')
     again.add_argument('--resume', action='store_true',
                        help='go on with a run that was stopped, with the same flags: its pictures are not done again; '
-                            'videos are begun anew')
+                            'videos that are named again are begun anew')
     where = align.add_mutually_exclusive_group()
     where.add_argument('--boxes', metavar='FILE.json',
                        help="boxes of the landmarks instead of a detector's, for pictures: "
@@ -361,7 +375,7 @@ def _run(args):
     if out.exists() and not out.is_dir():
         raise InputError(f'--out {out} is a file: give a folder.')
     (network,), sources = split_networks('align', 'landmarks', args.sources, args.network)
-    pictures, videos = _find_sources(sources, out)
+    pictures, videos = _find_sources(sources, out, args.crops is not None)
     if videos:
         _import_video()
     if not (args.overwrite or args.resume):

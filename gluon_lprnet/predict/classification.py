@@ -1,6 +1,7 @@
 """The most probable classes of pictures: :class:`Classifier`, and ``gluon-lprnet predict``."""
 import csv
 import json
+import os
 import sys
 import threading
 import time
@@ -14,9 +15,19 @@ import mxnet as mx
 import numpy as np
 from tqdm import tqdm
 
-from ..artifact import load_network
+from ..artifact import load_network, outputs_for
 from ..data.imagenet_names import imagenet_names, in_words, names_by_wnid
-from ..data.images import EXTENSIONS, ImageError, center_crop, is_image_file, normalize, read_image, side_to_read
+from ..data.images import (
+    EXTENSIONS,
+    MAX_SIDE,
+    ImageError,
+    ImageTooLarge,
+    center_crop,
+    images_in,
+    normalize,
+    read_image,
+    side_to_read,
+)
 from ..evaluate.classification import add_description_flags, described, flags_of_description
 from ..evaluate.network_flag import add_network_flag, split_networks
 from ..utils.errors import InputError
@@ -28,6 +39,7 @@ from ..utils.processes import available_cpus
 BATCH_SIZE = 32
 
 Image = Union[str, Path, bytes, np.ndarray]
+_CONTENTS = bytes, bytearray, memoryview
 
 
 def preprocess(path: Union[str, Path], description: dict[str, Any]) -> mx.nd.NDArray:
@@ -50,7 +62,8 @@ def preprocess(path: Union[str, Path], description: dict[str, Any]) -> mx.nd.NDA
 
 def as_sequence(images: Any) -> Sequence[Any]:
     """Pictures as a sequence, which one alone is not yet."""
-    return [images] if isinstance(images, (str, Path, bytes, np.ndarray)) else images
+    is_one = isinstance(images, (str, os.PathLike, *_CONTENTS, np.ndarray)) or not isinstance(images, Iterable)
+    return [images] if is_one else images if isinstance(images, Sequence) else list(images)
 
 
 def unreadable(image: Any, number: int, error: ImageError) -> InputError:
@@ -71,12 +84,16 @@ def pixels_of(image: Image, least_side: Optional[int] = None) -> np.ndarray:
     Raises
     ------
     ImageError
-        If a file cannot be read, or an array has another shape or type.
+        If a file cannot be read, an array has another shape or type or too long a side, or it is neither.
     """
+    if isinstance(image, (str, os.PathLike, *_CONTENTS)):
+        return read_image(bytes(image) if isinstance(image, _CONTENTS) else image, least_side=least_side)
     if not isinstance(image, np.ndarray):
-        return read_image(image, least_side=least_side)
+        raise ImageError(f'is neither a path, nor bytes, nor an array: it is a {type(image).__name__}')
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
         raise ImageError(f'is not RGB pixels (height, width, 3) uint8: it is an array {image.shape} {image.dtype}')
+    if max(image.shape) > MAX_SIDE:
+        raise ImageTooLarge(f'is {image.shape[1]}x{image.shape[0]} pixels: at most {MAX_SIDE:,} a side are taken')
     return image
 
 
@@ -122,7 +139,7 @@ class Classifier:
         self._net = net
         self.description = described(network, found, description or {})
         size = self.description['input_size']
-        classes = net(mx.nd.zeros((1, 3, size, size))).shape[1]
+        classes = outputs_for(net, mx.nd.zeros((1, 3, size, size)), network).shape[1]
         self.names = list(map(str, range(classes)))
         self.rename(names or in_words(self.description.get('class_names') or self.names))
         # A network with static memory computes in one set of buffers.
@@ -153,7 +170,8 @@ class Classifier:
         Raises
         ------
         InputError
-            For a picture that cannot be read, or an array that is not such pixels, which is named.
+            For a picture that cannot be read, or an array that is not such pixels, which is named; if ``top_k`` is
+            below 1.
         """
         pictures = as_sequence(images)
         results = []
@@ -165,6 +183,8 @@ class Classifier:
 
     def stream(self, images: Sequence[Image], top_k: int = 5) -> Iterator[Union[list[Prediction], ImageError]]:
         """As :meth:`predict`, picture by picture in their order; for one that cannot be read, its ImageError."""
+        if top_k < 1:
+            raise InputError(f'`top_k` {top_k}: give 1 or more.')
         top_k = min(top_k, len(self.names))
         with ThreadPoolExecutor(available_cpus()) as pool:
             for begin in range(0, len(images), BATCH_SIZE):
@@ -227,12 +247,19 @@ def read_names(path: Union[str, Path], wnids: Optional[Sequence[str]] = None) ->
     return [by_wnid[wnid] for wnid in wnids or by_wnid]
 
 
+def check_not_empty(argument: PathLike) -> None:
+    """Raise InputError for an empty path, which would be the working folder: an unset variable of a shell is one."""
+    if not os.fspath(argument):
+        raise InputError('an empty name was given: name a picture or a folder (. is the working folder).')
+
+
 def find_images(arguments: Iterable[PathLike]) -> list[Path]:
-    """The pictures that files and folders name, folders searched through, as a list of Path."""
+    """The pictures that files and folders name, folders searched through, as a list of Path; or InputError."""
     found = []
     for argument in arguments:
+        check_not_empty(argument)
         path = Path(argument)
-        inside = sorted(file for file in path.rglob('*') if is_image_file(file)) if path.is_dir() else [path]
+        inside = images_in(path) if path.is_dir() else [path]
         if not inside:
             raise InputError(f'{path} holds no pictures ({", ".join(EXTENSIONS)}).')
         found += inside

@@ -23,6 +23,8 @@ except ImportError:
 # OpenCV's detectors see a larger picture shrunk to this side: the smallest faces found are then 3% of it.
 _DETECTION_SIDE = 1024
 _SMALLEST_FACE = 30
+# Of pictures of 32 pixels and less on a side, OpenCV's YuNet gives faces anywhere, infinite ones too.
+_LEAST_YUNET_SIDE = 64
 
 # libfacedetection finds faces of 12 to about 400 pixels. So it sees a picture shrunk to the coarse side, and a large
 # one shrunk to at most the fine side too, in tiles whose overlap is wider than the largest faces that the first look
@@ -217,6 +219,8 @@ class YuNetDetector:
 
     def __call__(self, picture: np.ndarray) -> list[Detection]:
         picture, scale = _shrink(picture, _DETECTION_SIDE)
+        down, right = (max(0, _LEAST_YUNET_SIDE - length) for length in picture.shape[:2])
+        picture = cv2.copyMakeBorder(picture, 0, down, 0, right, cv2.BORDER_CONSTANT)
         self._net.setInputSize(picture.shape[1::-1])
         faces: Any = self._net.detect(picture)[1]
         # Left, top, width, height, five points, score.

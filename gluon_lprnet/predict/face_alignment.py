@@ -1,5 +1,7 @@
 """The 68 landmarks of each face of a picture, its pose, and how far to trust them."""
+import math
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any, NamedTuple, Optional, Union
 
@@ -142,17 +144,51 @@ class FaceAligner:
         Raises
         ------
         InputError
-            For a picture that cannot be read, or an array that is not such pixels, which is named.
+            For a picture that cannot be read, an array that is not such pixels, or a box that is none or lies outside,
+            which is named.
         """
         pictures = as_sequence(images)
-        if boxes is not None and len(boxes) != len(pictures):
+        if boxes is not None and (isinstance(boxes, Mapping) or len(boxes) != len(pictures)):
             raise InputError(f'there are {len(pictures)} pictures and boxes of {len(boxes)}: give a list of boxes for '
                              'each.')
         results: list[list[Face]] = []
         for part in _parts(_read(pictures)):
             given = None if boxes is None else boxes[len(results):len(results) + len(part)]
+            for number, (picture, of_picture) in enumerate(zip(part, given if given is not None else ()), len(results)):
+                _check_boxes(of_picture, picture, number)
             results += [[_face(entry) for entry in faces] for faces in self._aligner.align(part, given)]
         return results
+
+
+def fault_of_box(box: Any, size: Optional[tuple[int, int]] = None) -> Optional[str]:
+    """What is wrong with a face's box, in words that follow it, or None.
+
+    Parameters
+    ----------
+    box : sequence of four numbers
+        Left, top, right, bottom, in pixels.
+    size : (int, int), optional
+        Width and height of its picture.
+    """
+    if not (isinstance(box, (Sequence, np.ndarray)) and len(box) == 4
+            and all(isinstance(number, Real) and math.isfinite(number) for number in box)):
+        return 'is not a box: give [left, top, right, bottom]'
+    left, top, right, bottom = box
+    if right - left < 1 or bottom - top < 1:
+        return 'is not a box of at least one pixel: give [left, top, right, bottom] in pixels'
+    if size and (right < 0 or bottom < 0 or left > size[0] - 1 or top > size[1] - 1):
+        return f'lies outside of the {size[0]}x{size[1]} pixels'
+    return None
+
+
+def _check_boxes(boxes, picture, number):
+    """Raise InputError for boxes of picture ``number`` that are none."""
+    if not isinstance(boxes, (Sequence, np.ndarray)):
+        raise InputError(f'picture {number}: {boxes!r} is not a list of boxes.')
+    for box in boxes:
+        fault = fault_of_box(box, picture.shape[1::-1])
+        if fault:
+            raise InputError(f'picture {number}: {box} {fault}.')
 
 
 def _read(images):

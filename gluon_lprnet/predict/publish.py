@@ -33,6 +33,8 @@ _PLACES = ('save_dir', 'rec_train', 'rec_train_idx', 'rec_val', 'rec_val_idx', '
 _IN_WORDS = {'data': 'what it was trained on, in words', 'command': 'the command that made it',
              'license': 'on what terms the pictures, and so the weights, may be used',
              'machine': 'where it was made, in words (publish: the processor of this machine unless it is given)'}
+# Those that the network and its weights give.
+_MEASURED = {'name', 'task', 'description', 'sha256', 'accuracy', 'date', 'keywords', 'recipe'}
 
 
 def publish(run: Union[str, Path], tag: str, rec_tests: Sequence[str], facts: dict[str, Any],
@@ -197,6 +199,9 @@ def facts_in_words(args: argparse.Namespace) -> dict[str, str]:
 def _run(args):
     args = with_network('publish', args)
     facts = read_json(args.facts, 'further entries of a card') if args.facts else {}
+    own = sorted(facts.keys() & _MEASURED)
+    if own:
+        raise InputError(f'--facts {args.facts} has {", ".join(own)}, which publish finds out itself: remove it there.')
     facts |= facts_in_words(args)
     missing = [f'--{key}' for key in ('data', 'command', 'license') if key not in facts]
     if missing:

@@ -5,6 +5,7 @@ with OpenCV.
 """
 import collections
 import math
+import os
 import time
 from collections.abc import Callable, Sequence
 from fractions import Fraction
@@ -33,6 +34,10 @@ _OVERLAP = Fraction(1, 100)
 _FRAMES_PER_SECOND = 25
 # Of ITU-T H.273, table 4; of FFmpeg's AVColorRange.
 _BT601, _LIMITED = 6, 1
+# Of the same table, those that FFmpeg converts by: BT.709, FCC, BT.601 of 625 and of 525 lines, SMPTE 240M, BT.2020.
+_MATRICES = (1, 4, 5, 6, 7, 9, 10)
+# Pixels of other shapes than this and its inverse are an error of the file: the widest of a standard is 2.
+_WIDEST_PIXEL = 4
 _CAMERA_CLOCK = Fraction(1, 90_000)
 
 
@@ -42,7 +47,7 @@ class Frame(NamedTuple):
     Attributes
     ----------
     picture : ndarray (height, width, 3) uint8
-        BGR, upright.
+        BGR, upright, its pixels square.
     time : fractions.Fraction
         Seconds from the beginning of the video.
     duration : fractions.Fraction
@@ -78,7 +83,8 @@ class VideoFile:
         self.name = str(path)
         try:
             # A list of addresses that is called a video would be fetched.
-            self._container = av.open(self.name, options={'protocol_whitelist': 'file'})
+            # By its whole path: what has a colon before the first slash is taken for an address too.
+            self._container = av.open(os.path.abspath(self.name), options={'protocol_whitelist': 'file'})
         except (av.FFmpegError, OSError) as error:
             raise InputError(f'{path} is not a video that can be read, or its end is missing ({_reason(error)}).'
                              ) from error
@@ -158,9 +164,10 @@ class VideoFile:
         self._shown = shown
         duration = (decoded.duration or 0) * decoded.time_base
         self._end = max(self._end, shown + (duration or 1 / self.rate))
-        picture = decoded.to_ndarray(format='bgr24')
+        picture = _bgr(decoded)
         if decoded.interlaced_frame:
             picture = _upper_field(picture)
+        picture = _with_square_pixels(picture, self._video.sample_aspect_ratio)
         return Frame(_upright(picture, self._orientation(decoded)), shown, duration)
 
     def _note_end(self, packet):
@@ -414,6 +421,24 @@ def _is_encoder(name):
 
 def _reason(error):
     return getattr(error, 'strerror', None) or str(error)
+
+
+def _bgr(decoded):
+    """The pixels of a frame (height, width, 3) uint8 by the matrix and the range that it is marked with."""
+    if decoded.colorspace not in _MATRICES:
+        return decoded.to_ndarray(format='bgr24')
+    # Left alone, PyAV takes every matrix for that of BT.601.
+    return decoded.reformat(format='bgr24', src_colorspace=decoded.colorspace, dst_colorspace='DEFAULT',
+                            src_color_range=decoded.color_range, dst_color_range='JPEG').to_ndarray()
+
+
+def _with_square_pixels(picture, ratio):
+    """A picture of which a pixel is ``ratio`` times as wide as high (None: not known), enlarged to square ones."""
+    if not ratio or ratio == 1 or not 1 / _WIDEST_PIXEL <= ratio <= _WIDEST_PIXEL:
+        return picture
+    height, width = picture.shape[:2]
+    size = (round(width * ratio), height) if ratio > 1 else (width, round(height / ratio))
+    return cv2.resize(picture, size, interpolation=cv2.INTER_CUBIC)
 
 
 def _upper_field(picture):

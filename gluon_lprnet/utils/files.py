@@ -74,7 +74,8 @@ def folder_aside(parent: PathLike, name: str) -> Iterator[Path]:
     """
     make_folder(parent)
     with write_errors(parent):
-        folder = tempfile.TemporaryDirectory(prefix=f'.{name}.partial-', dir=parent)
+        # The longest name that a file can have leaves no room for more.
+        folder = tempfile.TemporaryDirectory(prefix=f'.{name[:40]}.partial-', dir=parent)
     with folder as path:
         yield Path(path)
 

@@ -23,6 +23,7 @@ from gluon_lprnet.data.images import (
     ImageTooLarge,
     center_crop,
     encode_image,
+    images_in,
     is_image_file,
     normalize,
     read_image,
@@ -283,6 +284,17 @@ def test_names_of_any_bytes(tmp_path, locale):
                    check=True, env=environment)
     assert sorted(os.listdir(os.fsencode(tmp_path))) == sorted(
         [b'caf\xe9.jpg', 'caf\u00e9.jpg'.encode(), b'\xff\xfe.png', b'plain.png'])
+
+
+def test_the_pictures_of_a_folder_and_what_is_linked_in_it(tmp_path):
+    for name in ('in/a.jpg', 'in/inner/b.jpg', 'in/folder.jpg/c.jpg', 'elsewhere/d.jpg', 'in/notes.txt'):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    for link, target in (('0', 'inner'), ('inner/up', '..'), ('z', '../elsewhere'), ('lost.jpg', 'none')):
+        (tmp_path / 'in' / link).symlink_to(target)
+    # What is linked has its own name where the folder has it anyway.
+    assert images_in(tmp_path / 'in') == [tmp_path / 'in' / name for name in (
+        'a.jpg', 'folder.jpg/c.jpg', 'inner/b.jpg', 'lost.jpg', 'z/d.jpg')]
 
 
 def test_a_folders_pictures_are_told_by_extension_or_content(tmp_path):

@@ -57,8 +57,17 @@ def test_files_bytes_and_pixels_give_the_same(artifacts, files, expected):
     assert_same(classifier.predict([file.read_bytes() for file in files], top_k=1), wanted)
     assert_same(classifier.predict([np.asarray(Image.open(file)) for file in files], top_k=99), wanted)
     assert [len(result) for result in classifier.predict(files[0], top_k=99)] == [3]
+    content = files[0].read_bytes()
+    for same in (bytearray(content), memoryview(content), iter([bytearray(content)])):
+        assert_same(classifier.predict(same), wanted[:1])
     with pytest.raises(InputError, match='picture 1 is empty'):
         classifier.predict([files[0].read_bytes(), b''])
+    for other, message in ((None, 'is neither a path, nor bytes, nor an array: it is a NoneType'),
+                           (Image.open(files[0]), 'it is a PngImageFile'), ('a\0b', 'cannot be read: .* null')):
+        with pytest.raises(InputError, match=message):
+            classifier.predict(other)
+    with pytest.raises(InputError, match='`top_k` -1: give 1 or more'):
+        classifier.predict(files[0], top_k=-1)
 
 
 @pytest.mark.parametrize('pixels', [
@@ -167,6 +176,13 @@ def test_what_is_no_network_is_named(files, network, message):
 def test_a_landmark_network_names_no_classes(artifacts):
     with pytest.raises(InputError, match='is a landmark network'):
         Classifier(artifacts[1])
+
+
+@pytest.mark.parametrize('flag, value, message', [
+    ('--crop-ratio', 1.143, 'a number from 0.1 to 1'), ('--input-size', 1, 'does not take images of 1 pixels a side')])
+def test_sizes_that_cannot_be_are_named(files, flag, value, message):
+    with pytest.raises(InputError, match=message):
+        command(classification, 'predict', files[0], flag, value)
 
 
 def test_a_folder_without_pictures_is_named(artifacts, tmp_path):

@@ -173,6 +173,15 @@ def test_what_cannot_be_aligned_is_named(aligner, drawn, tmp_path):
         aligner.predict([drawn[0][0], b''])
     with pytest.raises(InputError, match='1 pictures and boxes of 2'):
         aligner.predict(drawn[0][0], [[], []])
+    height, width = drawn[0][0].shape[:2]
+    for boxes, message in (([[1, 2, 30, 40]], 'picture 0: 1 is not a box: give'), ([4], 'picture 0: 4 is not a list'),
+                           ([[[1, 2, np.nan, 40]]], 'nan, 40. is not a box'), ({'a.jpg': []}, 'give a list of boxes'),
+                           ([np.array([[30, 2, 1, 40]])], 'at least one pixel'),
+                           ([[[width, 2, width + 30, 40]]], f'outside of the {width}x{height} pixels')):
+        with pytest.raises(InputError, match=message):
+            aligner.predict(drawn[0][0], boxes)
+    with pytest.raises(InputError, match='picture 0 is 32767x3 pixels: at most 32,766 a side'):
+        aligner.predict(np.zeros((3, 32767, 3), 'uint8'))
     assert aligner.predict(np.zeros((64, 64, 3), 'uint8')) == [[]]
 
 

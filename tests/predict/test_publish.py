@@ -89,5 +89,8 @@ def test_a_landmark_network_is_published(tmp_path, monkeypatch, capsys):
     assert found['jaw of the network']['nme_percent_by_yaw'] == pytest.approx(
         [errors[:2].mean(), errors[2], errors[3]], abs=0.006)
     assert load_network('lprnet_mobilenet_x0.25.faces')[1]['crop_scale'] == CROP_SCALE
+    (tmp_path / 'facts.json').write_text(json.dumps(card.facts))
+    assert main([*command, '--facts', str(tmp_path / 'facts.json')]) == 2
+    assert 'has accuracy, date, description, keywords, name, recipe, sha256, task, which' in capsys.readouterr().err
     assert main([*command, '--names', str(tmp_path / 'facts.json')]) == 2
     assert '--names is for classes' in capsys.readouterr().err

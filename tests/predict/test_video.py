@@ -124,6 +124,65 @@ def test_what_browsers_play(tmp_path):
     assert content.index(b'moov') < content.index(b'mdat')
 
 
+# Of ITU-T H.273, table 4: the weights of red and blue.
+MATRICES = {1: (0.2126, 0.0722), 6: (0.299, 0.114), 9: (0.2627, 0.0593)}
+
+
+@pytest.mark.parametrize('full', [False, True])
+@pytest.mark.parametrize('deep', [False, True])
+@pytest.mark.parametrize('matrix', MATRICES)
+def test_colors_by_the_matrix_of_the_source(tmp_path, matrix, deep, full):
+    """BT.709 is that of nearly every video of high definition, BT.2020 of those of high dynamic range."""
+    red, green, blue = 30, 180, 60
+    of_red, of_blue = MATRICES[matrix]
+    luma = of_red * red + (1 - of_red - of_blue) * green + of_blue * blue
+    chroma = [(color - luma) / 2 / (1 - weight) for color, weight in ((blue, of_blue), (red, of_red))]
+    values = [luma, *(128 + each for each in chroma)] if full else [
+        16 + luma * 219 / 255, *(128 + each * 224 / 255 for each in chroma)]
+    frame = av.VideoFrame(64, 48, 'yuv420p10le' if deep else 'yuv420p')
+    for plane, value in zip(frame.planes, values):
+        plane.update(np.full(plane.buffer_size // (1 + deep), round(value * (1 + 3 * deep)), 'uint16' if deep else 'uint8')
+                     .tobytes())
+    with av.open(str(tmp_path / 'a.mkv'), 'w') as container:
+        stream = container.add_stream('ffv1', rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, frame.format.name
+        stream.colorspace = frame.colorspace = matrix
+        stream.color_range = frame.color_range = 2 if full else 1
+        frame.pts, frame.time_base = 0, Fraction(1, 25)
+        container.mux([*stream.encode(frame), *stream.encode()])
+    (seen,) = read(tmp_path / 'a.mkv')
+    assert np.abs(seen.picture.astype(int) - [blue, green, red]).max() <= 3
+
+
+@pytest.mark.parametrize('ratio, size', [(Fraction(4, 3), (64, 48)), (Fraction(8, 9), (48, 54)),
+                                         (Fraction(99), (48, 48))])
+@pytest.mark.parametrize('turned', [False, True])
+def test_pixels_that_are_not_square(tmp_path, ratio, size, turned):
+    """A recording of 1440x1080 is shown 1920 wide; a ratio that no video has is an error of its file."""
+    pictures = smooth_pictures(2, 48, 48)
+    with av.open(str(tmp_path / 'a.mp4'), 'w') as container:
+        stream = container.add_stream('libx264', rate=25)
+        stream.width, stream.height, stream.pix_fmt = 48, 48, 'yuv420p'
+        stream.codec_context.sample_aspect_ratio = ratio
+        for number, picture in enumerate(pictures):
+            frame = av.VideoFrame.from_ndarray(picture, 'bgr24')
+            frame.pts, frame.time_base = number, Fraction(1, 25)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    expected = [cv2.resize(picture, size, interpolation=cv2.INTER_CUBIC) for picture in pictures]
+    if turned:
+        turn(tmp_path / 'a.mp4', (0, 1, -1, 0))
+        expected = [cv2.rotate(picture, cv2.ROTATE_90_CLOCKWISE) for picture in expected]
+    assert_alike([frame.picture for frame in read(tmp_path / 'a.mp4')], expected)
+
+
+def test_a_name_with_a_colon(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_video('plain.mp4', smooth_pictures(2, 48, 64))
+    (tmp_path / 'plain.mp4').rename('2024-05-01T12:30:00.mp4')
+    assert len(read('2024-05-01T12:30:00.mp4')) == 2
+
+
 def test_colors_are_those_of_the_standard(tmp_path):
     """BT.601, limited range, as the stream is marked."""
     blue, green, red = 40, 90, 200
