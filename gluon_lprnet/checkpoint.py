@@ -22,6 +22,7 @@ import math
 import os
 import re
 import shutil
+import sys
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -37,6 +38,8 @@ from .utils.files import folder_aside, lock, make_folder, put_in_place, write_er
 
 PathLike = Union[str, 'os.PathLike[str]']
 
+# What is loaded, besides the state, where it is there.
+_READ = 'net.params', 'trained.params', 'optimizer.npz', 'trainer.states'
 _NAME = re.compile(r'step-(\d+)(\.old)?')
 # What a kill leaves while a checkpoint is being written; .part is the name that versions up to 0.1 gave it.
 _UNFINISHED = re.compile(r'\.step-\d+\.part.*')
@@ -58,7 +61,8 @@ class Checkpoint:
             state = _read_json(self.path / 'state.json')
             listed = self.path / 'crc32.json'
             checksums = _read_json(listed) if listed.exists() else {**state.pop('crc32'), 'state.json': None}
-            unlisted = {file.name for file in self.path.iterdir()} - {'crc32.json'} - set(checksums)
+            # A file of the system, or of an editor, is none of the checkpoint's.
+            unlisted = {name for name in _READ if (self.path / name).exists()} - set(checksums)
             if unlisted or not {'net.params', 'state.json'} <= set(checksums):
                 raise ValueError(f'no CRC-32 is known of {", ".join(sorted(unlisted)) or "its files"}')
             if not listed.exists():
@@ -283,7 +287,11 @@ def find(path: PathLike) -> Checkpoint:
     return found
 
 
-def newest(run_dir: PathLike, report: Callable[[str], object] = print) -> Optional[Checkpoint]:
+def _warn(message: str) -> None:
+    print(message, file=sys.stderr)
+
+
+def newest(run_dir: PathLike, report: Callable[[str], object] = _warn) -> Optional[Checkpoint]:
     """The newest complete :class:`Checkpoint` in a run's folder, or None; damaged ones are reported."""
     for _, path in reversed(_numbered(run_dir)):
         try:

@@ -115,6 +115,19 @@ def test_damaged_checkpoint_is_named_and_the_one_before_it_taken(tmp_path, train
         checkpoint.Checkpoint(file.parent)
 
 
+def test_files_of_others_in_a_checkpoint_are_nothing_to_it(tmp_path, trained, capsys):
+    net, trainer, _ = trained
+    checkpoint.save(tmp_path, net, trainer, {'step': 1})
+    folder = checkpoint.save(tmp_path, net, trainer, {'step': 2})
+    (folder / '.DS_Store').write_bytes(b'a')
+    assert checkpoint.newest(tmp_path).path == folder
+    # Weights that would be loaded, and that nothing vouches for.
+    (folder / 'trained.params').write_bytes((folder / 'net.params').read_bytes())
+    assert checkpoint.newest(tmp_path).state['step'] == 1
+    out, err = capsys.readouterr()
+    assert not out and 'no CRC-32 is known of trained.params' in err
+
+
 def test_no_flipped_bit_of_the_state_goes_unseen(tmp_path, trained):
     net, trainer, _ = trained
     state = {'step': 3, 'epoch': 1, 'step_in_epoch': 1, 'sums': {'loss': 1.5}, 'reached': False,

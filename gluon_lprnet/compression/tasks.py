@@ -105,7 +105,7 @@ class Classification(_Task):
                             augmentation=dict(paper_augmentation(args.pad, args.min_random_scale,
                                                                  mirror=not args.no_mirror),
                                               inter_method=self.description.get('inter_method', BILINEAR)),
-                            labels=labels_of(self.description, args.rec_train) if args.labels else None)
+                            labels=labels_of(self.description, self._train) if args.labels else None)
 
     def _other_teacher(self):
         source = self._args.teacher

@@ -2,6 +2,8 @@
 import datetime
 import logging
 import math
+import os
+import tempfile
 import time
 from collections import namedtuple
 from collections.abc import Iterator
@@ -87,8 +89,13 @@ class ImageBatches:
         # Parts are augmented differently.
         self._seed = seed + 7919 * index
         self._labels = None if labels is None else mx.nd.array(labels)
+        # MXNet takes a path for an address, in which #, ? and ; are no letters, and looks at all that is in its folder.
+        self._links = tempfile.TemporaryDirectory(prefix='records-')
+        path, index_path = (os.path.join(self._links.name, f'records{ending}') for ending in ('.rec', '.idx'))
+        for link, file in ((path, records.path), (index_path, records.index_path)):
+            os.symlink(os.path.abspath(file), link)
         self._arguments = dict(
-            path_imgrec=records.path, path_imgidx=records.index_path, data_shape=(3, input_size, input_size),
+            path_imgrec=path, path_imgidx=index_path, data_shape=(3, input_size, input_size),
             batch_size=batch_size, resize=resize, shuffle=shuffle, preprocess_threads=threads, verbose=False,
             part_index=index, num_parts=number,
             # MXNet loses up to `prefetch_buffer - 1` batches of memory with each iterator (apache/mxnet#15218).
@@ -188,4 +195,4 @@ def validation_batches(records: RecordSummary, config: dict[str, Any], batch_siz
     return ImageBatches(records, config['input_size'], batch_size, Normalization(config['rgb_mean'], config['rgb_std']),
                         resize=shorter_side(config), threads=threads,
                         augmentation=dict(inter_method=config.get('inter_method', BILINEAR)),
-                        labels=labels_of(config, records.path), **order)
+                        labels=labels_of(config, records), **order)

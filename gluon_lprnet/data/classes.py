@@ -6,12 +6,12 @@ import numpy as np
 
 from ..utils.errors import InputError
 from ..utils.files import PathLike
-from .integrity import class_names
+from .integrity import RecordSummary, class_names
 
 _NAMES_SHOWN = 5
 
 
-def labels_of(network: dict[str, Any], rec_path: PathLike) -> Optional[np.ndarray]:
+def labels_of(network: dict[str, Any], records: RecordSummary) -> Optional[np.ndarray]:
     """The classes of a network that the labels of a file stand for, by their names.
 
     Parameters
@@ -19,7 +19,7 @@ def labels_of(network: dict[str, Any], rec_path: PathLike) -> Optional[np.ndarra
     network : dict
         The network's description: ``class_names``, in the order of its outputs, and ``class_ids``, other names of
         the same classes, where it has them.
-    rec_path : str or os.PathLike
+    records : gluon_lprnet.data.integrity.RecordSummary
 
     Returns
     -------
@@ -29,9 +29,13 @@ def labels_of(network: dict[str, Any], rec_path: PathLike) -> Optional[np.ndarra
     Raises
     ------
     InputError
-        If the file has a class that the network does not know.
+        If the file has a class that the network does not know, or fewer names than classes.
     """
-    return outputs_of(network, class_names(rec_path), rec_path)
+    names = class_names(records.path)
+    if names and records.label_max >= len(names):
+        raise InputError(f'{records.path} has the label {records.label_max:g}, and names of {len(names)} classes: '
+                         'complete the names, or pack it again.')
+    return outputs_of(network, names, records.path)
 
 
 def outputs_of(network: dict[str, Any], names: Optional[Sequence[str]], source: PathLike) -> Optional[np.ndarray]:

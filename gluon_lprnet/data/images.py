@@ -9,7 +9,7 @@ import math
 import os
 import stat
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Optional, Union
 
@@ -79,7 +79,14 @@ def is_image_file(path: PathLike) -> bool:
 
 def images_in(folder: PathLike) -> list[Path]:
     """The pictures of a folder and of the folders in it, also linked ones, each folder once; sorted."""
-    found, seen, waiting = [], set(), [os.fspath(folder)]
+    return sorted(Path(inside, name) for inside, files in files_in(folder) for name in files
+                  if is_image_file(os.path.join(inside, name)))
+
+
+def files_in(folder: PathLike) -> Iterator[tuple[str, list[str]]]:
+    """Yield a folder, those in it, and last those linked in it, each once, with the names of its files."""
+    # Links last, so that files have the names of the folders themselves.
+    seen, waiting = set(), [os.fspath(folder)]
     for start in waiting:
         for inside, folders, files in os.walk(start):
             real = os.path.realpath(inside)
@@ -87,10 +94,8 @@ def images_in(folder: PathLike) -> list[Path]:
                 folders.clear()
                 continue
             seen.add(real)
-            found += [Path(inside, name) for name in files if is_image_file(os.path.join(inside, name))]
-            # Behind the folders themselves, so that pictures have the names of these.
             waiting += [path for name in sorted(folders) if os.path.islink(path := os.path.join(inside, name))]
-    return sorted(found)
+            yield inside, files
 
 
 def read_image(source: Union[PathLike, bytes], upright: bool = True, max_pixels: int = MAX_PIXELS,

@@ -277,7 +277,7 @@ def class_names(rec_path: PathLike) -> Optional[list[str]]:
         try:
             with open(path, encoding='utf-8', errors='surrogateescape', newline='\n') as file:
                 # Not splitlines(), which splits names at a vertical tab or U+0085.
-                names = file.read().rstrip('\n').split('\n')
+                names = [name.removesuffix('\r') for name in file.read().rstrip('\r\n').split('\n')]
         except FileNotFoundError:
             return None
     return [name.encode('utf-8', 'surrogateescape').decode('utf-8', 'replace') for name in names]
@@ -305,8 +305,8 @@ def _scan(pread, rec_path, size, label_width):
                 raise damaged(rec_path, len(offsets), offset, damage) from None
             if max(flag, 1) != label_width:
                 raise InputError(f'{rec_path}: record {len(offsets)} (counted from 0, at byte {offset}) has '
-                                 f'{max(flag, 1)} label(s), not {label_width}: give `label_width` '
-                                 f'{max(flag, 1)}, or another file.')
+                                 f'{max(flag, 1)} label(s), not {label_width}: give another file, '
+                                 'or pack it again.')
             labels.append(head[HEADER.size:wanted] if flag else head[4:8])
             offsets.append(offset)
             if len(offsets) % 4096 == 0:

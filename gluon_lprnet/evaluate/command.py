@@ -17,11 +17,12 @@ from ..data.pack import pack_images
 from ..data.recordio import read_records
 from ..data.sources import read_source
 from ..utils.errors import InputError
+from ..utils.files import check_figure
 from ..utils.flags import add_parser, positive_int
 from ..utils.text import FORMATS, render_table
 from .classification import add_description_flags, classify, load_described
 from .network_flag import add_network_flag, split_networks
-from .report import FIGURES, by_class, check_empty, draw_confusion, write_worst
+from .report import by_class, check_empty, draw_confusion, write_worst
 
 
 def add_commands(commands: Any) -> None:
@@ -58,10 +59,11 @@ def _run(args):
     names = in_words(description.get('class_names') or map(str, range(classes)))
     rows, faults = [], 0
     for path in inputs:
-        with _opened(path, args.rec_val_idx, classes, args.data_check) as (records, sources, skipped):
+        with _opened(path, args.rec_val_idx, args.data_check) as (records, sources, skipped):
             for picture, reason in skipped:
                 print(f'{os.path.join(path, picture)} {reason}.', file=sys.stderr)
             faults += len(skipped)
+            _check_classes(path, records, class_names(records.path), description, classes)
             if description.get('class_names') and not class_names(records.path):
                 print(f'{path} names no classes: its labels are taken for numbers of the network\'s, where 0 is '
                       f'{names[0]}. If they are others, pack it again with the names of its classes.', file=sys.stderr)
@@ -83,25 +85,38 @@ def _run(args):
     return 1 if faults else 0
 
 
+def _check_classes(path, records, names, description, classes):
+    """Refuse a set of other classes than the network's; where both have names, these decide."""
+    if description.get('class_names') and names:
+        return
+    if names and len(names) != classes:
+        raise InputError(f'{path} has {len(names)} classes, and the network answers {classes} without names, so that '
+                         'which is which is not known: give the names ("class_names" in its .json), or pack the set '
+                         'with the classes of the network (`pack images --classes`).')
+    if records.label_max >= classes:
+        raise InputError(f'{path} has the label {records.label_max:g}, and the network answers {classes} classes, '
+                         f'0 to {classes - 1}: give another set.')
+
+
 def _check_flags(args, inputs):
     """Refuse what would fail, or overwrite something, at the end of an evaluation."""
     if len(inputs) > 1 and (args.rec_val_idx or args.confusion or args.worst):
         raise InputError(f'--rec-val-idx, --confusion and --worst are for one set, and {len(inputs)} are given: '
                          'evaluate them one by one.')
-    if args.confusion and args.confusion.suffix not in FIGURES:
-        raise InputError(f'--confusion {args.confusion}: give a name that ends in {", ".join(FIGURES)}.')
+    if args.confusion:
+        check_figure(args.confusion)
     if args.worst:
         check_empty(args.worst)
 
 
 @contextlib.contextmanager
-def _opened(path, index, classes, data_check):
+def _opened(path, index, data_check):
     """As a context: the records of a set, where each picture is from (or None), and what of it cannot be read.
 
     A folder of class folders is packed for the length of the block.
     """
     if not os.path.isdir(path):
-        yield check_records(path, index, num_classes=classes, data_check=data_check), None, []
+        yield check_records(path, index, data_check=data_check), None, []
         return
     with tempfile.TemporaryDirectory(prefix='evaluate-') as scratch:
         # Pictures keep their sizes and, as far as they are JPEGs, their bytes.
@@ -109,7 +124,7 @@ def _opened(path, index, classes, data_check):
                              shuffle=False)
         bad = {picture for picture, _ in packed.skipped}
         sources = [picture for picture in read_source(path, None).paths if picture not in bad]
-        yield check_records(packed.rec_path, num_classes=classes), sources, packed.skipped
+        yield check_records(packed.rec_path), sources, packed.skipped
 
 
 def _in_text(row, form):

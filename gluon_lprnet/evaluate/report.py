@@ -13,7 +13,6 @@ from .classification import Answers
 from .figures import file_name, write_csv
 
 # Formats of the confusion matrix, by extension.
-FIGURES = ('.png', '.svg', '.pdf')
 
 # Pictures that write_worst writes at most.
 WORST = 50
@@ -69,7 +68,7 @@ def draw_confusion(answers: Answers, names: Sequence[str], path: Path, title: st
     names : sequence of str
         Of the classes, in the order of the outputs.
     path : path
-        With the extension of the format, one of :data:`FIGURES`.
+        With the extension of the format, one of :data:`gluon_lprnet.utils.files.FIGURES`.
     title : str
     """
     from matplotlib.colors import PowerNorm

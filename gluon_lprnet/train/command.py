@@ -168,6 +168,9 @@ def train(config: NetworkTrainingConfig, build_task: Callable[[Any], TrainingTas
         mx.random.seed(config.seed)
         if config.dtype == 'bfloat16':
             _begin_bfloat16()
+        elif amp.amp._amp_initialized:
+            raise InputError(f'`dtype` {config.dtype}: a training in bfloat16 was begun in this process, whose '
+                             'operators compute in it from then on. Train in a new process.')
         # What a resumed training started from need not be there any more.
         with workers.own_work():
             task = build_task(dataclasses.replace(config, init_from=None) if found else config)

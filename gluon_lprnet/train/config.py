@@ -150,6 +150,9 @@ class TrainingConfig:
         falls = self.lr_decay_epoch
         if list(falls) != sorted(set(falls)):
             raise InputError(f'`lr_decay_epoch` {_text(falls)}: the epochs must rise, each once.')
+        if falls and falls[0] < self.warmup_epochs:
+            raise InputError(f'`lr_decay_epoch` {_text(falls)}: the rate rises until `warmup_epochs` '
+                             f'{self.warmup_epochs}; name epochs after that.')
         if falls and falls[-1] >= self.num_epochs:
             raise InputError(f'`lr_decay_epoch` {_text(falls)}: the training ends after '
                              f'`num_epochs` {self.num_epochs}; name epochs before that.')
@@ -385,6 +388,8 @@ def configure(config_class: type[_NetworkConfig],
     found = checkpoint_to_resume(given.get('save_dir', config_class.save_dir), resume)
     if not found:
         return config_class.from_preset(**given), None
+    # A run's folder may have been moved since.
+    given.setdefault('save_dir', config_class.save_dir)
     config = dataclasses.replace(config_class.from_dict(found.state['config']), **given)
     check_same_curve(config, found)
     return config, found

@@ -139,6 +139,10 @@ def build_task(config: LandmarkConfig) -> TrainingTask:
     augmentation = replace(AUGMENTATIONS[config.augmentation], mirror=not config.no_mirror)
     augmented, plain = batches_of(faces, augmentation), batches_of(faces)
     validation = {name: _read([rec], config) for name, rec in zip(names, config.rec_val)}
+    for rec, records in zip(config.rec_val, validation.values()):
+        if len(records) < workers.count:
+            raise InputError(f'{rec} has {len(records)} face(s), fewer than there are workers ({workers.count}): give '
+                             'another set, or fewer workers.')
     typical = mean_face(faces)
     for name, records in validation.items():
         LOGGER.info('NME of the mean face of the training sets on %s: %.2f%%', name,
@@ -171,7 +175,7 @@ def build_task(config: LandmarkConfig) -> TrainingTask:
         # Summed over the outputs: their mean would leave gradients near Adam's epsilon.
         loss=lambda output, label: LOSSES[config.loss](_known_differences(output, label)).sum(axis=1),
         count=lambda output, label: {'nme': float(errors(output, label).sum())},
-        evaluate=evaluate, description={'task': 'landmarks'}, data=data)
+        evaluate=evaluate, description={'task': 'landmarks'}, data=data, one_order=True)
 
 
 def train(config: LandmarkConfig, resume: bool = False) -> dict[str, float]:

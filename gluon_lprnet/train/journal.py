@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Optional, Union
 
 from ..utils.errors import InputError
-from ..utils.files import write_errors, write_file
+from ..utils.files import check_figure, write_errors, write_file
 from ..utils.flags import add_parser
 
 PathLike = Union[str, 'os.PathLike[str]']
@@ -169,6 +169,7 @@ def draw_curves(run_dirs: Sequence[PathLike], path: PathLike) -> None:
     for run_dir, epochs in zip(run_dirs, runs):
         if not epochs:
             raise InputError(f'{run_dir} holds no run with a whole epoch.')
+    check_figure(path)
     names = [Path(run_dir).name for run_dir in run_dirs]
     if len(set(names)) < len(names):
         names = [str(run_dir) for run_dir in run_dirs]
@@ -192,7 +193,7 @@ def add_commands(commands: Any) -> None:
     parser = add_parser(commands, 'curves', help='draw the curves of several runs into one picture',
                         example='gluon-lprnet curves runs/first runs/second --out curves.png')
     parser.add_argument('runs', nargs='+', metavar='RUN', help='folder of a run')
-    parser.add_argument('--out', required=True, help='picture to write: .png or .svg')
+    parser.add_argument('--out', required=True, help='picture to write: .png, .svg or .pdf')
     parser.set_defaults(run=lambda args: draw_curves(args.runs, args.out))
 
 

@@ -20,6 +20,7 @@ from .._compat import default_threads
 from ..utils.errors import InputError
 from ..utils.flags import add_parser, positive_int
 from ..utils.signals import noted
+from ..utils.text import integer
 
 _LOCALHOST = '127.0.0.1'
 _PORT_ON_HOSTS = 9091
@@ -79,7 +80,7 @@ def launch(command: Sequence[str], workers: int, servers: Optional[int] = None,
     group = dict(DMLC_PS_ROOT_URI=addresses[0], DMLC_PS_ROOT_PORT=str(port), DMLC_NUM_WORKER=str(workers),
                  DMLC_NUM_SERVER=str(servers or len(hosts)),
                  # Workers of a host share its cores; the variable of this process may ask for fewer.
-                 OMP_NUM_THREADS=str(min(threads, int(os.environ.get('OMP_NUM_THREADS', threads)))))
+                 OMP_NUM_THREADS=str(min(threads, _asked_for() or threads)))
     with contextlib.ExitStack() as running, noted() as signals:
         def start(role: str, number: int, argv: Sequence[str]) -> _Process:
             place = number % len(hosts)
@@ -93,6 +94,14 @@ def launch(command: Sequence[str], workers: int, servers: Optional[int] = None,
         of_package = [] if command[0].endswith('.py') else ['-m', 'gluon_lprnet']
         training = [start('worker', number, [sys.executable, *of_package, *command]) for number in range(workers)]
         return _watch(training, helpers, signals)
+
+
+def _asked_for() -> Optional[int]:
+    """The threads that OpenMP's variable names, the first of a list by levels; None where it names none."""
+    try:
+        return integer(os.environ.get('OMP_NUM_THREADS', '').split(',')[0])
+    except ValueError:
+        return None
 
 
 def _watch(training: list[_Process], helpers: list[_Process], signals: list[int]) -> int:

@@ -85,6 +85,8 @@ class TrainingTask:
         What tells the training's records from others: see :func:`gluon_lprnet.data.integrity.fingerprint`.
     workers : Workers
         Who train together; ``batches`` and ``evaluate`` are of this one's part, ``batches_per_epoch`` of the largest.
+    one_order : bool
+        Whether the same step of all workers together has the same samples, whatever their number.
     form : HybridBlock, optional
         What computes the outputs in training, with the parameters of ``net``; ``net`` itself, if None.
     """
@@ -100,6 +102,7 @@ class TrainingTask:
     description: dict = field(default_factory=dict)
     data: dict = field(default_factory=dict)
     workers: Workers = field(default_factory=Workers)
+    one_order: bool = False
     form: Optional[gluon.HybridBlock] = None
 
 
@@ -179,7 +182,7 @@ class Run:
             self.last_saved = resume_from.path
             logger.info('resumed from %s: epoch %d, step %d', resume_from.path, self.state['epoch'] + 1,
                         self.state['step'])
-            if (self.state['step_in_epoch'] % self.schedule.steps_per_epoch
+            if (not task.one_order and self.state['step_in_epoch'] % self.schedule.steps_per_epoch
                     and self.state['workers'] != self.workers.count):
                 logger.info('the steps of the epoch that are done were made by %d workers and not by %d, which divide '
                             'the records in another way: the rest of the epoch has some twice and lacks others',

@@ -133,7 +133,7 @@ def add_commands(commands: Any) -> None:
                     'and best validation figures, images per second.')
     parser.add_argument('folders', nargs='+', metavar='FOLDER', help='a run, or a folder with runs in it')
     parser.add_argument('--format', choices=FORMATS, default='text', help='how to print (default: %(default)s)')
-    parser.add_argument('--curves', metavar='FILE', help='draw the curves of all runs: .png or .svg')
+    parser.add_argument('--curves', metavar='FILE', help='draw the curves of all runs: .png, .svg or .pdf')
     parser.set_defaults(run=_run)
 
 

@@ -14,9 +14,13 @@ from typing import Union
 from .._compat import import_mxnet
 from .errors import InputError
 
-__all__ = ['folder_aside', 'lock', 'make_folder', 'put_in_place', 'whole', 'write_errors', 'write_file']
+__all__ = ['FIGURES', 'check_figure', 'folder_aside', 'lock', 'make_folder', 'put_in_place', 'whole', 'write_errors',
+           'write_file']
 
 PathLike = Union[str, 'os.PathLike[str]']
+
+# Endings of pictures that are drawn.
+FIGURES = ('.png', '.svg', '.pdf')
 
 
 def write_file(path: PathLike, content: Union[str, bytes, Callable[[Path], object]]) -> None:
@@ -115,6 +119,12 @@ def make_folder(path: PathLike) -> None:
         raise InputError(f'{at_fault} is not a folder: give another path.') from error
     except OSError as error:
         raise InputError(f'the folder {path} cannot be made: {error.strerror}.') from error
+
+
+def check_figure(path: PathLike) -> None:
+    """Raise InputError unless the name of a picture to draw ends in one of ``FIGURES``."""
+    if Path(path).suffix.lower() not in FIGURES:
+        raise InputError(f'{os.fspath(path)}: give a name that ends in {", ".join(FIGURES)}.')
 
 
 @contextlib.contextmanager

@@ -184,3 +184,19 @@ def test_validation_is_the_center_crop_of_the_resized_image(shared_data):
     data = next(iter(batches.epoch(0))).data[0].asnumpy().transpose(1, 2, 0)
     expected = cv2.resize(image[..., ::-1], (48, 48), interpolation=cv2.INTER_LINEAR)[12:36, 12:36]
     assert np.abs(data - expected).max() <= 1
+
+
+@pytest.mark.parametrize('folder', ['a#b', 'a?b', 'a;b'])
+def test_a_path_that_would_be_another_address(tmp_path, folder):
+    pixels = np.full((16, 16, 3), 90, 'uint8')
+    write_records(tmp_path / folder / 'set', [(label, encode(pixels)) for label in (1, 0)], classes=None)
+    data, label = read(ImageBatches(check_records(tmp_path / folder / 'set.rec'), 16, 2, RAW, threads=1))
+    assert label.tolist() == [1, 0] and (data == 90).all()
+
+
+def test_files_that_come_and_go_in_the_folder_are_nothing_to_it(tmp_path):
+    write_records(tmp_path / 'set', [(0, encode(np.zeros((16, 16, 3), 'uint8')))], classes=None)
+    batches = ImageBatches(check_records(tmp_path / 'set.rec'), 16, 1, RAW, threads=1)
+    # MXNet cannot look at where this leads.
+    (tmp_path / 'gone.rec').symlink_to('nowhere')
+    assert len(read(batches)[1]) == 1

@@ -37,13 +37,22 @@ def test_labels_are_in_the_order_of_the_network(tmp_path, classes, expected):
 @pytest.mark.parametrize('network, classes', [({}, ['a', 'b']), ({'class_names': None}, ['a', 'b']), (NETWORK, None)])
 def test_labels_stay_where_one_side_has_no_names(tmp_path, network, classes):
     write_records(tmp_path / 'set', [(1, encode(np.zeros((8, 8, 3), 'uint8')))], classes=classes)
-    assert labels_of(network, tmp_path / 'set.rec') is None
+    assert labels_of(network, check_records(tmp_path / 'set.rec')) is None
 
 
 @pytest.mark.parametrize('classes, named', [(['red', 'black'], 'black'), (['red', 'n2'], 'red, n2')])
 def test_other_classes_are_refused_by_name(tmp_path, classes, named):
     with pytest.raises(InputError, match=f'set.rec has other classes than the network: {named}; the network knows red'):
-        labels_of(NETWORK, write(tmp_path / 'set', classes))
+        labels_of(NETWORK, check_records(write(tmp_path / 'set', classes)))
+
+
+def test_fewer_names_than_labels_are_refused(tmp_path):
+    rec = write(tmp_path / 'set', None, [0, 1, 3])
+    (tmp_path / 'set.classes.txt').write_bytes(b'red\r\ngreen\r\n')
+    with pytest.raises(InputError, match='set.rec has the label 3, and names of 2 classes'):
+        labels_of(NETWORK, check_records(rec))
+    (tmp_path / 'set.classes.txt').write_bytes(b'n4\r\nn2\r\nn1\r\nn3\r\n')
+    assert labels_of(NETWORK, check_records(rec)).tolist() == [3, 1, 0, 2]
 
 
 # --- in commands

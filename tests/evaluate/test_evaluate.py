@@ -1,3 +1,4 @@
+import json
 import os
 import re
 import shutil
@@ -75,6 +76,23 @@ def test_labels_without_names_are_taken_for_numbers_and_that_is_said(run, tiny_r
     assert "nameless.rec names no classes: its labels are taken for numbers of the network's, where 0 is red" in \
         without.err
     assert without.out.split(': ')[1] == with_names.out.split(': ')[1]
+
+
+def test_sets_of_other_classes_than_the_networks_are_refused(run, tiny_records, tmp_path, capsys):
+    """A network that does not say which class is which answers more classes than the set has."""
+    _, images, labels = tiny_records
+    shutil.copytree(run / 'export', tmp_path / 'export')
+    described = tmp_path / 'export' / 'lprnet_mobilenet_x0.25.json'
+    description = json.loads(described.read_text())
+    described.write_text(json.dumps({**description, 'class_names': None}))
+    chosen = [(int(label), encode(image)) for label, image in zip(labels, images) if label < 2]
+    write_records(tmp_path / 'two', chosen, classes=['red', 'green'])
+    network = tmp_path / 'export' / 'lprnet_mobilenet_x0.25-symbol.json'
+    assert main(['evaluate', str(tmp_path / 'two.rec'), '--network', str(network)]) == 2
+    assert 'two.rec has 2 classes, and the network answers 3 without names' in capsys.readouterr().err
+    write_records(tmp_path / 'far', [(7, chosen[0][1])])
+    assert main(['evaluate', str(tmp_path / 'far.rec'), '--network', str(network)]) == 2
+    assert 'far.rec has the label 7, and the network answers 3 classes, 0 to 2' in capsys.readouterr().err
 
 
 def test_evaluate_gives_the_same_from_run_checkpoint_and_symbol(run, tiny_records, capsys):

@@ -140,9 +140,9 @@ def test_colors_by_the_matrix_of_the_source(tmp_path, matrix, deep, full):
     values = [luma, *(128 + each for each in chroma)] if full else [
         16 + luma * 219 / 255, *(128 + each * 224 / 255 for each in chroma)]
     frame = av.VideoFrame(64, 48, 'yuv420p10le' if deep else 'yuv420p')
+    factor, kind = (4, 'uint16') if deep else (1, 'uint8')
     for plane, value in zip(frame.planes, values):
-        plane.update(np.full(plane.buffer_size // (1 + deep), round(value * (1 + 3 * deep)), 'uint16' if deep else 'uint8')
-                     .tobytes())
+        plane.update(np.full(plane.buffer_size, round(value * factor), kind).tobytes()[:plane.buffer_size])
     with av.open(str(tmp_path / 'a.mkv'), 'w') as container:
         stream = container.add_stream('ffv1', rate=25)
         stream.width, stream.height, stream.pix_fmt = 64, 48, frame.format.name

@@ -112,6 +112,7 @@ def test_a_value_of_any_flag_trains_or_is_refused_by_name(config_class, name, fe
     (['--lr-mode', 'step'], '--lr-decay-epoch'),
     (['--lr-decay-epoch', '2'], '--lr-mode step'),
     (['--lr-mode', 'step', '--lr-decay-epoch', '4'], '--lr-decay-epoch 4'),
+    (['--lr-mode', 'step', '--lr-decay-epoch', '1', '--warmup-epochs', '2'], '--lr-decay-epoch 1: the rate rises'),
     (['--pad', '16'], '--pad 16'),
     (['--mixup-off-epoch', '4'], '--mixup-off-epoch 4'),
     (['--min-random-scale', '2'], '--max-random-scale'),

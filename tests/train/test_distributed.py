@@ -30,7 +30,7 @@ from gluon_lprnet.data.batches import ImageBatches, Normalization, parts
 from gluon_lprnet.data.faces.batches import AUGMENTATIONS, FaceBatches
 from gluon_lprnet.data.faces.records import read_face_records
 from gluon_lprnet.data.integrity import check_records
-from gluon_lprnet.train import command, distributed, face, imagenet
+from gluon_lprnet.train import command, distributed, face, imagenet, launch
 from gluon_lprnet.train.face import LandmarkConfig
 from gluon_lprnet.train.fine_tuning import fix_statistics
 from gluon_lprnet.train.imagenet import ClassificationConfig
@@ -241,6 +241,12 @@ def test_records_that_leave_a_worker_without_any_are_refused():
     with pytest.raises(InputError, match='5 records cannot be divided among 4 workers'):
         parts(5, 4)
     assert parts(5, 3) == [2, 2, 1]
+
+
+@pytest.mark.parametrize('value, threads', [('2,1', 2), ('', None), ('1', 1), ('many', None)])
+def test_threads_that_openmp_was_given(monkeypatch, value, threads):
+    monkeypatch.setenv('OMP_NUM_THREADS', value)
+    assert launch._asked_for() == threads
 
 
 def test_rates_of_a_recipe_grow_with_the_batch_and_are_warmed_up():

@@ -68,6 +68,12 @@ def test_command(folder, capsys, tmp_path):
     assert capsys.readouterr().out.startswith('| run')
 
 
+def test_pictures_that_cannot_be_drawn_are_named(folder, tmp_path, capsys):
+    for argv in (['runs', folder, '--curves', tmp_path / 'a.bmp'], ['curves', folder / 'a', '--out', tmp_path / 'a']):
+        assert main([str(each) for each in argv]) == 2
+        assert 'give a name that ends in .png, .svg, .pdf' in capsys.readouterr().err
+
+
 def test_environment_of_a_run(tmp_path):
     for _ in range(2):
         write_environment(tmp_path, {'train.rec': {'records': 5, 'crc32': '0123abcd'}})

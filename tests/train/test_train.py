@@ -341,6 +341,16 @@ def test_resume_refuses_what_would_bend_the_curve(training_flags, tmp_path, caps
     assert imagenet.main(training_flags + ['--resume', '--log-interval', '7']) == 0
 
 
+def test_a_run_that_was_moved_goes_on_where_it_is(training_flags, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    at = training_flags.index('--save-dir')
+    assert imagenet.main([*training_flags[:at], *training_flags[at + 2:], '--save-dir', 'runs/first']) == 0
+    (tmp_path / 'runs' / 'first').rename(tmp_path / 'runs' / 'latest')
+    (tmp_path / 'runs' / 'latest' / 'export').rename(tmp_path / 'before')
+    assert imagenet.main(['--resume']) == 0
+    assert (tmp_path / 'runs' / 'latest' / 'export').is_dir() and not (tmp_path / 'runs' / 'first').exists()
+
+
 def test_a_second_training_in_a_folder_is_refused(training_flags, tmp_path, capsys):
     with checkpoint.only_user(tmp_path / 'run'):
         assert imagenet.main(training_flags) == 2
@@ -407,13 +417,22 @@ def test_two_devices_validate_what_they_save(training_flags, tiny_records, tmp_p
 
 
 def test_bfloat16_trains_and_exports_a_float32_graph(training_flags, tmp_path):
-    # In a process of its own, since AMP changes MXNet's operators for good.
-    result = subprocess.run([sys.executable, 'train_imagenet.py', *training_flags, '--num-epochs', '15', '--batch-size',
-                             '8', '--dtype', 'bfloat16'], cwd=ROOT,
-                            capture_output=True, text=True, env=dict(os.environ, OMP_NUM_THREADS='1'))
+    # In a process of its own, since AMP changes MXNet's operators for good: no training in float32 can follow in it.
+    code = """
+import sys
+from gluon_lprnet.train import imagenet
+other, *flags = sys.argv[1:]
+status = imagenet.main(flags)
+again = imagenet.main([*flags, '--dtype', 'float32', '--save-dir', other])
+sys.exit(status if again == 2 else 99)
+"""
+    result = subprocess.run([sys.executable, '-c', code, str(tmp_path / 'other'), *training_flags, '--num-epochs', '15',
+                             '--batch-size', '8', '--dtype', 'bfloat16'], cwd=ROOT, capture_output=True, text=True,
+                            env=dict(os.environ, OMP_NUM_THREADS='1'))
     if 'avx512' not in Path('/proc/cpuinfo').read_text():
         assert result.returncode == 2 and '--dtype bfloat16 needs a processor with AVX-512' in result.stderr
         pytest.skip('this processor has no AVX-512, which is said')
     assert result.returncode == 0, result.stderr
+    assert '--dtype float32: a training in bfloat16 was begun in this process' in result.stderr
     assert epoch_records(tmp_path / 'run')[-1]['val_top1'] > 0.8
     assert 'amp_cast' not in (tmp_path / 'run' / 'export' / 'lprnet_mobilenet_x0.25-symbol.json').read_text()

@@ -17,7 +17,9 @@ from gluon_lprnet.data.recordio import read_records, write_records
 from gluon_lprnet.evaluate.landmarks import evaluate_landmarks, normalized_mean_errors, predict_landmarks
 from gluon_lprnet.train import face
 from gluon_lprnet.train.config import make_parser, parse
+from gluon_lprnet.train.distributed import Workers
 from gluon_lprnet.train.face import LandmarkConfig
+from gluon_lprnet.utils.errors import InputError
 
 
 def ellipse_face(rng, side=64):
@@ -272,6 +274,18 @@ def test_records_of_classes_are_refused(face_flags, tiny_records, capsys):
     assert face.main([*face_flags, '--rec-val', f'{tiny_records[0]}.rec']) == 2
     error = capsys.readouterr().err
     assert 'tiny.rec' in error and '1 label' in error
+
+
+def test_a_set_of_fewer_faces_than_workers_is_refused(face_flags, face_records, tmp_path, monkeypatch, capsys):
+    write_records(tmp_path / 'one', [encode_record(ellipse_face(np.random.default_rng(0)))])
+
+    class Three(Workers):
+        def __init__(self):
+            super().__init__()
+            self.count = 3
+    monkeypatch.setattr(face, 'workers_of', lambda config: Three())
+    with pytest.raises(InputError, match=r'one.rec has 1 face.s., fewer than there are workers .3.'):
+        face.build_task(landmarks(*face_flags[:-2], '--batch-size', '9', '--rec-val', str(tmp_path / 'one.rec')))
 
 
 def test_sets_of_one_name_are_refused(face_flags, face_records, capsys):

@@ -16,6 +16,8 @@ from ..batches import Batch, Normalization
 from .landmarks import crop_matrix, landmark_box, mirror, to_outputs, to_two_jaws, transform, warp_crop
 from .records import FaceRecord
 
+_A_YEAR = 365 * 24 * 3600
+
 # Light that is left in the dark.
 _DARKEST = 0.15, 0.7
 
@@ -174,8 +176,9 @@ class FaceBatches:
             np.random.default_rng((self._seed, epoch)).shuffle(order)
         samples = gluon.data.SimpleDataset(order[self._part][start * self.batch_size:]).transform(
             lambda index: self._sample(index, epoch))
+        # A training that is suspended waits longer than Gluon's two minutes.
         for data, label in gluon.data.DataLoader(samples, self.batch_size, num_workers=self._threads,
-                                                 thread_pool=True):
+                                                 thread_pool=True, timeout=_A_YEAR):
             yield Batch(data, label)
 
     def _sample(self, index, epoch):

@@ -21,7 +21,7 @@ from PIL import Image
 from ...utils.errors import InputError
 from ...utils.files import PathLike
 from ...utils.text import integer, real
-from ..images import EXTENSIONS
+from ..images import EXTENSIONS, files_in
 from .landmarks import POINTS, landmark_box, mirror
 from .matlab5 import read_matrices
 from .torch7 import read_tensor
@@ -232,7 +232,7 @@ def _numbers(file, values, shape, what):
 
 def _pairs(path, extension, deep=False):
     """Yield (name, image path, annotation path) of each image or annotation; the partner may not exist."""
-    for folder, _, files in itertools.islice(os.walk(path), None if deep else 1):
+    for folder, files in itertools.islice(files_in(path), None if deep else 1):
         named = [(stem, ending) for stem, ending in map(os.path.splitext, files) if not stem.startswith('.')]
         images = [(stem, ending) for stem, ending in named if ending.lower() in EXTENSIONS]
         annotations = {stem: ending for stem, ending in named if ending.lower() == extension}

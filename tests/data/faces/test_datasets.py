@@ -138,6 +138,16 @@ def test_pts(tmp_path):
     assert len(faces) == 3
 
 
+def test_folders_that_are_linked(tmp_path):
+    (tmp_path / 'set').mkdir()
+    (tmp_path / 'elsewhere').mkdir()
+    write_image(tmp_path / 'elsewhere' / 'a.jpg')
+    write_pts(tmp_path / 'elsewhere' / 'a.pts', points_of(0))
+    (tmp_path / 'set' / 'linked').symlink_to('../elsewhere')
+    (tmp_path / 'elsewhere' / 'back').symlink_to('../set')
+    assert [face.name for face in read(tmp_path / 'set', 'pts')] == ['linked/a.jpg']
+
+
 def test_pts_beside_pictures_of_any_ending(tmp_path):
     names = ['a.jpeg', 'b.bmp', 'c.JPG', 'd.JPEG', 'e.PNG', 'f.tif']
     for seed, name in enumerate(names):
