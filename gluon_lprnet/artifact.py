@@ -14,7 +14,7 @@ import numpy as np
 from mxnet.gluon.block import Block, HybridBlock
 
 from . import checkpoint
-from .formats.onnx_files import OnnxNetwork, load_onnx
+from .formats.onnx_files import OnnxNetwork, external_files, load_onnx
 from .formats.standard import SIZES, standard_form
 from .formats.symbol_files import last_line, latest_params, read_bytes, read_json, read_params, read_symbol
 from .graph import as_block, trace
@@ -309,7 +309,7 @@ def contents_of(path: PathLike) -> dict[str, str]:
         found = checkpoint.find(path).path
         files = [found / 'net.params', found / 'state.json']
     elif kind == 'onnx':
-        files = [path, path.with_suffix('.json')]
+        files = [path, *external_files(path), path.with_suffix('.json')]
     else:
         files = [path, latest_params(path), path.with_name(f'{path.name[:-len("-symbol.json")]}.json')]
     return {str(file): _sha256(file) for file in files if file.exists()}

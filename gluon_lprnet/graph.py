@@ -2,6 +2,7 @@
 import ast
 import copy
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Optional, Union
@@ -13,7 +14,8 @@ from mxnet.gluon import HybridBlock, SymbolBlock
 from .blocks import plain_form
 from .utils.errors import InputError
 
-__all__ = ['SymbolGraph', 'as_block', 'attributes', 'in_float32', 'node_shapes', 'trace', 'with_fixed_gammas']
+__all__ = ['SymbolGraph', 'as_block', 'attributes', 'in_float32', 'node_shapes', 'trace', 'with_fixed_gammas',
+           'with_own_spelling']
 
 _OTHER_PRECISIONS = ('float16', 'float64', 'bfloat16')
 _NUMBERS_OF_OTHER_PRECISIONS = ('2', '1', '12')
@@ -39,7 +41,7 @@ def trace(net: HybridBlock, cast: bool = False) -> tuple[mx.sym.Symbol, dict[str
     Raises
     ------
     InputError
-        If a parameter is not float32, without ``cast``, or if it is not a network of MXNet.
+        If a parameter is not float32, without ``cast``, or if it is not a network of MXNet, of one output.
     """
     if not isinstance(net, HybridBlock):
         raise InputError('a network that is not a HybridBlock of MXNet, such as an ONNX file, can be used and '
@@ -47,6 +49,10 @@ def trace(net: HybridBlock, cast: bool = False) -> tuple[mx.sym.Symbol, dict[str
     with plain_form(net):
         # Four dimensions of any size: without them L2Normalization fails in optimize_for('MKLDNN', args=...).
         symbol = net(mx.sym.var('data', shape=(0, 0, 0, 0)))
+    if not isinstance(symbol, mx.sym.Symbol) or len(symbol.list_outputs()) > 1:
+        raise InputError('the network gives several outputs, and one of a single output is taken: give a block of that '
+                         'one alone.')
+    symbol = with_own_spelling(symbol)
     parameters = net.collect_params()
     params = {name: parameters[name].data(parameters[name].list_ctx()[0])
               for name in symbol.list_inputs() if name != 'data'}
@@ -61,6 +67,24 @@ def trace(net: HybridBlock, cast: bool = False) -> tuple[mx.sym.Symbol, dict[str
 
 def _is_floating(value: mx.nd.NDArray) -> bool:
     return not np.issubdtype(value.dtype, np.integer)
+
+
+def with_own_spelling(symbol: mx.sym.Symbol) -> mx.sym.Symbol:
+    """The symbol with its attributes as MXNet's Python writes them; it also reads ``true`` and, of Python 2, ``3L``."""
+    graph = json.loads(symbol.tojson())
+    changed = False
+    for node in graph['nodes']:
+        attrs = node.get('attrs', {})
+        own = {name: _own_spelling(value) for name, value in attrs.items()}
+        changed |= own != attrs
+        node.update(attrs=own)
+    return mx.sym.load_json(json.dumps(graph)) if changed else symbol
+
+
+def _own_spelling(value):
+    if value.lower() in ('true', 'false'):
+        return value.capitalize()
+    return value.replace('L', '') if re.fullmatch(r'[(\[]?(\s*-?\d+L?\s*,?)+[)\]]?', value) else value
 
 
 def in_float32(symbol: mx.sym.Symbol) -> mx.sym.Symbol:
@@ -209,5 +233,5 @@ def attributes(node: dict[str, Any], **defaults: Any) -> list[Any]:
 def _literal(text: str) -> Any:
     try:
         return ast.literal_eval(text)
-    except ValueError:
+    except (ValueError, SyntaxError):
         return text

@@ -7,12 +7,15 @@ gammas that BatchNorm's ``fix_gamma`` says to take as 1; and refuses the reshape
 """
 import json
 from collections.abc import Mapping, Sequence
+from unittest import mock
 
 import mxnet as mx
 import numpy as np
 
 from ..formats.onnx_files import open_session, require_onnx
+from ..formats.symbol_files import last_line
 from ..graph import node_shapes, with_fixed_gammas
+from ..utils.errors import InputError
 from ..utils.files import PathLike, write_errors
 
 __all__ = ['write_onnx', 'run_onnx']
@@ -38,13 +41,20 @@ def write_onnx(symbol: mx.sym.Symbol, params: Mapping[str, mx.nd.NDArray], image
     Raises
     ------
     InputError
-        If onnx or onnxruntime is not installed.
+        If onnx or onnxruntime is not installed, or MXNet cannot write the network.
     """
     onnx, _ = require_onnx()
     shape = (1, *image_shape)
     symbol = _with_plain_reshapes(symbol, shape)
-    mx.onnx.export_model(symbol, with_fixed_gammas(symbol, params), [shape], np.float32, str(path), dynamic=True,
-                         dynamic_input_shapes=[('batch', *image_shape)])
+    try:
+        # The converter has its nodes, of opset 13, checked by the newest opset that the package knows. Below, the model
+        # is checked by its own.
+        with mock.patch.object(onnx.checker, 'check_graph'):
+            mx.onnx.export_model(symbol, with_fixed_gammas(symbol, params), [shape], np.float32, str(path),
+                                 dynamic=True, dynamic_input_shapes=[('batch', *image_shape)])
+    # Of operators and attributes that it does not know, it raises nearly anything.
+    except Exception as error:
+        raise InputError(f'MXNet cannot write the network as ONNX: {last_line(error)}') from error
     model = onnx.load(str(path))
     model.opset_import[0].version = OPSET
     model.ir_version = IR_VERSION
@@ -60,14 +70,21 @@ def write_onnx(symbol: mx.sym.Symbol, params: Mapping[str, mx.nd.NDArray], image
     _spread_slopes(graph)
     used = {name for node in graph.node for name in node.input}
     _replace(graph.initializer, [constant for constant in graph.initializer if constant.name in used])
-    onnx.checker.check_model(model, full_check=True)
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    # Its errors have no base in common.
+    except Exception as error:
+        raise InputError(f'MXNet writes the network as ONNX that is not valid: {last_line(error)}') from error
     with write_errors(path):
         onnx.save(model, str(path))
 
 
 def run_onnx(path: PathLike, data: np.ndarray) -> np.ndarray:
-    """Outputs of ONNX Runtime on the CPU for an ndarray of inputs."""
-    return open_session(str(path)).run(None, {'data': data})[0]
+    """Outputs of ONNX Runtime on the CPU for an ndarray of inputs; InputError if it does not run the file."""
+    try:
+        return open_session(str(path)).run(None, {'data': data})[0]
+    except Exception as error:
+        raise InputError(f'ONNX Runtime does not run what MXNet writes of the network: {last_line(error)}') from error
 
 
 def _with_plain_reshapes(symbol, shape):

@@ -143,6 +143,14 @@ const Node* quantizing(const Node& node) {
   return source;
 }
 
+/* Whether what a node quantizes is for dense layers alone. */
+bool is_for_dense_layers(const Node& quantize) {
+  for (const NodeEntry& user : quantize.outputs)
+    for (const NodeEntry& layer : user.node->outputs)
+      if (layer.node->op != "FullyConnected") return false;
+  return true;
+}
+
 /* The node whose output `node` takes first, if it has the operator `op` and no other users. */
 const Node* sole(const Node* node, const char* op) {
   const Node* const source = node && !node->inputs.empty() ? node->inputs[0].node : nullptr;
@@ -298,7 +306,8 @@ struct Layers {
     if (node.op == "_contrib_quantize_v2") {
       const auto source = of.find(node.inputs[0].node);
       layer->kind = source != of.end() && is_flat(source->second) ? QUANTIZE_VECTOR : QUANTIZE;
-      return node.inputs.size() == 1 && has_format(node, &layer->format);
+      return node.inputs.size() == 1 && has_format(node, &layer->format)
+          && (layer->kind == QUANTIZE || is_for_dense_layers(node));
     }
     if (node.op == "_contrib_dequantize") {
       layer->kind = DEQUANTIZE;
@@ -380,7 +389,13 @@ struct Program {
     const std::unique_ptr<Graph> graph(Graph::fromString(json));
     Layers found(*graph, true);
     layers = found.layers;
-    for (const NodeEntry& entry : graph->outputs) outputs.push_back(found.of.at(entry.node));
+    for (const NodeEntry& entry : graph->outputs) {
+      const int index = found.of.at(entry.node);
+      /* The operator gives arrays of float32, one for each layer. */
+      if (entry.entry != 0 || layers[index].kind == QUANTIZE || layers[index].kind == QUANTIZE_VECTOR)
+        throw std::runtime_error("an output is in 8 bits");
+      outputs.push_back(index);
+    }
     fold();
     group();
     for (const Layer& layer : layers) {

@@ -8,7 +8,7 @@ interface, ``mx.library.load``. After that
 - ``block.optimize_for(x, backend='LPRNet', static_alloc=True, static_shape=True)`` turns any exported deployed network
   into one operator, or its largest parts into one operator each where there are layers that the library does not know;
 - ``symbol.optimize_for('LPRNet', args=ARRAYS)`` does so with a symbol, whose parameters stay as they are. Without the
-  arrays, by name, MXNet knows no shapes and fails where a part has two outputs.
+  arrays, by name and with ``data`` among them, MXNet knows no shapes and fails where a part has two outputs.
 
 Call ``mx.nd.waitall()`` before ``optimize_for``, so that all arrays are computed. While MXNet computes one,
 ``optimize_for`` may allocate its memory a second time, and the values are lost.
@@ -63,7 +63,11 @@ def build_library() -> Path:
     compiler = [program, *FLAGS, *flags]
     mxnet = Path(mx.__file__).parent
     interface = mxnet / 'src' / 'lib_api.cc'
-    folder = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'gluon_lprnet'
+    try:
+        folder = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'gluon_lprnet'
+    except RuntimeError as error:
+        raise InputError('the operator library has no place to be built in: this user has no home folder. Set '
+                         'XDG_CACHE_HOME to a folder.') from error
     sources = [path.read_bytes() for path in (*SOURCES, interface)]
     name = f'operators-{_digest(_processor(), *sources)}'
     try:

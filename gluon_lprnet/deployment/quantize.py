@@ -129,9 +129,7 @@ class MXNetQuantizer:
     def __init__(self, symbol: mx.sym.Symbol, params: Mapping[str, mx.nd.NDArray], images: np.ndarray,
                  calibration: str) -> None:
         self.floating = mxnet_function(as_block(symbol.get_backend_symbol('MKLDNN'), params))
-        auxiliary = set(symbol.list_auxiliary_states())
-        self._arguments = {name: value for name, value in params.items() if name not in auxiliary}
-        self._auxiliary = {name: params[name] for name in auxiliary}
+        self._arguments, self._auxiliary = _split(symbol, params)
         self._fused = symbol.get_backend_symbol('MKLDNN_QUANTIZE')
         nodes = json.loads(self._fused.tojson())['nodes']
         names = [node['name'] for node in nodes]
@@ -178,7 +176,8 @@ class LibraryQuantizer:
     layers, floating
         As for :class:`MXNetQuantizer`.
     in_float : set of str
-        Those of the layers that stay in float32: they take one of several outputs, as of ShuffleNetV2's split.
+        Those of the layers that stay in float32: they take one of several outputs, as of ShuffleNetV2's split, or what
+        the network computes twice.
 
     Raises
     ------
@@ -190,7 +189,8 @@ class LibraryQuantizer:
                  calibration: str) -> None:
         load_library()
         self._symbol, self._params = symbol, dict(params)
-        self.floating = mxnet_function(as_block(symbol.optimize_for(BACKEND), params))
+        self._images = images[:1]
+        self.floating = mxnet_function(as_block(self._partitioned(symbol, params), params))
         nodes = json.loads(symbol.tojson())['nodes']
         self.layers: dict[str, list[str]] = {}
         self.in_float: set[str] = set()
@@ -205,11 +205,22 @@ class LibraryQuantizer:
                 else:
                     self.in_float.add(layer)
         self._ranges = _mxnet_ranges(symbol, params, images, calibration, sources)
+        # MXNet computes what is there twice only once, and says nothing of the other.
+        for layer, names in self.layers.items():
+            if any(_output_of(nodes[_source(nodes, node)]) not in self._ranges
+                   for node in nodes if node['name'] in names):
+                self.in_float.add(layer)
 
     def quantize(self, layers: Collection[str]) -> tuple[mx.sym.Symbol, dict[str, mx.nd.NDArray]]:
         """Symbol, for the library, and parameters with the ``layers`` (names) in 8 bits."""
         symbol, params = self.standard(layers)
-        return symbol.optimize_for(BACKEND), params
+        return self._partitioned(symbol, params), params
+
+    def _partitioned(self, symbol, params):
+        """The symbol with the parts that the library computes. MXNet needs the arrays where one has two outputs."""
+        arguments, auxiliary = _split(symbol, params)
+        mx.nd.waitall()
+        return symbol.optimize_for(BACKEND, {**arguments, 'data': mx.nd.array(self._images)}, auxiliary)
 
     def standard(self, layers: Collection[str]) -> tuple[mx.sym.Symbol, dict[str, mx.nd.NDArray]]:
         """The same in MXNet's own operators."""
@@ -505,17 +516,23 @@ def _by_channel(weight):
             mx.nd.array(scale, ctx=weight.context))
 
 
+def _split(symbol, params):
+    """Parameters and auxiliary states."""
+    auxiliary = set(symbol.list_auxiliary_states())
+    return ({name: value for name, value in params.items() if name not in auxiliary},
+            {name: params[name] for name in auxiliary})
+
+
 def _mxnet_ranges(symbol, params, images, calibration, tensors):
     """The range, (low, high), of each of the tensors (names) in float32."""
     collector = {'naive': partial(quantization._LayerOutputMinMaxCollector, 'auto'),
                  'entropy': quantization._LayerHistogramCollector}[calibration](include_layer=set(tensors))
     batches = mx.io.NDArrayIter(images, batch_size=min(_BATCH_SIZE, len(images)))
-    auxiliary = set(symbol.list_auxiliary_states())
-    arguments = {name: value for name, value in params.items() if name not in auxiliary}
+    arguments, auxiliary = _split(symbol, params)
     # Otherwise it fuses operators, whose tensors are then none.
     with environment('MXNET_SUBGRAPH_BACKEND', 'NONE'):
         executor = symbol.bind(mx.cpu(), {**arguments, 'data': mx.nd.zeros(batches.provide_data[0].shape)},
-                               aux_states={name: params[name] for name in auxiliary}, grad_req='null')
+                               aux_states=auxiliary, grad_req='null')
     executor.set_monitor_callback(collector.collect, monitor_all=True)
     for batch in tqdm(batches, 'calibration', leave=False, disable=None):
         executor.forward(is_train=False, data=batch.data[0])[0].wait_to_read()

@@ -12,7 +12,7 @@ from ..utils.processes import available_cpus
 from .standard import SIZES, candidates, check_output, normalization_of, pixel_facts
 from .symbol_files import last_line, read_bytes
 
-__all__ = ['OnnxNetwork', 'load_onnx', 'open_session', 'require_onnx']
+__all__ = ['OnnxNetwork', 'external_files', 'load_onnx', 'open_session', 'require_onnx']
 
 _TYPES = {'tensor(float)': 'float32', 'tensor(double)': 'float64', 'tensor(float16)': 'float16',
           'tensor(uint8)': 'uint8'}
@@ -20,6 +20,7 @@ _SOFTMAX = {'Softmax', 'LogSoftmax'}
 _SHAPES_ONLY = {'Flatten', 'Reshape', 'Squeeze', 'Identity'}
 _ARRANGING = {'Transpose', 'Cast', 'Identity'}
 _ARITHMETIC = {'Sub', 'Div', 'Mul', 'Add', 'BatchNormalization'}
+_COMMUTATIVE = {'Mul', 'Add'}
 
 
 def require_onnx() -> tuple[ModuleType, ModuleType]:
@@ -42,6 +43,17 @@ def require_onnx() -> tuple[ModuleType, ModuleType]:
         raise InputError(f'ONNX needs a package that is not installed ({error.name}): '
                          'pip install "onnx<1.19" "onnxruntime<1.21".') from error
     return onnx, onnxruntime
+
+
+def external_files(path: Union[str, Path]) -> list[Path]:
+    """The files beside an ONNX file that hold its weights, where it does not itself; InputError if it is damaged."""
+    onnx, _ = require_onnx()
+    try:
+        tensors = onnx.load_from_string(read_bytes(path)).graph.initializer
+    except Exception as error:
+        raise InputError(f'{path} is not an ONNX model, or is damaged: {last_line(error)}') from error
+    return [Path(path).parent / name for name in sorted({entry.value for tensor in tensors
+                                                         for entry in tensor.external_data if entry.key == 'location'})]
 
 
 def open_session(model: Union[str, bytes], threads: int = 1) -> Any:
@@ -118,6 +130,7 @@ def load_onnx(path: Union[str, Path], description: dict[str, Any]) -> tuple[Onnx
     data = read_bytes(path)
     try:
         model = onnx.load_from_string(data)
+        onnx.external_data_helper.load_external_data_for_model(model, str(Path(path).parent))
         onnx.checker.check_model(model)
     # protobuf, onnx and onnxruntime raise exceptions of their own, which have no base in common.
     except Exception as error:
@@ -125,7 +138,7 @@ def load_onnx(path: Union[str, Path], description: dict[str, Any]) -> tuple[Onnx
     graph = model.graph
     constants = {constant.name: constant for constant in graph.initializer}
     for name, constant in constants.items():
-        values = np.zeros(0) if constant.external_data else onnx.numpy_helper.to_array(constant)
+        values = onnx.numpy_helper.to_array(constant)
         if values.dtype.kind == 'f' and not np.isfinite(values).all():
             raise InputError(f'{path}: {name} has NaN or infinite values.')
     inputs = [entry.name for entry in graph.input if entry.name not in constants]
@@ -198,11 +211,15 @@ def _fitting(session, input_, path, size):
 def _normalization(onnx, model, name, layout, size, path):
     """What the model makes of pixels before its first layer."""
     current, arithmetic = name, []
+    constants = {constant.name for constant in model.graph.initializer} | {
+        node.output[0] for node in model.graph.node if node.op_type == 'Constant'}
     while True:
         users = [node for node in model.graph.node if current in node.input]
-        if len(users) != 1 or users[0].op_type not in _ARRANGING | _ARITHMETIC or users[0].input[0] != current:
+        if len(users) != 1 or users[0].op_type not in _ARRANGING | _ARITHMETIC:
             break
         node, = users
+        if node.input[0] != current and not (node.op_type in _COMMUTATIVE and node.input[0] in constants):
+            break
         current = node.output[0]
         if node.op_type in _ARITHMETIC:
             arithmetic.append(node)

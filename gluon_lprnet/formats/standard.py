@@ -40,6 +40,7 @@ _MEANS, _DEVIATIONS = (0.1, 0.9), (0.1, 0.6)
 _ARRANGING = {'transpose', 'SwapAxis', 'Cast', 'amp_cast', 'reverse', *_IDENTITIES}
 _ARITHMETIC = {'broadcast_sub', 'broadcast_div', 'broadcast_mul', 'broadcast_add', '_minus_scalar', '_div_scalar',
                '_mul_scalar', '_plus_scalar', 'BatchNorm', '_image_to_tensor', '_image_normalize'}
+_COMMUTATIVE = {'broadcast_mul', 'broadcast_add'}
 
 
 class Standard(NamedTuple):
@@ -192,7 +193,9 @@ def _fitting(symbol, params, path, params_path, size):
         check_output(output, path)
         return layout, side, output
     sides = size or f'{min(SIZES)} to {max(SIZES)}'
-    raise InputError(f'{path} with {params_path} takes no RGB image of {sides} pixels a side: {reasons[0]}')
+    hint = '' if size else (' If it takes images of one other size, write {"input_size": SIZE} to '
+                            f'{str(path).removesuffix("-symbol.json")}.json.')
+    raise InputError(f'{path} with {params_path} takes no RGB image of {sides} pixels a side: {reasons[0]}{hint}')
 
 
 def check_output(shape: tuple[int, ...], path: Any) -> None:
@@ -213,7 +216,10 @@ def _normalization(symbol, params, layout, size):
     arithmetic = []
     while len(users.get(current, ())) == 1:
         node, = users[current]
-        if node['op'] not in _ARRANGING | _ARITHMETIC or node['inputs'][0][0] != current:
+        if node['op'] not in _ARRANGING | _ARITHMETIC:
+            break
+        first = node['inputs'][0][0]
+        if first != current and not (node['op'] in _COMMUTATIVE and nodes[first]['op'] == 'null'):
             break
         if node['op'] in _ARITHMETIC:
             arithmetic.append(node)

@@ -12,6 +12,7 @@ from typing import Any, Optional, Union
 import mxnet as mx
 import numpy as np
 
+from ..graph import with_own_spelling
 from ..utils.errors import InputError
 
 __all__ = ['latest_params', 'read_bytes', 'read_json', 'read_params', 'read_symbol']
@@ -29,8 +30,8 @@ _SPARSE_MAGICS = (0xF993FAC9, 0xF993FACA)
 _DENSE_MAGIC = 0xF993FAC8
 _MAX_DIMENSIONS = 32
 
-# Operators whose outputs after the first are used: by their number, where it does not depend on an attribute.
-_OUTPUTS = {'BatchNorm': 3, 'Dropout': 2, 'L2Normalization': 2, 'LayerNorm': 3, 'RNN': 3, 'topk': 2}
+# Operators whose outputs after the first are used: by their number, where no attribute says it.
+_OUTPUTS = {'BatchNorm': 3, 'Dropout': 2, 'L2Normalization': 2, 'LayerNorm': 3, 'RNN': 3, 'moments': 2, 'topk': 2}
 _QUANTIZED = re.compile('_contrib_quantize|_contrib_requantize|_contrib_quantized_|_sg_mkldnn_')
 _MAX_INDEX = 2 ** 31 - 1
 # Of gluon_lprnet.deployment.operators.
@@ -110,7 +111,7 @@ def read_symbol(path: PathLike) -> mx.sym.Symbol:
         raise InputError(f'{path} is for the operator library, which the commands do not load: run it in Python, after '
                          'gluon_lprnet.deployment.operators.load_library(), or give them another form of the network.')
     try:
-        return mx.sym.load_json(json.dumps(graph, ensure_ascii=False))
+        return with_own_spelling(mx.sym.load_json(json.dumps(graph, ensure_ascii=False)))
     except (mx.MXNetError, UnicodeEncodeError) as error:
         raise InputError(f'{path} is not a symbol that MXNet {mx.__version__} can load: {last_line(error)}') from error
 
@@ -170,9 +171,13 @@ def _is_index(number, nodes):
 
 def _outputs_of(node):
     """The number of a node's outputs that others may use."""
-    if node['op'] == 'SliceChannel':
-        attributes = {**node.get('param', {}), **node.get('attr', {}), **node.get('attrs', {})}
-        return int(re.sub('[^0-9]', '', attributes.get('num_outputs', '')) or 1)
+    attributes = {**node.get('param', {}), **node.get('attr', {}), **node.get('attrs', {})}
+    if node['op'] == '_split_v2':
+        # Either so many sections, or the places where they begin.
+        numbers = {key: re.findall('[0-9]+', attributes.get(key, '')) for key in ('sections', 'indices')}
+        return max([*map(int, numbers['sections']), len(numbers['indices'])])
+    if 'num_outputs' in attributes:
+        return int(re.sub('[^0-9]', '', attributes['num_outputs']) or 1)
     return 3 if _QUANTIZED.match(node['op']) else _OUTPUTS.get(node['op'], 1)
 
 

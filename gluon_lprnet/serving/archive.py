@@ -91,7 +91,8 @@ def _archive_exported(artifact, name, out, of_server):
         raise InputError(f'{artifact}: the server only accepts names of letters, digits and ._-; rename the files.')
     # Finds out now, and not in the server, whether the network loads.
     symbol, params, description = read_network(artifact)
-    if not artifact.with_name(f'{prefix}.json').exists():
+    # What another program wrote says little or nothing.
+    if description.get('task') != 'landmarks' and 'model' not in description:
         description = described(artifact, description, {})
     task = description.get('task')
     if task not in _REQUIRED:

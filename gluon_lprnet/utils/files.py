@@ -134,7 +134,8 @@ def write_errors(path: PathLike) -> Iterator[None]:
         yield
     except BrokenPipeError:
         raise
-    except (OSError, import_mxnet().base.MXNetError) as error:
+    # MXNet takes names in UTF-8 only.
+    except (OSError, UnicodeEncodeError, import_mxnet().base.MXNetError) as error:
         reason = getattr(error, 'strerror', None) or str(error).strip().splitlines()[-1]
         raise InputError(f'{os.fspath(path)} cannot be written: {reason}. Check the free space of the disk and the '
                          'permissions of the folder.') from error

@@ -257,6 +257,41 @@ def test_onnx(model, tmp_path, onnx):
         assert 'LpNormalization' not in {node.op_type for node in graph.node}
 
 
+class Mean(mx.gluon.HybridBlock):
+    """A network that ends in an operator, of the mean of its maps."""
+
+    def __init__(self, operator):
+        super().__init__()
+        self._operator = operator
+        with self.name_scope():
+            self.first = mx.gluon.nn.Conv2D(4, 3)
+
+    def hybrid_forward(self, F, x):
+        return self._operator(F, F.mean(self.first(x), axis=(2, 3)))
+
+
+def write_network(folder, net):
+    net.initialize(mx.init.Xavier())
+    net.hybridize()
+    net(mx.nd.array(NORMALIZED))
+    net.export(str(folder / 'net'))
+    return folder / 'net-symbol.json'
+
+
+def test_means_as_onnx(tmp_path, onnx):
+    path = write_network(tmp_path, Mean(lambda F, x: 2 * x))
+    export(path, tmp_path / 'out', formats=('onnx',), description={'input_size': SIZE})
+    assert_close(onnx_module.run_onnx(tmp_path / 'out' / 'net.onnx', NORMALIZED), outputs_of(path))
+
+
+@pytest.mark.parametrize('operator', [lambda F, x: F.reverse(x, axis=1),
+                                      lambda F, x: F.L2Normalization(x, mode='instance')])
+def test_what_cannot_be_written_as_onnx_is_named(operator, tmp_path, onnx):
+    path = write_network(tmp_path, Mean(operator))
+    with pytest.raises(InputError, match='ONNX'):
+        export(path, tmp_path / 'out', formats=('onnx',), description={'input_size': SIZE})
+
+
 def test_onnx_from_pixels(trained, tmp_path, onnx):
     export(trained, tmp_path, formats=('mxnet', 'onnx'), normalize_input=True)
     for prefix in (MODEL, f'{MODEL}-deployed'):

@@ -181,6 +181,46 @@ def test_layers_behind_one_of_several_outputs_stay_in_float32():
     assert left_out == quantizer.in_float
 
 
+@pytest.mark.parametrize('name', ['mobilenet_v2_0_25', 'resnet18_v1', 'resnet18_v2'])
+def test_networks_of_others_in_8_bits(name):
+    """Vectors in 8 bits for what is no dense layer, parts of two outputs, and BatchNorms that stay."""
+    net, x = getattr(mx.gluon.model_zoo.vision, name)(classes=5), random_images(4, 64)
+    mx.random.seed(1)
+    net.initialize(mx.init.Xavier())
+    expected = net(x).asnumpy()
+    quantizer = LibraryQuantizer(*reparametrize(*trace(net)), x.asnumpy(), 'naive')
+    assert relative_error(quantizer.floating(x.asnumpy()), expected) <= 1e-5
+    layers = set(quantizer.layers) - quantizer.in_float
+    found = as_block(*quantizer.quantize(layers))(x).asnumpy()
+    stock = as_block(*quantizer.standard(layers))(x).asnumpy()
+    # A number between two steps may be rounded to either.
+    assert relative_error(found, stock) <= 0.05 and relative_error(found, expected) < 0.2
+
+
+class TwiceTheSame(nn.HybridBlock):
+    """MXNet computes one ReLU of the two."""
+
+    def __init__(self):
+        super().__init__()
+        with self.name_scope():
+            self.first, self.one, self.other = nn.Conv2D(8, 3, 2, 1), nn.Conv2D(8, 3, 1, 1), nn.Conv2D(8, 1)
+            self.output = nn.Dense(5)
+
+    def hybrid_forward(self, F, x):
+        x = self.first(x)
+        return self.output(F.mean(self.one(F.relu(x)) + self.other(F.relu(x)), axis=(2, 3)))
+
+
+def test_what_is_computed_twice_stays_in_float32_once():
+    net, x = TwiceTheSame(), random_images(4, 32)
+    net.initialize(mx.init.Xavier())
+    expected = net(x).asnumpy()
+    quantizer = LibraryQuantizer(*reparametrize(*trace(net)), x.asnumpy(), 'naive')
+    assert len(quantizer.in_float) == 1
+    found = as_block(*quantizer.quantize(set(quantizer.layers) - quantizer.in_float))(x).asnumpy()
+    assert 0 < relative_error(found, expected) < 0.1
+
+
 def test_several_inputs_of_a_group_where_no_shape_is_known():
     symbol = grouped(mx.sym.var('data', shape=(0, 0, 0, 0)))
     x = mx.nd.random.normal(shape=(1, 20, 9, 12))

@@ -221,6 +221,14 @@ def test_deployed_network_deploys_to_itself():
     assert all((twice[1][name] == value).asnumpy().all() for name, value in once[1].items())
 
 
+def test_several_outputs_are_refused():
+    class Two(nn.HybridBlock):
+        def hybrid_forward(self, F, x):
+            return x, F.relu(x)
+    with pytest.raises(InputError, match='gives several outputs'):
+        deploy(Two())
+
+
 def test_other_types_are_refused():
     net = get_model('lprnet_mobilenet_x0.25')
     net.initialize()

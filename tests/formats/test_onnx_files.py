@@ -10,7 +10,7 @@ from reference.networks import relative_error
 import gluon_lprnet
 from gluon_lprnet import get_model
 from gluon_lprnet.__main__ import main
-from gluon_lprnet.artifact import export_network, load_network
+from gluon_lprnet.artifact import contents_of, export_network, load_network
 from gluon_lprnet.data.recordio import write_records
 from gluon_lprnet.deployment import deploy
 from gluon_lprnet.deployment.export import export
@@ -40,11 +40,12 @@ def write(path, first=(), last=(('Softmax', {}),), shape=('batch', 3, SIZE, SIZE
     make = onnx.helper
     nodes, constants, current = [], [('weight', WEIGHT), ('dense', DENSE)], 'image'
 
-    def add(operator, attributes, values=()):
+    def add(operator, attributes, values=(), constant_first=False):
         nonlocal current
         names = [f'{operator}{len(nodes)}_{number}' for number in range(len(values))]
         constants.extend(zip(names, values))
-        nodes.append(make.make_node(operator, [current, *names], [f'{operator}{len(nodes)}'], **attributes))
+        inputs = [*names, current] if constant_first else [current, *names]
+        nodes.append(make.make_node(operator, inputs, [f'{operator}{len(nodes)}'], **attributes))
         current = nodes[-1].output[0]
 
     for node in first:
@@ -88,8 +89,10 @@ HWC = ('batch', SIZE, SIZE, 3)
     ({'first': [SUB, DIV, TRANSPOSE], 'shape': (4, SIZE, SIZE, 3)}, {'rgb_std': [1.0] * 3}),
     ({'first': [('Cast', {'to': 1}), SUB, DIV, TRANSPOSE], 'shape': HWC, 'kind': 2}, {'rgb_std': [1.0] * 3}),
     ({'first': [('Sub', {}, [np.float32(120 / 255)]), ('Div', {}, [np.float32(60 / 255)])]}, {'rgb_std': [255.0] * 3}),
+    ({'first': [('Add', {}, [np.float32(-120)], True), ('Mul', {}, [np.float32(1 / 60)], True)]},
+     {'rgb_std': [1.0] * 3}),
 ], ids=['softmax', 'logits', 'log_softmax', 'identity', 'maps of 1x1', 'batch of 1', 'batch of 4', 'any size', 'HWC',
-        'pixels', 'pixels in batches of 4', 'bytes', 'fractions'])
+        'pixels', 'pixels in batches of 4', 'bytes', 'fractions', 'constants first'])
 def test_networks_of_other_programs(keywords, facts, tmp_path):
     net, description = load_network(write(tmp_path / 'net.onnx', **keywords))
     pixels = PIXELS.transpose(0, 3, 1, 2).astype('float32')
@@ -117,6 +120,23 @@ def test_a_batch_norm_in_front(factor, tmp_path):
                                atol=1e-5)
     assert description.get('rgb_std') == (factor and [factor] * 3)
     assert ('normalized_inside' in description) == (factor is not None)
+
+
+def test_weights_in_another_file(tmp_path, monkeypatch):
+    model = onnx.load(str(write(tmp_path / 'whole.onnx')))
+    expected = load_network(tmp_path / 'whole.onnx')[0](mx.nd.array(IMAGES)).asnumpy()
+    onnx.save(model, str(tmp_path / 'net.onnx'), save_as_external_data=True, location='net.data', size_threshold=0)
+    monkeypatch.chdir('/')
+    assert load_network(tmp_path / 'net.onnx')[0](mx.nd.array(IMAGES)).asnumpy().tolist() == expected.tolist()
+    before = contents_of(tmp_path / 'net.onnx')
+    data = bytearray((tmp_path / 'net.data').read_bytes())
+    data[3] ^= 0x40
+    (tmp_path / 'net.data').write_bytes(data)
+    changed = {name for name, digest in contents_of(tmp_path / 'net.onnx').items() if before[name] != digest}
+    assert changed == {str(tmp_path / 'net.data')}
+    (tmp_path / 'net.data').unlink()
+    with pytest.raises(InputError, match='net.onnx .*net.data'):
+        load_network(tmp_path / 'net.onnx')
 
 
 def test_evaluate_predict_and_load(tmp_path, capsys):

@@ -2,6 +2,7 @@
 import json
 import re
 import shutil
+from pathlib import Path
 
 import cv2
 import mxnet as mx
@@ -167,6 +168,16 @@ def test_an_archive_of_it_answers_the_same(checkpoint, tmp_path):
                                [each.probability for each in expected], atol=1e-5)
 
 
+def test_a_description_that_says_little_is_completed_in_an_archive(checkpoint, tmp_path):
+    path, _ = checkpoint
+    for file in Path(path).parent.glob('net-*'):
+        shutil.copy(file, tmp_path)
+    (tmp_path / 'net.json').write_text(json.dumps({'class_names': list('abcd')}))
+    shutil.unpack_archive(archive(tmp_path / 'net-symbol.json', tmp_path), tmp_path / 'unpacked', 'zip')
+    told = json.loads((tmp_path / 'unpacked' / 'description.json').read_text())
+    assert (told['task'], told['input_size'], told['class_names']) == ('classification', 224, list('abcd'))
+
+
 @pytest.mark.parametrize('end', [
     lambda x: mx.sym.softmax(x), lambda x: mx.sym.softmax(x, temperature=2.5), lambda x: mx.sym.log_softmax(x),
     lambda x: mx.sym.SoftmaxActivation(x), lambda x: mx.sym.identity(mx.sym.softmax(x, axis=1)),
@@ -280,13 +291,15 @@ def test_gluoncv_export_block(tmp_path, pictures, capsys):
     ('NHWC', lambda x: mx.sym.transpose(x, axes=(0, 3, 1, 2)), None),
     ('NCHW', lambda x: (x - 127.5) / 127.5, 1),
     ('NCHW', lambda x: mx.sym.broadcast_div(x - 0.5, mx.sym.var('std', shape=(1, 3, 1, 1), init=mx.init.One())), 255),
+    ('NCHW', lambda x: mx.sym.broadcast_mul(mx.sym.var('scale', shape=(1, 3, 1, 1), init=mx.init.One()), x - 0.5),
+     255),
     ('NCHW', lambda x: mx.sym.Cast(x, dtype='float32') / 255, 1),
     # As Gluon's resnet*_v2 begin, on images that are normalized.
     ('NCHW', lambda x: mx.sym.BatchNorm(x, name='norm_data'), None),
     ('NCHW', lambda x: mx.sym.BatchNorm(x, name='norm_data'), 1),
     ('NCHW', lambda x: mx.sym.BatchNorm(x, name='norm_data'), 255),
-], ids=['transforms', 'transposed', 'scalars', 'of fractions', 'divided', 'BatchNorm', 'BatchNorm of pixels',
-        'BatchNorm of fractions'])
+], ids=['transforms', 'transposed', 'scalars', 'of fractions', 'constant first', 'divided', 'BatchNorm',
+        'BatchNorm of pixels', 'BatchNorm of fractions'])
 def test_preprocessing_in_the_graph(layout, preprocessing, factor, tmp_path):
     """``factor``: what pixels are divided by before they come to the graph; None if it does not normalize."""
     shape = (3, SIZE, SIZE) if layout == 'NCHW' else (SIZE, SIZE, 3)
@@ -294,6 +307,8 @@ def test_preprocessing_in_the_graph(layout, preprocessing, factor, tmp_path):
     arguments, auxiliary = module.get_params()
     if 'std' in arguments:
         arguments['std'][:] = np.reshape([0.2, 0.3, 0.25], (1, 3, 1, 1))
+    if 'scale' in arguments:
+        arguments['scale'][:] = np.reshape([5, 3, 4], (1, 3, 1, 1))
     if 'norm_data_moving_mean' in auxiliary and factor:
         auxiliary['norm_data_moving_mean'][:], auxiliary['norm_data_moving_var'][:] = MEAN / factor, (STD / factor) ** 2
     module.set_params(arguments, auxiliary)
@@ -337,6 +352,19 @@ def test_a_network_of_one_size_only(tmp_path):
     (tmp_path / 'net.json').write_text('{"input_size": 32}')
     with pytest.raises(InputError, match='no RGB image of 32 pixels'):
         load_network(tmp_path / 'net-symbol.json')
+    (tmp_path / 'net.json').unlink()
+    x = mx.nd.random.normal(shape=(2, 3, 160, 160))
+    net = nn.HybridSequential()
+    net.add(nn.Conv2D(4, 3, strides=2), nn.Flatten(), nn.Dense(CLASSES))
+    net.initialize()
+    net.hybridize()
+    expected = net(x).asnumpy()
+    net.export(str(tmp_path / 'net'))
+    with pytest.raises(InputError, match=r'write ."input_size": SIZE. to .*net.json'):
+        load_network(tmp_path / 'net-symbol.json')
+    (tmp_path / 'net.json').write_text('{"input_size": 160}')
+    np.testing.assert_allclose(load_network(tmp_path / 'net-symbol.json')[0](x).asnumpy(), expected, rtol=1e-5,
+                               atol=1e-6)
 
 
 @pytest.mark.parametrize('channels', [32, 256])

@@ -12,7 +12,11 @@ import mxnet as mx
 import numpy as np
 import pytest
 from mxnet.contrib.amp.amp import bfloat16
+from mxnet.gluon import SymbolBlock
 
+from gluon_lprnet.artifact import load_network
+from gluon_lprnet.complexity import count
+from gluon_lprnet.deployment import deploy
 from gluon_lprnet.formats.symbol_files import latest_params, read_params, read_symbol
 from gluon_lprnet.utils.errors import InputError
 
@@ -176,3 +180,50 @@ def test_the_fuzz_command_finds_a_hang(fuzz_files, monkeypatch):
     monkeypatch.setattr(fuzz_files, 'SECONDS', 1)
     found = list(fuzz_files.outcomes(2, lambda case: time.sleep(60 * (1 - case)) or ['kind', 'refused', '']))
     assert [what for _, (_, what, _) in found] == ['hang', 'refused']
+
+
+def test_attributes_in_the_spelling_of_other_languages(tmp_path):
+    """MXNet reads them as its own: of Scala and Julia, and of Python 2."""
+    data = mx.sym.var('data')
+    x = mx.sym.Convolution(data, name='conv', kernel=(3, 3), num_filter=8, no_bias=True)
+    x = mx.sym.BatchNorm(x, name='norm', fix_gamma=False)
+    x = mx.sym.FullyConnected(mx.sym.Flatten(x), name='fc', num_hidden=3)
+    graph = json.loads(x.tojson())
+    for node in graph['nodes']:
+        node['attrs'] = {name: {'True': 'true', 'False': 'false', '(3, 3)': '(3L, 3L)'}.get(value, value)
+                         for name, value in node.get('attrs', {}).items()}
+    (tmp_path / 'net-symbol.json').write_text(json.dumps(graph))
+    shapes = dict(zip(x.list_arguments() + x.list_auxiliary_states(), sum(x.infer_shape(data=(1, 3, 8, 8))[::2], [])))
+    rng = np.random.default_rng(0)
+    params = {name: mx.nd.array(rng.uniform(0.5, 2, shape)) for name, shape in shapes.items() if name != 'data'}
+    mx.nd.save(str(tmp_path / 'net-0000.params'), params)
+    images = mx.nd.array(rng.normal(size=(2, 3, 8, 8)))
+    own = SymbolBlock(mx.sym.load(str(tmp_path / 'net-symbol.json')), data)
+    own.collect_params().load_dict(params)
+    expected = own(images).asnumpy()
+    (tmp_path / 'net.json').write_text('{"input_size": 8}')
+    loaded, _ = load_network(tmp_path / 'net-symbol.json')
+    for form in (loaded, deploy(loaded), deploy(own)):
+        np.testing.assert_allclose(form(images).asnumpy(), expected, rtol=1e-4)
+    assert count(loaded, (1, 3, 8, 8)).multiply_adds == 6 * 6 * 8 * 27 + 6 * 6 * 8 * 3
+
+
+def test_outputs_after_the_first(tmp_path):
+    data = mx.sym.var('data')
+    parts = mx.sym.split_v2(data, (1, 2), axis=1)
+    mean, variance = mx.sym.moments(data, axes=(1, 2, 3))
+    symbol = mx.sym.concat(parts[2], mx.sym.split_v2(data, 3, axis=1)[1], dim=1)
+    # Without the mean, MXNet computes another number for the variance.
+    symbol = mx.sym.broadcast_add(mx.sym.Flatten(symbol), mx.sym.expand_dims(variance + mean, axis=1))
+    symbol.save(str(tmp_path / 'net-symbol.json'))
+    images = mx.nd.array(np.random.default_rng(0).normal(size=(2, 3, 4, 4)))
+    found = read_symbol(tmp_path / 'net-symbol.json').bind(mx.cpu(), {'data': images}).forward()[0].asnumpy()
+    values = images.asnumpy()
+    rows = values.reshape(2, -1)
+    expected = values[:, [2, 1]].reshape(2, -1) + (rows.var(axis=1) + rows.mean(axis=1))[:, None]
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    text = (tmp_path / 'net-symbol.json').read_text()
+    number = next(index for index, node in enumerate(json.loads(text)['nodes']) if node['op'] == 'moments')
+    (tmp_path / 'net-symbol.json').write_text(text.replace(f'[{number}, 1, 0]', f'[{number}, 2, 0]'))
+    with pytest.raises(InputError, match='has inputs that do not come before it'):
+        read_symbol(tmp_path / 'net-symbol.json')
