@@ -2,7 +2,7 @@
 
 All are ``HybridBlock`` s from NCHW to NCHW, so a network of them runs imperatively, hybridized and as an
 exported symbol. A stride-1 module keeps height and width, a stride-2 module
-halves them, rounding up.
+halves them, rounding up (with ``'tensorflow'`` padding down).
 """
 import itertools
 import math
@@ -37,8 +37,9 @@ class ConvBNReLU(nn.HybridSequential):
 
     Without ``batch_norm`` the convolution has a bias instead, as where a trained network's is folded in.
 
-    Padding keeps the size of the feature map at stride 1. At stride 2 it is the same on all sides (``'symmetric'``) or,
-    for even sizes, on the right and below only (``'tensorflow'``, which calls it SAME).
+    Padding keeps the size of the feature map at stride 1. At stride 2 it is the same on all sides (``'symmetric'``) or
+    on the right and below only (``'tensorflow'``), which for even sizes is what TensorFlow calls SAME. Of odd sizes the
+    last row and column are then not seen, where TensorFlow pads on all sides.
     """
 
     def __init__(self, channels: int, kernel: int, stride: int = 1, groups: int = 1, in_channels: int = 0,

@@ -5,7 +5,7 @@ import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Optional
 
@@ -42,13 +42,15 @@ _IMAGES_OF_STATISTICS = 512
 _FITTED, _BEST = 'fitted', 'best.params'
 # Of a tuning: where files were, and what they were.
 _FILES = ('save_dir', 'network', 'calibrate', 'held_out', 'teacher', 'contents')
+# Where something was that a resume knows by its content.
+_PLACE = dict(free=True, argument={'type': str})
 
 
 @dataclass(frozen=True)
 class TuningConfig(TrainingConfig):
     """The tuning of a compressed network, with what it was compressed from and how: a resume takes no other."""
 
-    network: str = ''
+    network: str = field(default='', metadata=_PLACE)
     calibrate: Optional[str] = None
     images: int = 512
     rank: Optional[Sequence] = None
@@ -63,9 +65,9 @@ class TuningConfig(TrainingConfig):
     any_width: bool = False
     method: str = METHODS[0]
     temperature: float = 4.0
-    teacher: Optional[str] = None
+    teacher: Optional[str] = field(default=None, metadata=_PLACE)
     labels: bool = False
-    held_out: Optional[str] = None
+    held_out: Optional[str] = field(default=None, metadata=_PLACE)
     pad: int = 0
     min_random_scale: float = 1.0
     no_mirror: bool = False
@@ -77,7 +79,7 @@ class TuningConfig(TrainingConfig):
     # By the layer's name: those chosen, of which a measurement is not repeated.
     ranks: Optional[Mapping[str, int]] = None
     # Checksums of the network and the teacher.
-    contents: Optional[Mapping[str, str]] = None
+    contents: Optional[Mapping[str, str]] = field(default=None, metadata=_PLACE)
 
 
 def add_commands(commands: Commands) -> None:
@@ -103,7 +105,8 @@ def add_commands(commands: Commands) -> None:
                            'of a layer or a pattern ("*dsc2_*=1/4"), and given again, by layer: the last match '
                            'counts, and layers without a match stay')
     rank.add_argument('--energy', type=positive_float, metavar='SHARE',
-                      help="by layer: keep this share of each output's mean square, for example 0.95")
+                      help="by layer: keep this share of each output's variance, for example 0.95 (pdp: of the "
+                           'weights, before they are fitted)')
     rank.add_argument('--budget', type=_budget, metavar='MULTIPLY_ADDS',
                       help='by layer: at most this many multiply-adds of the network, or this fraction (0.5) of them')
     rank.add_argument('--latency', type=positive_float, metavar='SHARE',
@@ -253,11 +256,12 @@ def _read_fitted(folder, task):
 
 
 def _check_same_contents(config, found):
-    before = found.state['config'].get('contents') or config.contents
-    for file, checksum in config.contents.items():
-        if before.get(file) != checksum:
-            raise InputError(f'Cannot resume: {file} is not what the tuning began with. Give that, or tune in a new '
-                             'folder.')
+    # The files may be elsewhere now.
+    before = list((found.state['config'].get('contents') or config.contents).values())
+    if list(config.contents.values()) != before:
+        changed = [file for file, checksum in config.contents.items() if checksum not in before] or config.contents
+        raise InputError(f'Cannot resume: {", ".join(changed)} is not what the tuning began with. Give that, or tune '
+                         'in a new folder.')
 
 
 def _tuning_config(args, ranks):

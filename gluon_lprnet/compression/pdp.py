@@ -278,7 +278,13 @@ class SpatialGraph(PointwiseGraph):
         for batch in images:
             x = batch.as_in_context(self.context)
             columns = mx.nd.im2col(block(x) if block else x, **layer.geometry)
-            columns = columns[:, :, ::math.ceil(columns.shape[2] / _POSITIONS)].asnumpy().astype('float64')
+            there = columns.shape[2]
+            if there > _POSITIONS:
+                # At random: at even steps they would be of a few columns of the image, and its borders too often or not
+                # at all.
+                some = np.random.default_rng(0).choice(there, _POSITIONS, replace=False)
+                columns = mx.nd.take(columns, mx.nd.array(np.sort(some), columns.context), axis=2)
+            columns = columns.asnumpy().astype('float64')
             yield columns.transpose(1, 0, 2).reshape(columns.shape[1], -1)
 
 
@@ -347,10 +353,12 @@ def _refitted(graph, rewritten, layer, rank, weight, bias, images):
         targets.add(target)
         left_over.add(own, target - matrix @ own)
     inputs = left_over.inputs
-    if inputs.positions < layer.shape[1]:
+    unknown = matrix.shape[1]
+    if inputs.positions < unknown:
         given = sum(len(batch) for batch in images)
-        raise InputError(f'calibration: {given} images give {inputs.positions} positions in front of '
-                         f'{layer.name}, which has {layer.shape[1]} channels: give several times as many images.')
+        raise InputError(f'calibration: {given} images give {inputs.positions} positions in front of {layer.name}, of '
+                         f'which each filter has {unknown} weights: give at least '
+                         f'{math.ceil(given * unknown / inputs.positions)} images, better several times as many.')
     step, shift = left_over.step()
     terms = decompose(weight + step.reshape(weight.shape), rank, inputs.covariance)
     approximation = terms.tensor.reshape(matrix.shape)

@@ -143,7 +143,8 @@ class Rank(Ranks):
 class Energy(Ranks):
     """By layer: the lowest of its fast ranks that keeps this share of the variance of its output, above 0 and up to 1.
 
-    See :func:`fast_ranks`: multiples of 8.
+    See :func:`fast_ranks`: multiples of 8. With ``method='pdp'`` it is the share of the weights that the terms keep
+    before they are fitted, which only adds to it; of the output on images it may be another.
     """
 
     share: float

@@ -80,10 +80,12 @@ def _depthwise_kernels(kernel: np.ndarray, data: mx.nd.NDArray) -> np.ndarray:
     patches = patches.reshape(len(patches), inputs, -1, patches.shape[-1])
     patches -= patches.mean(axis=(0, 3), keepdims=True)
     found = np.empty((inputs, patches.shape[2]))
+    # Of all channels: one that is 0 on these images would get a kernel of any size.
+    ridge = 1e-6 * np.square(patches).mean(axis=(0, 1, 3)).sum() + np.finfo('float32').tiny
     for channel in range(inputs):
         own = np.moveaxis(patches[:, channel], 1, 0).reshape(found.shape[1], -1)
         covariance = own @ own.T / own.shape[1]
-        covariance[np.diag_indices_from(covariance)] += 1e-6 * np.trace(covariance) + np.finfo('float32').tiny
+        covariance[np.diag_indices_from(covariance)] += ridge
         added = kernel[:, channel].reshape(outputs, -1) @ covariance
         found[channel] = linalg.eigh(added.T @ added, covariance)[1][:, -1]
     return found.reshape(inputs, 1, *size)

@@ -12,7 +12,8 @@ from reference.networks import random_images, relative_error
 from gluon_lprnet.blocks import DSC, LPR, PDP, SConv
 from gluon_lprnet.complexity import count
 from gluon_lprnet.compression import Budget, ByLayer, Energy, Latency, compress, latency
-from gluon_lprnet.compression.pdp import decompose, full_rank
+from gluon_lprnet.compression.pdp import SpatialGraph, decompose, full_rank
+from gluon_lprnet.graph import trace
 from gluon_lprnet.utils.errors import InputError
 
 
@@ -329,9 +330,26 @@ def test_a_network_with_nan_is_refused():
         compress(net, method='pdp', input_shape=(1, 3, 24, 24))
 
 
-def test_few_images_are_refused():
-    with pytest.raises(InputError, match='several times as many'):
-        compress(small_network(), 4, method='pdp', calibration=random_images(1, 4))
+@pytest.mark.parametrize('images, side', [(1, 4), (1, 12)])
+def test_few_images_are_refused(images, side):
+    """As few as the weights of a filter: with fewer positions any error is 0, and the layer is worth nothing."""
+    with pytest.raises(InputError, match=r'each filter has \d+ weights: give at least \d+ images'):
+        compress(small_network(), 4, method='pdp', calibration=random_images(images, side))
+
+
+def test_positions_of_large_maps_are_from_everywhere():
+    net, x = nn.HybridSequential(), mx.nd.zeros((1, 1, 56, 56))
+    net.add(nn.Conv2D(2, 3, padding=1, in_channels=1))
+    net.initialize()
+    x[:] = mx.nd.arange(56 * 56).reshape((1, 1, 56, 56)) + 1
+    graph = SpatialGraph(*trace(net))
+    columns = np.concatenate(list(graph.patches(graph.spatial()[0], [x])), axis=1)
+    middle = columns[4].astype(int) - 1
+    assert columns.shape == (9, 784) and len(set(middle)) == 784
+    # Each column of the map about as often as the others, its borders too.
+    counts = np.bincount(middle % 56, minlength=56)
+    assert counts.min() >= 4 and counts.max() <= 28
+    assert (columns[3][middle % 56 == 0] == 0).all() and (columns[5][middle % 56 == 55] == 0).all()
 
 
 def test_svd_is_the_form_without_the_residual():
