@@ -38,6 +38,8 @@ LENGTHS = (3, 2, 1)
 _DIRECTIONS = ((0, 1), (1, 0), (1, 1), (1, -1))
 # Added to energies, which are 0 where all weights are.
 _EPSILON = 1e-20
+# A share of 2e-9. Smaller ones become weights below 1e-38, with which a processor takes nearly twice as long.
+_LEAST_LOG_SHARE = -20.0
 
 
 def segments(length: int) -> np.ndarray:
@@ -82,10 +84,10 @@ class RelaxedConv(HybridBlock):
     """The form for training: a bias-free square convolution of whose slices a relaxed choice leaves out a part.
 
     The energy of a candidate is the sum of the squares of a slice's weights on it, and its share ``(energy / largest
-    energy) ** sharpness``: a softmax of the logarithms, over its largest value. A weight is multiplied by the shares of
-    the candidates it belongs to, added up and at most 1, so that choice and weights are learned together. At sharpness
-    0, where a training begins, all shares are 1, and the convolution is the square one: it can begin with trained
-    weights. As the sharpness rises, the segment of the largest energy is left.
+    energy) ** sharpness``, at least 2e-9: a softmax of the logarithms, over its largest value. A weight is multiplied
+    by the shares of the candidates it belongs to, added up and at most 1, so that choice and weights are learned
+    together. At sharpness 0, where a training begins, all shares are 1, and the convolution is the square one: it can
+    begin with trained weights. As the sharpness rises, the segment of the largest energy is left.
 
     Parameters
     ----------
@@ -112,7 +114,7 @@ class RelaxedConv(HybridBlock):
         energy = F.dot(F.square(F.reshape(kernel, shape=(-1, KERNEL ** 2))), candidates, transpose_b=True)
         size = F.log(energy + _EPSILON)
         size = F.broadcast_sub(size, F.max(size, axis=1, keepdims=True))
-        shares = F.dot(F.exp(F.broadcast_mul(size, sharpness)), candidates)
+        shares = F.dot(F.exp(F.maximum(F.broadcast_mul(size, sharpness), _LEAST_LOG_SHARE)), candidates)
         return F.Convolution(x, kernel * F.reshape_like(F.clip(shares, 0, 1), kernel), kernel=(KERNEL, KERNEL),
                              pad=(KERNEL // 2, KERNEL // 2), num_filter=self._channels, no_bias=True)
 
@@ -175,7 +177,7 @@ class SegmentConv(HybridBlock):
         """Compute what a hardened convolution computes."""
         chosen = relaxed.chosen()
         length = self.weight.shape[2]
-        kernel = values_of(relaxed.weight).reshape(*chosen.shape, -1)
+        kernel = (values_of(relaxed.weight) * values_of(relaxed.mask)).reshape(*chosen.shape, -1)
         self.segment.set_data(mx.nd.array(chosen, dtype='uint8'))
         self.weight.set_data(mx.nd.array(np.take_along_axis(kernel, segments(length)[chosen], axis=2),
                                          dtype=self.weight.dtype))

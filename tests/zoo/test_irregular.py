@@ -58,7 +58,7 @@ def relaxed_kernel(weight, length, sharpness):
     for place in np.ndindex(weight.shape[:2]):
         slice_ = weight[place].ravel()
         energies = [(slice_[segment] ** 2).sum() for segment in segments(length)]
-        shares = [(energy / max(energies)) ** sharpness for energy in energies]
+        shares = [max((energy / max(energies)) ** sharpness, np.exp(-20)) for energy in energies]
         for position in range(9):
             share = sum(share for share, segment in zip(shares, segments(length)) if position in segment)
             kernel[place].flat[position] = slice_[position] * min(share, 1)
@@ -93,6 +93,19 @@ def test_the_choice_is_learned_with_the_weights(length):
             moved[place] += sign * 1e-6
             outputs.append((conv(X, relaxed_kernel(moved, length, 2)) ** 2).sum())
         np.testing.assert_allclose(gradient[place], (outputs[0] - outputs[1]) / 2e-6, rtol=1e-4, atol=1e-5)
+
+
+def test_no_weight_is_so_small_that_processors_are_slow():
+    block = RelaxedConv(64, 12, 2)
+    block.initialize(mx.init.Normal(0.1))
+    block.hybridize()
+    # Each picture shows what one channel of input adds: the kernel itself.
+    pictures = np.zeros((64, 64, 5, 5), 'float32')
+    pictures[range(64), range(64), 2, 2] = 1
+    for sharpness in range(2, 17, 2):
+        block.sharpen(sharpness)
+        kernel = abs(block(mx.nd.array(pictures)).asnumpy())
+        assert not ((kernel > 0) & (kernel < np.finfo('float32').tiny)).any()
 
 
 @pytest.mark.parametrize('length', [1, 2, 3])
@@ -138,6 +151,12 @@ def test_form_for_inference(length):
     found = block(x).asnumpy()
     np.testing.assert_allclose(found, conv(X, kernel.reshape(4, 5, 3, 3)), rtol=1e-6, atol=1e-9)
     np.testing.assert_allclose(found, relaxed(x).asnumpy(), rtol=1e-6, atol=1e-9)
+    # Of a slice whose weights became 0, which the choice is no longer told by.
+    values, mask = relaxed.weight.data().asnumpy(), relaxed.mask.data().asnumpy()
+    values[0][mask[0] == 1] = 0
+    relaxed.weight.set_data(mx.nd.array(values, dtype='float64'))
+    block.take_from(relaxed)
+    np.testing.assert_allclose(block(x).asnumpy(), relaxed(x).asnumpy(), rtol=1e-6, atol=1e-9)
     complexity = count(block, (1, 5, 6, 7))
     assert (complexity.params, complexity.multiply_adds, complexity.unknown) == (
         20 * length, 20 * length * 6 * 7, {})
