@@ -142,6 +142,8 @@ def read_file(path: PathLike) -> bytes:
             return file.read()
     except FileNotFoundError:
         raise ImageError('does not exist') from None
+    except ImageError:
+        raise
     # A name with a NUL is a ValueError.
     except (OSError, ValueError) as error:
         raise ImageError(f'cannot be read: {getattr(error, "strerror", None) or error}') from None

@@ -306,7 +306,7 @@ def _scan(pread, rec_path, size, label_width):
             if max(flag, 1) != label_width:
                 raise InputError(f'{rec_path}: record {len(offsets)} (counted from 0, at byte {offset}) has '
                                  f'{max(flag, 1)} label(s), not {label_width}: give another file, '
-                                 'or pack it again.')
+                                 f'or check it with `label_width` {max(flag, 1)}.')
             labels.append(head[HEADER.size:wanted] if flag else head[4:8])
             offsets.append(offset)
             if len(offsets) % 4096 == 0:

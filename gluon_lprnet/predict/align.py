@@ -161,7 +161,8 @@ class _Results:
             self._keep(out, {name for name in sources if earlier.get(name) != sources[name]}, sources)
         else:
             # Before the lines: it is of other ones.
-            self.path.unlink(missing_ok=True)
+            if self.path.exists():
+                self.path.unlink()
             write_file(self._lines, '')
         # After the lines: a kill between the two leaves none that is of another source than this says.
         write_file(out / _RUN, json.dumps({**settings, 'sources': {**earlier, **sources}}, indent=1) + '\n')
