@@ -81,7 +81,7 @@ def with_own_spelling(symbol: mx.sym.Symbol) -> mx.sym.Symbol:
     return mx.sym.load_json(json.dumps(graph)) if changed else symbol
 
 
-def _own_spelling(value):
+def _own_spelling(value: str) -> str:
     if value.lower() in ('true', 'false'):
         return value.capitalize()
     return value.replace('L', '') if re.fullmatch(r'[(\[]?(\s*-?\d+L?\s*,?)+[)\]]?', value) else value
