@@ -192,11 +192,3 @@ def test_a_path_that_would_be_another_address(tmp_path, folder):
     write_records(tmp_path / folder / 'set', [(label, encode(pixels)) for label in (1, 0)], classes=None)
     data, label = read(ImageBatches(check_records(tmp_path / folder / 'set.rec'), 16, 2, RAW, threads=1))
     assert label.tolist() == [1, 0] and (data == 90).all()
-
-
-def test_files_that_come_and_go_in_the_folder_are_nothing_to_it(tmp_path):
-    write_records(tmp_path / 'set', [(0, encode(np.zeros((16, 16, 3), 'uint8')))], classes=None)
-    batches = ImageBatches(check_records(tmp_path / 'set.rec'), 16, 1, RAW, threads=1)
-    # MXNet cannot look at where this leads.
-    (tmp_path / 'gone.rec').symlink_to('nowhere')
-    assert len(read(batches)[1]) == 1
