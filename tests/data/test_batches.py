@@ -100,8 +100,8 @@ def test_memory_does_not_grow_by_epochs(tmp_path):
     output = subprocess.run([sys.executable, '-c', _EPOCHS, str(tmp_path / 'flat.rec')], check=True,
                             capture_output=True, text=True).stdout
     megabytes = list(map(float, output.split()))
-    # A batch has 3.5 MB: an iterator that lost one would make it 7 MB an epoch, of training and validation. The allocator
-    # may take 32 MB at a time, once.
+    # A batch has 3.5 MB: an iterator that lost one would make it 7 MB an epoch, of training and validation. Once, the
+    # allocator may take 32 MB at a time.
     assert (megabytes[-1] - megabytes[4]) / 30 < 3
 
 
