@@ -63,8 +63,9 @@ def _run(args):
             for picture, reason in skipped:
                 print(f'{os.path.join(path, picture)} {reason}.', file=sys.stderr)
             faults += len(skipped)
-            _check_classes(path, records, class_names(records.path), description, classes)
-            if description.get('class_names') and not class_names(records.path):
+            named = class_names(records.path)
+            _check_classes(path, records, named, description, classes)
+            if description.get('class_names') and not named:
                 print(f'{path} names no classes: its labels are taken for numbers of the network\'s, where 0 is '
                       f'{names[0]}. If they are others, pack it again with the names of its classes.', file=sys.stderr)
             answers = classify(net, validation_batches(records, description, args.batch_size, args.num_data_workers),

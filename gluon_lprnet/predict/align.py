@@ -92,7 +92,7 @@ def _find_sources(arguments, out, crops=False):
 
 
 def _stamp(path):
-    """Path, size and time of change of a source, by which another one of its name is told; None if there is no file."""
+    """Path, size and time of change of a source, to tell it from another of the same name; None without a file."""
     # What cannot be read is said when that is tried.
     with contextlib.suppress(OSError):
         if path is not None:
@@ -160,7 +160,7 @@ class _Results:
                                  'or give another folder.')
             self._keep(out, {name for name in sources if earlier.get(name) != sources[name]}, sources)
         else:
-            # Before the lines: it is of other ones.
+            # First: it sums up the lines that go now.
             if self.path.exists():
                 self.path.unlink()
             write_file(self._lines, '')
@@ -178,13 +178,11 @@ class _Results:
         def copy(path):
             with open(path, 'w', encoding='utf-8') as file:
                 for line, entry in self._entries():
+                    if entry.get('video') in videos:
+                        file.write(line)
                     name = entry.get('image')
-                    if 'video' in entry:
-                        is_kept = entry['video'] in videos
-                    else:
-                        is_kept = name not in self.done and name not in changed and (out / name).exists()
-                        self.done |= {name} if is_kept else set()
-                    if is_kept:
+                    if name and name not in self.done and name not in changed and (out / name).exists():
+                        self.done.add(name)
                         file.write(line)
         write_file(self._lines, copy)
 

@@ -144,8 +144,8 @@ class FaceAligner:
         Raises
         ------
         InputError
-            For a picture that cannot be read, an array that is not such pixels, or a box that is none or lies outside,
-            which is named.
+            For a picture that cannot be read, an array that is not such pixels, or a box that is not valid or lies
+            outside the picture, which is named.
         """
         pictures = as_sequence(images)
         if boxes is not None and (isinstance(boxes, Mapping) or len(boxes) != len(pictures)):
@@ -182,7 +182,7 @@ def fault_of_box(box: Any, size: Optional[tuple[int, int]] = None) -> Optional[s
 
 
 def _check_boxes(boxes, picture, number):
-    """Raise InputError for boxes of picture ``number`` that are none."""
+    """Raise InputError for boxes of picture ``number`` that are not valid."""
     if not isinstance(boxes, (Sequence, np.ndarray)):
         raise InputError(f'picture {number}: {boxes!r} is not a list of boxes.')
     for box in boxes:

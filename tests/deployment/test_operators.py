@@ -183,7 +183,7 @@ def test_layers_behind_one_of_several_outputs_stay_in_float32():
 
 @pytest.mark.parametrize('name', ['mobilenet_v2_0_25', 'resnet18_v1', 'resnet18_v2'])
 def test_networks_of_others_in_8_bits(name):
-    """Vectors in 8 bits for what is no dense layer, parts of two outputs, and BatchNorms that stay."""
+    """Vectors in 8 bits that go to convolutions, parts with two outputs, and BatchNorms that stay."""
     net, x = getattr(mx.gluon.model_zoo.vision, name)(classes=5), random_images(4, 64)
     mx.random.seed(1)
     net.initialize(mx.init.Xavier())

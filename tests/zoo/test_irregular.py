@@ -153,7 +153,7 @@ def test_form_for_inference(length):
     found = block(x).asnumpy()
     np.testing.assert_allclose(found, conv(X, kernel.reshape(4, 5, 3, 3)), rtol=1e-6, atol=1e-9)
     np.testing.assert_allclose(found, relaxed(x).asnumpy(), rtol=1e-6, atol=1e-9)
-    # Of a slice whose weights became 0, which the choice is no longer told by.
+    # Where all weights of a slice have become 0, its energies no longer tell which segment was chosen.
     values, mask = relaxed.weight.data().asnumpy(), relaxed.mask.data().asnumpy()
     values[0][mask[0] == 1] = 0
     relaxed.weight.set_data(mx.nd.array(values, dtype='float64'))
